@@ -1,0 +1,1 @@
+"""Entry points: parse, configure, one pipeline call, exit status."""

@@ -1,0 +1,1 @@
+"""Image and text towers of CLIP, and where their weights come from."""

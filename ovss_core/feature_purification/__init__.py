@@ -1,0 +1,1 @@
+"""SFP: finding and repairing outlier tokens, and sharpening the dense features."""

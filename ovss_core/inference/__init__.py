@@ -1,0 +1,1 @@
+"""From pictures to windows, and from window scores to labels."""

@@ -1,0 +1,1 @@
+"""Ray Data pipelines: sources, stages, sinks, resume."""
