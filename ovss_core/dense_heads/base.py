@@ -1,0 +1,93 @@
+"""What a dense head is: how the last block of CLIP is rearranged so that patches keep their own meaning."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ovss_core.config import SfpConfig
+from ovss_core.encoders.blocks import TransformerBlock
+from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.trace import EncoderTrace, TraceRequest
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What may change a head.
+
+    Attributes:
+        purified: FreeCP follows, so use the form of the head that FreeCP's code uses (it differs for clip,
+            maskclip and sclip: no block residual, and a feed-forward network with its own residual).
+        sfp: The switches of the sfp head.
+    """
+
+    purified: bool = False
+    sfp: SfpConfig = field(default_factory=SfpConfig)
+
+
+class DenseHead(ABC):
+    """Turns a trace of blocks 1 to L-1 into one feature vector a patch.
+
+    A head is one file in this package: subclass, set `name`, and it can be chosen by that name.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, options: HeadOptions) -> None:
+        self.options = options
+
+    def request(self, depth: int) -> TraceRequest:
+        """Say what to keep of an encoder with `depth` blocks; nothing, unless a head overrides this."""
+        return TraceRequest()
+
+    @abstractmethod
+    def features(
+        self, encoder: ImageEncoder, trace: EncoderTrace
+    ) -> Float[Tensor, "windows patches features"]:
+        """Return the patches' features in the joint space, not normalised, row by row."""
+
+
+def proportional_layer(layer: int, depth: int) -> int:
+    """Carry a layer number that a paper gives for 12 blocks over to another depth."""
+    return max(1, round(layer * depth / 12))
+
+
+class LastBlockHead(DenseHead):
+    """A head that only changes the last block: other attention, with or without residual and feed-forward."""
+
+    def features(
+        self, encoder: ImageEncoder, trace: EncoderTrace
+    ) -> Float[Tensor, "windows patches features"]:
+        """Attend, add what the form keeps, drop the class token, project."""
+        block = encoder.blocks[-1]
+        patches = self.combine(block, trace.tokens, self.attend(block, trace))[:, 1:]
+        return encoder.project(patches)
+
+    @abstractmethod
+    def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Float[Tensor, "windows tokens width"]:
+        """Return the output of the last block's attention, after its output projection."""
+
+    def combine(
+        self, block: TransformerBlock, tokens: Tensor, attended: Tensor
+    ) -> Float[Tensor, "windows tokens width"]:
+        """Put the attention's output in the block's place: neither residual nor feed-forward by default."""
+        return attended
+
+
+def with_feed_forward(block: TransformerBlock, tokens: Tensor) -> Tensor:
+    """Add the feed-forward network's output to the tokens."""
+    return tokens + block.feed_forward(tokens)
+
+
+def self_attention(block: TransformerBlock, vectors: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(s t t^T) v for vectors t, heads still apart."""
+    return F.scaled_dot_product_attention(vectors, vectors, value, scale=block.scale)
+
+
+def class_and_patches(trace: EncoderTrace, patches: Tensor) -> Tensor:
+    """Put the trace's class token in front of (changed) patch tokens."""
+    return torch.cat([trace.tokens[:, :1], patches], 1)

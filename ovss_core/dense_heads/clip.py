@@ -1,0 +1,23 @@
+"""clip: the last block as it was trained (Radford et al. 2021)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovss_core.dense_heads.base import LastBlockHead, with_feed_forward
+from ovss_core.encoders.blocks import TransformerBlock
+from ovss_core.encoders.trace import EncoderTrace
+
+
+class ClipHead(LastBlockHead):
+    """Attention softmax(s q k^T), residual and feed-forward; under FreeCP without the block residual."""
+
+    name = "clip"
+
+    def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
+        """Attend from queries to keys."""
+        query, key, value = block.query_key_value(trace.tokens)
+        return block.output(F.scaled_dot_product_attention(query, key, value))
+
+    def combine(self, block: TransformerBlock, tokens: Tensor, attended: Tensor) -> Tensor:
+        """Keep the block as it is, or in FreeCP's form."""
+        return with_feed_forward(block, attended if self.options.purified else tokens + attended)

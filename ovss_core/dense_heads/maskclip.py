@@ -1,0 +1,21 @@
+"""maskclip: the last block's values alone, every patch for itself (MaskCLIP, Zhou et al. 2022)."""
+
+from torch import Tensor
+
+from ovss_core.dense_heads.base import LastBlockHead, with_feed_forward
+from ovss_core.encoders.blocks import TransformerBlock
+from ovss_core.encoders.trace import EncoderTrace
+
+
+class MaskClipHead(LastBlockHead):
+    """Identity attention, no residual; FreeCP's form adds the feed-forward network with its own residual."""
+
+    name = "maskclip"
+
+    def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
+        """Project the values."""
+        return block.output(block.value(trace.tokens))
+
+    def combine(self, block: TransformerBlock, tokens: Tensor, attended: Tensor) -> Tensor:
+        """Keep the projected values, or FreeCP's form of them."""
+        return with_feed_forward(block, attended) if self.options.purified else attended

@@ -1,0 +1,39 @@
+"""naclip: keys with keys, drawn to the patch's own neighbourhood (NACLIP, Hajimiri et al. 2025)."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ovss_core.dense_heads.base import LastBlockHead
+from ovss_core.encoders.blocks import TransformerBlock
+from ovss_core.encoders.trace import EncoderTrace
+
+NEIGHBOURHOOD_DEVIATION = 5.0
+
+
+class NaClipHead(LastBlockHead):
+    """softmax(s k k^T + exp(-d^2 / (2 * 5^2))) v, projected; the class token gets no neighbourhood."""
+
+    name = "naclip"
+
+    def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
+        """Attend from keys to keys with the Gaussian of the patch distance d added to the logits."""
+        _, key, value = block.query_key_value(trace.tokens)
+        bias = neighbourhood_bias(*trace.grid).to(value)
+        return block.output(
+            F.scaled_dot_product_attention(key, key, value, attn_mask=bias, scale=block.scale)
+        )
+
+
+@lru_cache(maxsize=32)
+def neighbourhood_bias(rows: int, columns: int) -> Float[Tensor, "tokens tokens"]:
+    """Return exp(-d^2 / (2 * 5^2)) between patches, 0 in the class token's row and column; float32."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    places = torch.stack([row.flatten(), column.flatten()], 1).float()
+    squared = (places[:, None] - places[None]).square().sum(-1)
+    bias = torch.zeros(rows * columns + 1, rows * columns + 1)
+    bias[1:, 1:] = torch.exp(-squared / (2 * NEIGHBOURHOOD_DEVIATION**2))
+    return bias

@@ -1,0 +1,32 @@
+"""scclip: outliers by local outlier factor, similarity-guided attention, two streams (SC-CLIP, Bai et al. 2024)."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ovss_core.dense_heads.base import DenseHead
+from ovss_core.dense_heads.similarity_guided import SimilarityLayers, attend_guided, guide, second_stream
+from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.trace import EncoderTrace, TraceRequest
+from ovss_core.feature_purification.outliers import local_outlier_factor_outliers
+from ovss_core.feature_purification.similarity import aggregate
+
+
+class ScClipHead(DenseHead):
+    """Half softmax(s k k^T), half similarity attention; no residual, no feed-forward."""
+
+    name = "scclip"
+
+    def request(self, depth: int) -> TraceRequest:
+        """Ask for the semantic and the spatial layer and the sum of the middle ones."""
+        return SimilarityLayers.of(depth).request()
+
+    def features(
+        self, encoder: ImageEncoder, trace: EncoderTrace
+    ) -> Float[Tensor, "windows patches features"]:
+        """Repair, aggregate, attend, aggregate again, add the second stream."""
+        outliers = local_outlier_factor_outliers(trace.tokens[:, 1:])
+        guidance = guide(trace, SimilarityLayers.of(encoder.depth), outliers, attend_before_cut=True)
+        patches = aggregate(guidance.semantic, guidance.patches)
+        attended = attend_guided(encoder, patches, trace.tokens[:, :1], ("key",), guidance.attention)
+        first = aggregate(guidance.spatial, attended)
+        return encoder.project(first + second_stream(encoder, trace, guidance, ("key",)))

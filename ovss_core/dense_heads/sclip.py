@@ -1,0 +1,22 @@
+"""sclip: correlative self-attention, queries with queries plus keys with keys (SCLIP, Wang et al. 2024)."""
+
+from torch import Tensor
+
+from ovss_core.dense_heads.base import LastBlockHead, self_attention, with_feed_forward
+from ovss_core.encoders.blocks import TransformerBlock
+from ovss_core.encoders.trace import EncoderTrace
+
+
+class SclipHead(LastBlockHead):
+    """softmax(s q q^T) + softmax(s k k^T), residual and feed-forward; FreeCP's form drops the block residual."""
+
+    name = "sclip"
+
+    def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
+        """Add the two attentions; rows sum to 2."""
+        query, key, value = block.query_key_value(trace.tokens)
+        return block.output(self_attention(block, query, value) + self_attention(block, key, value))
+
+    def combine(self, block: TransformerBlock, tokens: Tensor, attended: Tensor) -> Tensor:
+        """Keep the block's residual and feed-forward, or FreeCP's form."""
+        return with_feed_forward(block, attended if self.options.purified else tokens + attended)

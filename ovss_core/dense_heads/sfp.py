@@ -1,0 +1,116 @@
+"""sfp: outlier mitigation, attention enhancement and attention integration (SFP, ICCV 2025), paper or released."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ovss_core.dense_heads.base import DenseHead, class_and_patches, self_attention
+from ovss_core.dense_heads.similarity_guided import SimilarityLayers, attend_guided, guide, second_stream
+from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.trace import EncoderTrace, TraceRequest
+from ovss_core.feature_purification.attention_enhancement import enhance_attention
+from ovss_core.feature_purification.attention_integration import integrate_attention
+from ovss_core.feature_purification.mitigation import repair_tokens
+from ovss_core.feature_purification.outliers import (
+    attention_outliers,
+    local_outlier_factor_outliers,
+    norm_outliers,
+)
+from ovss_core.feature_purification.similarity import aggregate
+
+RELEASED_FACTOR = 1.5
+RELEASED_LIMIT = 10
+
+
+class SfpHead(DenseHead):
+    """SFP with any of its parts; with all three off it is clearclip, the base of the paper's Table 2."""
+
+    name = "sfp"
+
+    def request(self, depth: int) -> TraceRequest:
+        """Ask for what the variant and its active parts need."""
+        sfp = self.options.sfp
+        if sfp.variant == "released":
+            statistics = frozenset({depth - 1}) if self._detects_by_attention else frozenset[int]()
+            layers = SimilarityLayers.of(depth).request()
+            return TraceRequest(layers.hidden, layers.hidden_sum, attention_statistics=statistics)
+        return TraceRequest(
+            outlier_factor=self._factor,
+            repair_outliers=self._detects_by_attention,
+            filtered_attention_from=min(sfp.integration_start, depth - 1)
+            if sfp.attention_integration
+            else None,
+        )
+
+    def features(
+        self, encoder: ImageEncoder, trace: EncoderTrace
+    ) -> Float[Tensor, "windows patches features"]:
+        """Run the chosen variant."""
+        if self.options.sfp.variant == "released":
+            return self._released(encoder, trace)
+        return self._paper(encoder, trace)
+
+    def _released(self, encoder: ImageEncoder, trace: EncoderTrace) -> Tensor:
+        sfp = self.options.sfp
+        guidance = guide(
+            trace, SimilarityLayers.of(encoder.depth), self._outliers(trace), attend_before_cut=False
+        )
+        patches = guidance.patches
+        if sfp.attention_integration:
+            patches = aggregate(guidance.semantic, patches)
+        if sfp.attention_enhancement:
+            class_token = trace.tokens[:, :1]
+            attended = attend_guided(encoder, patches, class_token, ("key", "query"), guidance.attention)
+        else:
+            attended = _clearclip_attention(encoder, class_and_patches(trace, patches))
+        if sfp.attention_integration:
+            attended = aggregate(guidance.spatial, attended) + second_stream(encoder, trace, guidance, ())
+        return encoder.project(attended)
+
+    def _paper(self, encoder: ImageEncoder, trace: EncoderTrace) -> Tensor:
+        sfp = self.options.sfp
+        patches = trace.tokens[:, 1:]
+        if sfp.outlier_mitigation and not self._detects_by_attention:
+            patches = repair_tokens(patches, self._outliers(trace), trace.grid)
+        if sfp.attention_enhancement:
+            enhanced = enhance_attention(encoder.blocks[-1], patches, sfp)
+        else:
+            enhanced = _clearclip_attention(encoder, class_and_patches(trace, patches))
+        if trace.filtered_attention is None:
+            return encoder.project(enhanced)
+        if sfp.integrate_after_projection:
+            projected = encoder.project(enhanced)
+            return integrate_attention(trace.filtered_attention, projected, sfp.integration_rounds)
+        integrated = integrate_attention(trace.filtered_attention, enhanced, sfp.integration_rounds)
+        return encoder.project(integrated)
+
+    @property
+    def _detects_by_attention(self) -> bool:
+        return self.options.sfp.outlier_mitigation and self.options.sfp.outlier_rule == "attention"
+
+    @property
+    def _factor(self) -> float:
+        given = self.options.sfp.outlier_factor
+        return (
+            given if given is not None else RELEASED_FACTOR if self.options.sfp.variant == "released" else 1.0
+        )
+
+    def _outliers(self, trace: EncoderTrace) -> Bool[Tensor, "windows patches"]:
+        """Find the outliers of block L-1 by the chosen rule; none where mitigation is off."""
+        patches = trace.tokens[:, 1:]
+        if not self.options.sfp.outlier_mitigation:
+            return torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
+        if self.options.sfp.outlier_rule == "norm":
+            return norm_outliers(patches)
+        if self.options.sfp.outlier_rule == "local_outlier_factor":
+            return local_outlier_factor_outliers(patches)
+        (layer,) = trace.class_attention
+        limit = self.options.sfp.max_outliers or RELEASED_LIMIT
+        return attention_outliers(
+            trace.class_attention[layer], trace.self_attention[layer], self._factor, limit
+        )
+
+
+def _clearclip_attention(encoder: ImageEncoder, tokens: Tensor) -> Float[Tensor, "windows patches width"]:
+    query, _, value = encoder.blocks[-1].query_key_value(tokens)
+    return encoder.blocks[-1].output(self_attention(encoder.blocks[-1], query, value))[:, 1:]

@@ -1,0 +1,98 @@
+"""One transformer block of an open_clip tower, taken apart into the pieces that dense heads rearrange."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+class TransformerBlock:
+    """A pre-norm residual attention block, by its parts.
+
+    Args:
+        block: An `open_clip.transformer.ResidualAttentionBlock`.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self._block = block
+        self._attention = block.attn
+        self.heads: int = block.attn.num_heads
+        self.scale: float = (block.attn.embed_dim // self.heads) ** -0.5
+
+    def query_key_value(
+        self, tokens: Float[Tensor, "windows tokens width"]
+    ) -> tuple[Float[Tensor, "windows heads tokens depth"], ...]:
+        """Return q, k and v of ln_1(tokens), each [windows, heads, tokens, depth]."""
+        normed = self._block.ln_1(tokens)
+        packed = F.linear(normed, self._attention.in_proj_weight, self._attention.in_proj_bias)
+        split = packed.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return split[0], split[1], split[2]
+
+    def value(
+        self, tokens: Float[Tensor, "windows tokens width"]
+    ) -> Float[Tensor, "windows heads tokens depth"]:
+        """Return v of ln_1(tokens) alone."""
+        width = tokens.shape[-1]
+        weight, bias = self._attention.in_proj_weight[2 * width :], self._attention.in_proj_bias[2 * width :]
+        return (
+            F.linear(self._block.ln_1(tokens), weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        )
+
+    def normalise(
+        self, tokens: Float[Tensor, "windows tokens width"]
+    ) -> Float[Tensor, "windows tokens width"]:
+        """Return ln_1(tokens)."""
+        normed: Tensor = self._block.ln_1(tokens)
+        return normed
+
+    def output(
+        self, attended: Float[Tensor, "windows heads tokens depth"]
+    ) -> Float[Tensor, "windows tokens width"]:
+        """Join the heads and apply the output projection (and layer scale where the tower has one)."""
+        projected: Tensor = self._block.ls_1(self._attention.out_proj(attended.transpose(1, 2).flatten(2)))
+        return projected
+
+    def feed_forward(
+        self, tokens: Float[Tensor, "windows tokens width"]
+    ) -> Float[Tensor, "windows tokens width"]:
+        """Return mlp(ln_2(tokens)), without the residual."""
+        result: Tensor = self._block.ls_2(self._block.mlp(self._block.ln_2(tokens)))
+        return result
+
+    def forward(self, tokens: Float[Tensor, "windows tokens width"]) -> Float[Tensor, "windows tokens width"]:
+        """Run the block as trained; no attention map is materialised."""
+        query, key, value = self.query_key_value(tokens)
+        tokens = tokens + self.output(F.scaled_dot_product_attention(query, key, value))
+        return tokens + self.feed_forward(tokens)
+
+    def forward_with_attention(
+        self, tokens: Float[Tensor, "windows tokens width"]
+    ) -> tuple[Float[Tensor, "windows tokens width"], Float[Tensor, "windows tokens tokens"]]:
+        """Run the block and return its head-mean attention [windows, tokens, tokens] in float32 too.
+
+        Windows pass through the softmax one at a time, so that one window's maps stay in the cache and the
+        maps of all heads of a whole batch never exist at once.
+        """
+        query, key, value = self.query_key_value(tokens)
+        attended = torch.empty_like(value)
+        mean = tokens.new_empty(tokens.shape[0], tokens.shape[1], tokens.shape[1], dtype=torch.float32)
+        for chunk in torch.arange(tokens.shape[0]).split(_windows_at_once(tokens)):
+            part = slice(int(chunk[0]), int(chunk[-1]) + 1)
+            scores = query[part] @ (key[part] * self.scale).transpose(-1, -2)
+            weights = scores.softmax(-1, dtype=torch.float32)
+            torch.mean(weights, 1, out=mean[part])
+            attended[part] = weights.to(value.dtype) @ value[part]
+        tokens = tokens + self.output(attended)
+        return tokens + self.feed_forward(tokens), mean
+
+    def class_token(self, tokens: Float[Tensor, "windows tokens width"]) -> Float[Tensor, "windows 1 width"]:
+        """Run the block for the class token alone; the others serve as keys and values."""
+        query, key, value = self.query_key_value(tokens)
+        first = tokens[:, :1] + self.output(F.scaled_dot_product_attention(query[:, :, :1], key, value))
+        return first + self.feed_forward(first)
+
+
+def _windows_at_once(tokens: Tensor) -> int:
+    return 1 if tokens.device.type == "cpu" else tokens.shape[0]

@@ -1,0 +1,183 @@
+"""The image tower of an open_clip ViT: embedding, blocks with their attention statistics, projection."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ovss_core.encoders.blocks import TransformerBlock
+from ovss_core.encoders.positional import Resampling, resample_positions
+from ovss_core.encoders.trace import EncoderTrace, TraceRequest
+from ovss_core.errors import ModelError
+from ovss_core.feature_purification.mitigation import repair_tokens
+from ovss_core.feature_purification.outliers import attention_outliers
+
+
+class ImageEncoder:
+    """A frozen CLIP image tower, opened up for dense prediction.
+
+    Args:
+        visual: An `open_clip.transformer.VisionTransformer` with a class token and learned positions.
+
+    Raises:
+        ModelError: The tower is no such ViT (a ResNet, a timm tower, attention or average pooling).
+    """
+
+    def __init__(self, visual: Any) -> None:
+        _require_plain_vit(visual)
+        self._visual = visual.eval().requires_grad_(False)
+        self.blocks = [TransformerBlock(block) for block in visual.transformer.resblocks]
+        self.patch_size = int(visual.patch_size[0])
+        self.base_grid: tuple[int, int] = (int(visual.grid_size[0]), int(visual.grid_size[1]))
+        self.width = int(visual.class_embedding.shape[0])
+        self.output_dim = int(visual.proj.shape[1])
+        self._positions: dict[tuple[tuple[int, int], Resampling], Tensor] = {}
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks, L."""
+        return len(self.blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights."""
+        dtype: torch.dtype = self._visual.conv1.weight.dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self._visual.conv1.weight.device
+        return device
+
+    def grid_of(self, window_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the rows and columns of patches of a window of `window_size` (height, width) pixels."""
+        return window_size[0] // self.patch_size, window_size[1] // self.patch_size
+
+    def embed(
+        self, windows: Float[Tensor, "windows 3 height width"], resampling: Resampling = "scale"
+    ) -> Float[Tensor, "windows tokens width"]:
+        """Return the tokens that enter block 1: patches and class token with positions, after ln_pre."""
+        patches = self._visual.conv1(windows.to(self.dtype))
+        grid = (patches.shape[2], patches.shape[3])
+        patches = patches.flatten(2).transpose(1, 2)
+        first = self._visual.class_embedding.to(self.dtype).expand(patches.shape[0], 1, -1)
+        tokens = torch.cat([first, patches], 1) + self._positions_for(grid, resampling)
+        embedded: Tensor = self._visual.ln_pre(tokens)
+        return embedded
+
+    def trace(self, windows: Float[Tensor, "windows 3 height width"], request: TraceRequest) -> EncoderTrace:
+        """Run blocks 1 to L-1 and keep what `request` names.
+
+        Args:
+            windows: Normalised pixels; both sides at least one patch.
+        """
+        tokens = self.embed(windows, request.resampling)
+        grid = self.grid_of((windows.shape[2], windows.shape[3]))
+        trace = EncoderTrace(grid=grid, tokens=tokens)
+        if 0 in request.hidden:
+            trace.hidden[0] = tokens
+        for layer in range(1, self.depth):
+            if _needs_attention(request, layer):
+                tokens, attention = self.blocks[layer - 1].forward_with_attention(tokens)
+                tokens = self._use_attention(trace, request, layer, tokens, attention)
+            else:
+                tokens = self.blocks[layer - 1].forward(tokens)
+            if layer in request.hidden:
+                trace.hidden[layer] = tokens
+            if layer in request.hidden_sum:
+                trace.hidden_sum = tokens if trace.hidden_sum is None else trace.hidden_sum + tokens
+        if trace.mean_attention is not None:
+            trace.mean_attention /= self.depth - 1
+        trace.tokens = tokens
+        return trace
+
+    def _use_attention(
+        self, trace: EncoderTrace, request: TraceRequest, layer: int, tokens: Tensor, attention: Tensor
+    ) -> Tensor:
+        """Keep what is wanted of one block's head-mean attention, and repair its output where asked."""
+        class_attention = attention[:, 0, 1:]
+        self_attention = attention.diagonal(dim1=1, dim2=2)[:, 1:]
+        if layer in request.attention_statistics:
+            trace.class_attention[layer] = class_attention.clone()
+            trace.self_attention[layer] = self_attention.clone()
+        patch_attention = attention[:, 1:, 1:]
+        if request.mean_attention:
+            trace.mean_attention = _accumulate(trace.mean_attention, patch_attention)
+        if request.repair_outliers or request.filtered_attention_from is not None:
+            trace.outliers[layer] = attention_outliers(
+                class_attention, self_attention, request.outlier_factor
+            )
+        if request.filtered_attention_from is not None and layer >= request.filtered_attention_from:
+            kept_columns = ~trace.outliers[layer][:, None, :]
+            trace.filtered_attention = _accumulate(trace.filtered_attention, patch_attention * kept_columns)
+        if request.repair_outliers:
+            tokens = repair_tokens(tokens, trace.outliers[layer], trace.grid)
+        return tokens
+
+    def project(
+        self, tokens: Float[Tensor, "windows tokens width"]
+    ) -> Float[Tensor, "windows tokens features"]:
+        """Apply ln_post and the projection into the joint space; not normalised."""
+        projected: Tensor = self._visual.ln_post(tokens) @ self._visual.proj
+        return projected
+
+    def class_features(
+        self, windows: Float[Tensor, "windows 3 height width"]
+    ) -> Float[Tensor, "windows features"]:
+        """Return the plain encoder's class-token features, not normalised (as `encode_image`)."""
+        tokens = self.embed(windows)
+        for block in self.blocks[:-1]:
+            tokens = block.forward(tokens)
+        return self.project(self.blocks[-1].class_token(tokens))[:, 0]
+
+    def _positions_for(self, grid: tuple[int, int], resampling: Resampling) -> Tensor:
+        key = (grid, resampling)
+        if key not in self._positions:
+            table = self._visual.positional_embedding.detach()
+            self._positions[key] = resample_positions(table, self.base_grid, grid, resampling).to(self.dtype)
+        return self._positions[key]
+
+
+def _needs_attention(request: TraceRequest, layer: int) -> bool:
+    return (
+        request.mean_attention
+        or layer in request.attention_statistics
+        or request.repair_outliers
+        or (request.filtered_attention_from is not None and layer >= request.filtered_attention_from)
+    )
+
+
+def _accumulate(total: Tensor | None, term: Tensor) -> Tensor:
+    return term.clone() if total is None else total.add_(term)
+
+
+def _require_plain_vit(visual: Any) -> None:
+    kind = type(visual).__name__
+    missing = [
+        name
+        for name in ("class_embedding", "positional_embedding", "transformer", "ln_post")
+        if not hasattr(visual, name)
+    ]
+    if missing:
+        raise ModelError(
+            f"the image tower is a {kind}, which has no {', '.join(missing)}; SFP and FreeCP need a ViT with a "
+            "class token: choose an open_clip model such as ViT-B-16, ViT-B-32 or ViT-L-14"
+        )
+    if getattr(visual, "attn_pool", None) is not None or getattr(visual, "pool_type", "tok") != "tok":
+        raise ModelError(
+            f"the image tower pools by {getattr(visual, 'pool_type', 'attention')!r}, not by its class token; "
+            "choose an open_clip model such as ViT-B-16 or ViT-L-14"
+        )
+    block = visual.transformer.resblocks[0]
+    if (
+        not isinstance(block.attn, torch.nn.MultiheadAttention)
+        or block.attn.in_proj_weight is None
+        or visual.proj is None
+    ):
+        raise ModelError(
+            f"the image tower's blocks ({type(block).__name__}) differ from CLIP's; choose a plain ViT"
+        )
+    if visual.patch_size[0] != visual.patch_size[1]:
+        raise ModelError(f"patches of {visual.patch_size} are not square; choose a model with square patches")

@@ -1,0 +1,75 @@
+"""SOM, first half: which patches are outliers, by three rules (SFP, eq. 4 and its ablation; SC-CLIP's LOF)."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+LOF_NEIGHBOURS = 30
+LOF_SHARE = 0.05
+NORM_DEVIATIONS = 3.0
+
+
+def attention_outliers(
+    class_attention: Float[Tensor, "windows patches"],
+    self_attention: Float[Tensor, "windows patches"],
+    factor: float,
+    limit: int | None = None,
+) -> Bool[Tensor, "windows patches"]:
+    """Find patches that the class token attends to more than they attend to themselves (SFP, eq. 4).
+
+    Args:
+        class_attention: Head-mean attention of the class token to each patch.
+        self_attention: Head-mean attention of each patch to itself.
+        factor: A patch is an outlier when factor * class_attention > self_attention, strictly; 1 in the
+            paper, 1.5 in the released code.
+        limit: Keep at most so many, those with the largest class attention; None keeps all.
+    """
+    candidates = factor * class_attention > self_attention
+    if limit is None or limit >= candidates.shape[1]:
+        return candidates
+    ranked = torch.where(candidates, class_attention, -torch.inf)
+    top = ranked.topk(limit, dim=1).indices
+    kept = torch.zeros_like(candidates).scatter_(1, top, True)
+    return kept & candidates
+
+
+def norm_outliers(
+    patches: Float[Tensor, "windows patches width"], deviations: float = NORM_DEVIATIONS
+) -> Bool[Tensor, "windows patches"]:
+    """Find patches whose feature norm exceeds the window's mean by `deviations` standard deviations.
+
+    The ablation of SFP names feature norms and gives no number; three deviations is this project's default.
+    """
+    norms = patches.float().norm(dim=-1)
+    limit = norms.mean(1, keepdim=True) + deviations * norms.std(1, unbiased=False, keepdim=True)
+    return norms > limit
+
+
+def local_outlier_factor(
+    patches: Float[Tensor, "windows patches width"], neighbours: int = LOF_NEIGHBOURS
+) -> Float[Tensor, "windows patches"]:
+    """Score how much sparser a patch's surroundings are than those of its neighbours.
+
+    The form of SC-CLIP's released code: squared Euclidean distances, and each patch's reach is its own
+    distance to its k-th neighbour (Breunig et al. 2000 take the larger of the distance and the neighbour's
+    reach), so the factor is the mean over the neighbours of the ratio of the two reaches.
+
+    Returns:
+        The factor; about 1 for inliers. At most `patches - 1` neighbours are used, and with none it is 1.
+    """
+    values = patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
+    count = min(neighbours, patches.shape[1] - 1)
+    if count < 1:
+        return values.new_ones(values.shape[:2])
+    nearest = torch.cdist(values, values).square().topk(count + 1, largest=False)
+    reach = nearest.values[..., -1]
+    neighbour_reach = reach.gather(1, nearest.indices[..., 1:].flatten(1)).view(*reach.shape, count)
+    return reach * neighbour_reach.clamp_min(1e-12).reciprocal().mean(-1)
+
+
+def local_outlier_factor_outliers(
+    patches: Float[Tensor, "windows patches width"], share: float = LOF_SHARE
+) -> Bool[Tensor, "windows patches"]:
+    """Find the patches whose local outlier factor is above the window's (1 - share) quantile."""
+    scores = local_outlier_factor(patches)
+    return scores > torch.quantile(scores, 1.0 - share, dim=1, keepdim=True)
