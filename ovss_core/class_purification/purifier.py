@@ -1,0 +1,325 @@
+"""FreeCP from dense features to the classes an image keeps, their maps and its ambiguous regions.
+
+"Training-Free Class Purification for Open-Vocabulary Semantic Segmentation" (ICCV 2025), over the windows of
+many images at once. A decision is made for a unit: the whole image (variant "image") or each window
+("released", "paper"); the three variants differ in that, in the score and in what a winner takes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from ovss_core.class_purification.affinity import Affinity, balance
+from ovss_core.class_purification.ambiguity import (
+    AmbiguousGroups,
+    Box,
+    find_groups,
+    group_boxes,
+    lay_on_lattice,
+    pad_kept,
+)
+from ovss_core.class_purification.evidence import (
+    PhraseChunk,
+    PhraseScores,
+    SoftmaxStatistics,
+    Units,
+    class_maximum,
+    plan_chunks,
+    softmax_statistics,
+)
+from ovss_core.class_purification.redundancy import (
+    ScoredClasses,
+    released_score,
+    score_classes,
+    spatial_consistency,
+)
+from ovss_core.class_purification.thresholds import keep_best, null_threshold
+from ovss_core.class_purification.winners import GroupProposal, ImagePurification
+from ovss_core.config import PurificationConfig
+from ovss_core.vocabulary import Vocabulary
+
+BackgroundPolicy = Literal["none", "residual", "first_class"]
+
+
+class ClassTexts(Protocol):
+    """What purification reads of the text side; rows are L2-normalised."""
+
+    @property
+    def phrase_embeddings(self) -> Tensor:
+        """One row a phrase of the vocabulary."""
+
+    @property
+    def phrase_class(self) -> Tensor | np.ndarray:
+        """Class of each phrase."""
+
+    @property
+    def null_embeddings(self) -> Tensor:
+        """One row a distractor phrase; may have no rows."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes."""
+
+
+@dataclass(frozen=True)
+class PurificationInput:
+    """Windows of one batch, all of one grid, of one or more images.
+
+    Attributes:
+        features: Dense features of the host, L2-normalised, patches row-major.
+        attention: Mean over blocks 1..L-1 and heads of the patch-patch attention, class column dropped.
+        grid: Patch rows and columns.
+        image_index: Image of each window, 0..images-1, non-decreasing.
+        window_origin: y, x of each window in its resized image, pixels.
+        image_sizes: Height and width of each resized image, pixels.
+        patch_size: Side of a patch, pixels.
+        window_size: Height and width of a window, pixels.
+    """
+
+    features: Float[Tensor, "windows patches channels"]
+    attention: Float[Tensor, "windows patches patches"]
+    grid: tuple[int, int]
+    image_index: Int[Tensor, " windows"]
+    window_origin: Int[Tensor, "windows 2"]
+    image_sizes: list[tuple[int, int]]
+    patch_size: int
+    window_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What every step of one batch shares."""
+
+    batch: PurificationInput
+    units: Units
+    unit_image: Int[Tensor, " units"]
+    affinity: Affinity
+    statistics: SoftmaxStatistics
+
+    @property
+    def images(self) -> int:
+        return len(self.batch.image_sizes)
+
+
+@dataclass(frozen=True)
+class _KeptRows:
+    """Maps of the kept (class, unit) pairs, one row a window."""
+
+    window: Int[Tensor, " rows"]
+    class_index: Int[Tensor, " rows"]
+    unit: Int[Tensor, " rows"]
+    maps: Float[Tensor, "rows patches"]
+
+    def select(self, wanted: Tensor) -> "_KeptRows":
+        return _KeptRows(self.window[wanted], self.class_index[wanted], self.unit[wanted], self.maps[wanted])
+
+
+class ClassPurifier:
+    """Decides which classes of a vocabulary an image keeps and where classes are ambiguous.
+
+    Args:
+        config: Variant, parts, thresholds. With redundancy off every class with a non-empty map is kept;
+            with ambiguity off there are no groups.
+        text: Embeddings of the vocabulary and of the distractors (for thresholds="auto").
+        background: The background class's phrases always take part in the softmax. "none" and "residual": it
+            is dropped after that. "first_class": its map is always kept, unscored, and never ambiguous.
+        device: Where the embeddings are held.
+    """
+
+    def __init__(
+        self,
+        config: PurificationConfig,
+        text: ClassTexts,
+        background: BackgroundPolicy,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._config = config
+        self._embeddings = text.phrase_embeddings.to(device)
+        self._nulls = text.null_embeddings.to(device)
+        self._classes = len(text.vocabulary)
+        self._background = text.vocabulary.background_index
+        self._background_competes = background == "first_class"
+        self._chunks = plan_chunks(np.asarray(text.phrase_class), config.phrase_chunk)
+        self._null_chunks = plan_chunks(np.arange(len(self._nulls)), config.phrase_chunk)
+        self._rule = spatial_consistency if config.variant == "paper" else released_score
+
+    @property
+    def _auto(self) -> bool:
+        return self._config.redundancy and self._config.thresholds == "auto"
+
+    def purify(self, batch: PurificationInput) -> list[ImagePurification]:
+        """Purify the classes of every image of the batch.
+
+        Args:
+            batch: Windows with features and mean attention.
+
+        Returns:
+            One result an image, in order. Groups still need winners (`pick_winners`, `resolve_groups`).
+        """
+        units = self._units(batch)
+        phrases = self._phrase_scores(batch, self._embeddings, self._chunks)
+        scene = _Scene(
+            batch,
+            units,
+            batch.image_index[units.first],
+            balance(batch.attention),
+            softmax_statistics(phrases, units),
+        )
+        scores, rows = self._redundancy(scene, phrases)
+        groups = self._propose_groups(scene, rows)
+        return self._assemble(scene, scores, rows, groups)
+
+    def _units(self, batch: PurificationInput) -> Units:
+        if self._config.variant == "image":
+            return Units(batch.image_index, len(batch.image_sizes))
+        windows = len(batch.image_index)
+        return Units(torch.arange(windows, device=batch.image_index.device), windows)
+
+    def _phrase_scores(
+        self, batch: PurificationInput, embeddings: Tensor, chunks: tuple[PhraseChunk, ...]
+    ) -> PhraseScores:
+        return PhraseScores(batch.features, embeddings, self._config.score_scale, chunks)
+
+    def _score(self, scene: _Scene, log_probability: Tensor) -> ScoredClasses:
+        return score_classes(
+            log_probability,
+            scene.statistics,
+            scene.units,
+            scene.affinity,
+            scene.batch.grid,
+            self._config.box_threshold,
+            self._rule,
+        )
+
+    def _redundancy(self, scene: _Scene, phrases: PhraseScores) -> tuple[Tensor, _KeptRows]:
+        """Score all classes, chunk by chunk, and hold on to the maps of those that may stay."""
+        thresholds = self._thresholds(scene)
+        scores = thresholds.new_zeros((self._classes, scene.units.count))
+        parts: list[_KeptRows] = []
+        for chunk, values in phrases:
+            classes = chunk.classes.to(values.device)
+            log_probability = class_maximum(values, chunk).sub_(scene.statistics.log_total)
+            background = classes == (-1 if self._background is None else self._background)
+            if not self._background_competes:
+                log_probability[background] = -torch.inf
+            scored = self._score(scene, log_probability)
+            scores[classes] = scored.scores.masked_fill(background[:, None], 0)
+            kept = self._decide(scene, scores[classes], thresholds, background)
+            rows = _KeptRows(scored.window, classes[scored.column], scored.unit, scored.maps)
+            parts.append(rows.select(kept[scored.column, scored.unit]))
+        return self._settle(scene, scores, thresholds, parts)
+
+    def _settle(
+        self, scene: _Scene, scores: Tensor, thresholds: Tensor, parts: list[_KeptRows]
+    ) -> tuple[Tensor, _KeptRows]:
+        """Decide once more with the scores of all chunks, which only `keep_best` needs."""
+        joined = _KeptRows(
+            torch.cat([part.window for part in parts]),
+            torch.cat([part.class_index for part in parts]),
+            torch.cat([part.unit for part in parts]),
+            torch.cat([part.maps for part in parts]),
+        )
+        every = torch.arange(self._classes, device=scores.device)
+        background = every == (-1 if self._background is None else self._background)
+        kept = self._decide(scene, scores, thresholds, background)
+        return scores.masked_fill(background[:, None], torch.nan), joined.select(
+            kept[joined.class_index, joined.unit]
+        )
+
+    def _decide(self, scene: _Scene, scores: Tensor, thresholds: Tensor, background: Tensor) -> Tensor:
+        """Keep the classes whose score is strictly above their unit's threshold."""
+        kept = scores > thresholds
+        if self._auto:
+            kept = keep_best(kept, scores, scene.unit_image, scene.images)
+        kept[background] = self._background_competes
+        return kept
+
+    def _thresholds(self, scene: _Scene) -> Float[Tensor, " units"]:
+        """Find the score that a class must exceed in each unit; 0 asks only for a non-empty map."""
+        result = torch.zeros(scene.units.count, dtype=torch.float64, device=scene.unit_image.device)
+        if not self._config.redundancy:
+            return result
+        if not self._auto:
+            return result + self._config.redundancy_threshold
+        nulls = [result.new_zeros((0, scene.units.count))]
+        for _, values in self._phrase_scores(scene.batch, self._nulls, self._null_chunks):
+            added = functional.logsigmoid(values - scene.statistics.log_total)
+            nulls.append(self._score(scene, added).scores)
+        return null_threshold(torch.cat(nulls), self._classes - (self._background is not None))
+
+    def _propose_groups(self, scene: _Scene, rows: _KeptRows) -> list[tuple[GroupProposal, ...]]:
+        """Find the ambiguous groups of each image and their boxes in pixels."""
+        proposals: list[list[GroupProposal]] = [[] for _ in range(scene.images)]
+        if self._config.ambiguity and len(rows.window):
+            padded = pad_kept(rows.unit, rows.window, rows.class_index, rows.maps, scene.units)
+            excluded = self._background if self._background_competes else None
+            groups = find_groups(padded, self._config.ambiguity_threshold, excluded)
+            if groups.members:
+                self._box_groups(scene, groups, proposals)
+        return [tuple(image) for image in proposals]
+
+    def _box_groups(
+        self, scene: _Scene, groups: AmbiguousGroups, proposals: list[list[GroupProposal]]
+    ) -> None:
+        """Add each group with its boxes to the proposals of its image."""
+        batch, share = scene.batch, self._config.box_threshold
+        images = scene.unit_image[groups.unit]
+        if self._config.variant == "image":
+            sizes = [batch.image_sizes[image] for image in images.tolist()]
+            largest = (max(size[0] for size in sizes), max(size[1] for size in sizes))
+            maps = lay_on_lattice(
+                groups,
+                scene.units,
+                batch.window_origin,
+                batch.window_size,
+                batch.grid,
+                largest,
+                batch.patch_size,
+            )
+            boxes = group_boxes(maps, share, exclude_last=False, holes=False)
+        else:
+            maps = groups.maps[:, 0].unflatten(1, batch.grid)
+            boxes = group_boxes(maps, share, exclude_last=True, holes=self._config.variant == "released")
+            sizes = [batch.window_size] * len(boxes)
+        first = Units(batch.image_index, scene.images).first
+        windows = (groups.unit - first[images]).tolist()
+        for group, image in enumerate(images.tolist()):
+            window = None if self._config.variant == "image" else windows[group]
+            corners = tuple(_to_pixels(box, batch.patch_size, sizes[group]) for box in boxes[group])
+            proposals[image].append(GroupProposal(groups.members[group], window, corners))
+
+    def _assemble(
+        self, scene: _Scene, scores: Tensor, rows: _KeptRows, groups: list[tuple[GroupProposal, ...]]
+    ) -> list[ImagePurification]:
+        """Cut scores, kept classes and dense maps into one result an image, with one transfer to the host."""
+        images = Units(scene.batch.image_index, scene.images)
+        best = Units(scene.unit_image, scene.images).reduce(scores, "amax").to(rows.maps.dtype)
+        kept = torch.zeros((scene.images, self._classes), dtype=torch.bool, device=scores.device)
+        row_image = scene.unit_image[rows.unit]
+        kept[row_image, rows.class_index] = True
+        class_index = kept.nonzero()[:, 1]
+        counts = kept.sum(1)
+        lengths = counts * images.sizes
+        start = lengths.cumsum(0) - lengths
+        place = kept.cumsum(1)[row_image, rows.class_index] - 1
+        slot = rows.window - images.first[row_image]
+        host = torch.stack([counts, images.sizes]).tolist()
+        dense = rows.maps.new_zeros((sum(c * w for c, w in zip(*host, strict=True)), rows.maps.shape[1]))
+        dense[start[row_image] + place * images.sizes[row_image] + slot] = rows.maps
+        shapes = [(count, windows, *scene.batch.grid) for count, windows in zip(*host, strict=True)]
+        maps = dense.split([count * windows for count, windows, *_ in shapes])
+        parts = zip(best.unbind(1), class_index.split(host[0]), maps, shapes, groups, strict=True)
+        return [
+            ImagePurification(score, index, image_maps.view(shape), proposals)
+            for score, index, image_maps, shape, proposals in parts
+        ]
+
+
+def _to_pixels(box: Box, patch_size: int, limit: tuple[int, int]) -> Box:
+    x0, y0, x1, y1 = (side * patch_size for side in box)
+    return x0, y0, min(x1, limit[1]), min(y1, limit[0])
