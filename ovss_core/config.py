@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 from ovss_core.errors import ConfigError
 
-HostName = Literal["clip", "maskclip", "sclip", "clearclip", "naclip", "gem", "scclip", "sfp"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Background = Literal["auto", "none", "first_class", "residual"]
 SfpVariant = Literal["released", "paper"]
@@ -35,11 +34,14 @@ class ModelConfig:
         pretrained: An open_clip weight tag (downloaded by open_clip), a path to a state dict, safetensors
             file or OpenAI TorchScript archive, or "random" for seeded random weights (tests only).
         precision: Number format of the image tower.
+        quick_gelu: Activation of both towers; None takes what the architecture's name, the tag or the archive
+            says. Set it for a state dict of OpenAI's weights saved under a plain architecture name.
     """
 
     name: str = "ViT-B-16"
     pretrained: str = "openai"
     precision: Precision = "float32"
+    quick_gelu: bool | None = None
 
     def __post_init__(self) -> None:
         _require_choice("precision", self.precision, Precision)
@@ -192,12 +194,13 @@ class SegmenterConfig:
     """Everything that decides what mask an image gets, and how much memory that takes.
 
     Attributes:
+        host: The dense head, by the name of its file in `ovss_core.dense_heads`.
         window_batch: Windows encoded at once; larger fills a GPU better and takes more memory.
         max_pixels: Images with more pixels are refused before they are decoded.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    host: HostName = "sfp"
+    host: str = "sfp"
     sfp: SfpConfig = field(default_factory=SfpConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
@@ -206,7 +209,6 @@ class SegmenterConfig:
     max_pixels: int = 100_000_000
 
     def __post_init__(self) -> None:
-        _require_choice("host", self.host, HostName)
         _require(self.window_batch >= 1, f"window_batch is {self.window_batch}; give at least 1")
         _require(self.max_pixels >= 1, f"max_pixels is {self.max_pixels}; give at least 1")
 

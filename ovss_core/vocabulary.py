@@ -98,12 +98,6 @@ class Vocabulary:
         content = [[entry.name, *entry.phrases] for entry in self.classes]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
-    def with_background(self) -> "Vocabulary":
-        """Return this vocabulary with a background class in front if it has none."""
-        if self.background_index is not None:
-            return self
-        return Vocabulary((VocabularyClass(BACKGROUND_NAME, ()), *self.classes), self.name)
-
     def to_dict(self) -> dict[str, object]:
         """Return names and phrases as JSON-ready values."""
         return {"name": self.name, "classes": [[entry.name, *entry.phrases] for entry in self.classes]}

@@ -36,9 +36,9 @@ class TransformerBlock:
         """Return v of ln_1(tokens) alone."""
         width = tokens.shape[-1]
         weight, bias = self._attention.in_proj_weight[2 * width :], self._attention.in_proj_bias[2 * width :]
-        return (
-            F.linear(self._block.ln_1(tokens), weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        )
+        packed = F.linear(self._block.ln_1(tokens), weight, bias)
+        split: Tensor = packed.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return split
 
     def normalise(
         self, tokens: Float[Tensor, "windows tokens width"]

@@ -40,8 +40,8 @@ def norm_outliers(
 
     The ablation of SFP names feature norms and gives no number; three deviations is this project's default.
     """
-    norms = patches.float().norm(dim=-1)
-    limit = norms.mean(1, keepdim=True) + deviations * norms.std(1, unbiased=False, keepdim=True)
+    norms: Tensor = patches.float().norm(dim=-1)
+    limit: Tensor = norms.mean(1, keepdim=True) + deviations * norms.std(1, unbiased=False, keepdim=True)
     return norms > limit
 
 
@@ -64,7 +64,8 @@ def local_outlier_factor(
     nearest = torch.cdist(values, values).square().topk(count + 1, largest=False)
     reach = nearest.values[..., -1]
     neighbour_reach = reach.gather(1, nearest.indices[..., 1:].flatten(1)).view(*reach.shape, count)
-    return reach * neighbour_reach.clamp_min(1e-12).reciprocal().mean(-1)
+    factor: Tensor = reach * neighbour_reach.clamp_min(1e-12).reciprocal().mean(-1)
+    return factor
 
 
 def local_outlier_factor_outliers(

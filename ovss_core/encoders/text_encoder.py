@@ -1,0 +1,217 @@
+"""The text side of a run: phrases to unit vectors, once, cached on disk by content."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from ovss_core.encoders.checkpoints import ClipModel
+from ovss_core.errors import ConfigError
+from ovss_core.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+PROMPT_BATCH = 512
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """What stands for the vocabulary in the joint space; all rows are unit vectors, float32.
+
+    Attributes:
+        vocabulary: The classes.
+        phrase_embeddings: One row a phrase [phrases, features].
+        description_embeddings: One row a class, for the ambiguity step [classes, features]; zeros for a class
+            without phrases.
+        null_embeddings: Distractor phrases, none of them in the vocabulary [distractors, features].
+        weights_hash: SHA-256 of the weights that made them.
+    """
+
+    vocabulary: Vocabulary
+    phrase_embeddings: Float[Tensor, "phrases features"]
+    description_embeddings: Float[Tensor, "classes features"]
+    null_embeddings: Float[Tensor, "distractors features"]
+    weights_hash: str
+
+    @property
+    def phrase_class(self) -> Int[Tensor, " phrases"]:
+        """The class index of each phrase."""
+        return torch.from_numpy(self.vocabulary.phrase_class)
+
+    def to_bytes(self) -> bytes:
+        """Serialise without pickle."""
+        tensors = {
+            "phrases": self.phrase_embeddings.numpy(),
+            "descriptions": self.description_embeddings.numpy(),
+            "null": self.null_embeddings.numpy(),
+        }
+        metadata = {"vocabulary": json.dumps(self.vocabulary.to_dict()), "weights_hash": self.weights_hash}
+        return save(tensors, metadata)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "TextClassifier":
+        """Rebuild what `to_bytes` wrote."""
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in load(data).items()}
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        return cls(
+            vocabulary=Vocabulary.from_dict(json.loads(metadata["vocabulary"])),
+            phrase_embeddings=tensors["phrases"],
+            description_embeddings=tensors["descriptions"],
+            null_embeddings=tensors["null"],
+            weights_hash=metadata["weights_hash"],
+        )
+
+
+class TextEncoder:
+    """Encodes phrases with prompt templates, and remembers them on disk.
+
+    Args:
+        clip: Both towers; the text tower is moved to `device` while encoding.
+        device: Where to encode.
+        cache_dir: Folder of remembered embeddings; None is `$OVSS_CACHE`, or `~/.cache/ovss`.
+    """
+
+    def __init__(
+        self, clip: ClipModel, device: str | torch.device = "cpu", cache_dir: str | Path | None = None
+    ) -> None:
+        self._clip = clip
+        self._device = torch.device(device)
+        self._cache_dir = Path(cache_dir or os.environ.get("OVSS_CACHE") or Path.home() / ".cache" / "ovss")
+        self.weights_hash = clip.weights_hash()
+
+    def encode_phrases(
+        self, phrases: Sequence[str], templates: Sequence[str] = TEMPLATES
+    ) -> Float[Tensor, "phrases features"]:
+        """Encode each phrase through all templates: normalise, average, normalise.
+
+        Args:
+            templates: Prompts with one `{}` for the phrase; ("{}",) takes the phrases as sentences.
+        """
+        unique = list(dict.fromkeys(phrases))
+        folder = self._cache_folder(templates)
+        known = {phrase: found for phrase in unique if (found := _read_embedding(folder, phrase)) is not None}
+        missing = [phrase for phrase in unique if phrase not in known]
+        if missing:
+            logger.info("encoding %d phrases with %d templates", len(missing), len(templates))
+        self._clip.model.to(self._device)
+        per_step = max(1, PROMPT_BATCH // len(templates))
+        for start in range(0, len(missing), per_step):
+            part = missing[start : start + per_step]
+            for phrase, row in zip(part, self._encode_part(part, templates), strict=True):
+                known[phrase] = row
+                _write_embedding(folder, phrase, row)
+        self._clip.model.to("cpu")
+        if not phrases:
+            return torch.zeros(0, self._output_dim())
+        return torch.stack([known[phrase] for phrase in phrases])
+
+    def _encode_part(
+        self, phrases: Sequence[str], templates: Sequence[str]
+    ) -> Float[Tensor, "phrases features"]:
+        prompts = [template.format(phrase) for phrase in phrases for template in templates]
+        with torch.inference_mode():
+            encoded = F.normalize(encode_prompts(self._clip, prompts, self._device).float(), dim=-1)
+            mean = encoded.view(len(phrases), len(templates), -1).mean(1)
+            return F.normalize(mean, dim=-1).cpu()
+
+    def _output_dim(self) -> int:
+        return int(self._clip.model.visual.output_dim)
+
+    def _cache_folder(self, templates: Sequence[str]) -> Path:
+        settings = json.dumps([list(templates), self._clip.config.name, self._clip.config.quick_gelu])
+        digest = hashlib.sha256(settings.encode()).hexdigest()
+        return self._cache_dir / "text" / f"{self.weights_hash[:24]}-{digest[:16]}"
+
+
+def encode_prompts(
+    clip: ClipModel, prompts: Sequence[str], device: torch.device
+) -> Float[Tensor, "prompts features"]:
+    """Encode prompts as open_clip's `encode_text` does, not normalised.
+
+    CLIP's text attention is causal and its feature is the end token's, so tokens behind the longest prompt
+    cannot matter and are cut off.
+    """
+    tokens = clip.tokenizer(list(prompts)).to(device)
+    model = clip.model
+    if not hasattr(model, "token_embedding") or model.text_pool_type != "argmax" or model.attn_mask is None:
+        features: Tensor = model.encode_text(tokens)
+        return features
+    length = int(tokens.argmax(1).max()) + 1
+    hidden = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
+    pooled = model.ln_final(hidden)[torch.arange(len(prompts), device=device), tokens.argmax(1)]
+    projection = model.text_projection
+    projected: Tensor = projection(pooled) if isinstance(projection, torch.nn.Module) else pooled @ projection
+    return projected
+
+
+def encode_vocabulary(
+    encoder: TextEncoder,
+    vocabulary: Vocabulary,
+    descriptions: Mapping[str, Sequence[str]] | None = None,
+    distractors: Iterable[str] = (),
+) -> TextClassifier:
+    """Encode everything a run needs to know of its vocabulary.
+
+    Args:
+        descriptions: Sentences by class name for the ambiguity step, encoded without templates; a class
+            without an entry falls back to the mean of its phrases' embeddings.
+        distractors: Phrases of the null; those that are in the vocabulary must have been left out.
+
+    Raises:
+        ConfigError: A description belongs to no class, or has no sentence.
+    """
+    given = dict(descriptions or {})
+    unknown = sorted(set(given) - set(vocabulary.names))
+    if unknown:
+        raise ConfigError(
+            f"descriptions name classes that the vocabulary lacks: {', '.join(unknown[:5])}; remove them"
+        )
+    empty = [name for name, sentences in given.items() if isinstance(sentences, str) or not sentences]
+    if empty:
+        raise ConfigError(
+            f"the description of {empty[0]!r} is not a list of sentences; give at least one sentence"
+        )
+    phrases = encoder.encode_phrases(vocabulary.phrases)
+    rows = torch.zeros(len(vocabulary), phrases.shape[1])
+    rows.index_add_(0, torch.from_numpy(vocabulary.phrase_class), phrases)
+    for name, sentences in given.items():
+        rows[vocabulary.names.index(name)] = encoder.encode_phrases(list(sentences), ("{}",)).mean(0)
+    null = encoder.encode_phrases(list(distractors))
+    return TextClassifier(vocabulary, phrases, F.normalize(rows, dim=-1), null, encoder.weights_hash)
+
+
+def _entry(folder: Path, phrase: str) -> Path:
+    return folder / f"{hashlib.sha256(phrase.encode()).hexdigest()}.npy"
+
+
+def _read_embedding(folder: Path, phrase: str) -> Tensor | None:
+    try:
+        return torch.from_numpy(np.load(_entry(folder, phrase), allow_pickle=False))
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _write_embedding(folder: Path, phrase: str, row: Tensor) -> None:
+    """Remember one embedding; a cache that cannot be written costs time, never a run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as file:
+            np.save(file, row.numpy())
+        Path(file.name).replace(_entry(folder, phrase))
+    except OSError as error:
+        logger.debug("the text cache %s cannot be written: %s", folder, error)

@@ -1,0 +1,99 @@
+"""The result for one image."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ovss_core.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class PresentClass:
+    """A class with at least one pixel.
+
+    Attributes:
+        index: Its value in the label map.
+        pixels: Number of its pixels.
+        share: The same as a share of the image, in (0, 1].
+        confidence: Mean score of its pixels: probability without purification, purified map value with it.
+    """
+
+    index: int
+    name: str
+    pixels: int
+    share: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class ScoredClass:
+    """A class that redundancy purification kept or removed, with its score."""
+
+    index: int
+    name: str
+    score: float
+
+
+@dataclass(frozen=True)
+class BoxDecision:
+    """One region that several classes claimed.
+
+    Attributes:
+        x0, y0, x1, y1: Pixels of the image, exclusive end.
+        winner: Index of the class that took it, or None where the region was degenerate and all kept it.
+    """
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    winner: int | None
+
+
+@dataclass(frozen=True)
+class AmbiguityGroup:
+    """Classes whose maps coincide, and who won where."""
+
+    classes: tuple[int, ...]
+    boxes: tuple[BoxDecision, ...]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The labels of one image, at its own size, and how they came about.
+
+    Attributes:
+        label_map: Class index of every pixel [height, width], uint8, or uint16 above 255 classes.
+        present: The classes in the label map, by index.
+        kept: The purified vocabulary, by index; empty without purification.
+        removed: The classes that purification removed as redundant, by index.
+        groups: Ambiguous groups, their regions and the winners.
+    """
+
+    label_map: np.ndarray
+    present: tuple[PresentClass, ...]
+    kept: tuple[ScoredClass, ...] = ()
+    removed: tuple[ScoredClass, ...] = ()
+    groups: tuple[AmbiguityGroup, ...] = ()
+
+
+def summarise_labels(
+    label_map: np.ndarray, confidence_sums: np.ndarray, vocabulary: Vocabulary
+) -> tuple[PresentClass, ...]:
+    """List the classes of a label map.
+
+    Args:
+        label_map: Class indices [height, width].
+        confidence_sums: Sum of the scores of each class's pixels [classes].
+    """
+    pixels = np.bincount(label_map.ravel(), minlength=len(vocabulary))
+    return tuple(
+        PresentClass(
+            index=int(index),
+            name=vocabulary.names[index],
+            pixels=int(pixels[index]),
+            share=float(pixels[index] / label_map.size),
+            confidence=float(confidence_sums[index] / pixels[index]),
+        )
+        for index in np.flatnonzero(pixels)
+    )

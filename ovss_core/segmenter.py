@@ -1,0 +1,120 @@
+"""Three lines to label an image, without Ray.
+
+segmenter = OpenVocabSegmenter.from_pretrained("ViT-B-16", "openai", vocabulary=["cat", "sofa"])
+result = segmenter.segment(image)
+result.label_map
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ovss_core.class_purification.thresholds import load_distractors
+from ovss_core.config import SegmenterConfig
+from ovss_core.encoders.checkpoints import ClipModel, load_clip
+from ovss_core.encoders.text_encoder import TextClassifier, TextEncoder, encode_vocabulary
+from ovss_core.inference.decoding import decode_image, to_rgb
+from ovss_core.inference.engine import SegmentationEngine
+from ovss_core.segmentation import Segmentation
+from ovss_core.vocabulary import Vocabulary
+
+ImageLike = Image.Image | np.ndarray | str | Path | bytes
+
+
+class OpenVocabSegmenter:
+    """Labels single images or small lists of them.
+
+    Args:
+        engine: Does the work; `from_pretrained` builds it.
+    """
+
+    def __init__(self, engine: SegmentationEngine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = "ViT-B-16",
+        pretrained: str = "openai",
+        *,
+        vocabulary: Sequence[str] | str | Path | Vocabulary,
+        config: SegmenterConfig | None = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+        device: str | None = None,
+    ) -> "OpenVocabSegmenter":
+        """Load a model and encode a vocabulary.
+
+        Args:
+            name: open_clip architecture, or "demo" for the small model that ships with ovss.
+            pretrained: Weight tag or path; see `ModelConfig`.
+            vocabulary: Class names (synonyms separated by commas), a shipped vocabulary's name, or a file.
+            config: Everything else; its model is replaced by the one named here.
+            descriptions: Sentences by class name that settle ambiguous regions.
+            device: "cuda", "cpu", ...; None takes a GPU where there is one.
+
+        Raises:
+            OvssError: The model, its weights or the vocabulary cannot be used.
+        """
+        settings = config or SegmenterConfig()
+        settings = replace(settings, model=replace(settings.model, name=name, pretrained=pretrained))
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        clip = load_clip(settings.model)
+        text = classify_text(clip, settings, as_vocabulary(vocabulary), descriptions, chosen)
+        return cls(SegmentationEngine(settings, clip, text, chosen))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes; a label map holds their positions."""
+        return self.engine.text.vocabulary
+
+    def segment(self, image: ImageLike) -> Segmentation:
+        """Label one image.
+
+        Args:
+            image: A PIL image, uint8 RGB pixels [height, width, 3], a path, or the bytes of an image file.
+
+        Raises:
+            ImageError: The image cannot be decoded.
+        """
+        return self.segment_batch([image])[0]
+
+    def segment_batch(self, images: Sequence[ImageLike]) -> list[Segmentation]:
+        """Label several images in one go; each gets what it would get alone."""
+        limit = self.engine.config.max_pixels
+        return self.engine.segment([_as_pixels(image, limit) for image in images])
+
+
+def as_vocabulary(source: Sequence[str] | str | Path | Vocabulary) -> Vocabulary:
+    """Return a vocabulary from one, from a shipped name or a path, or from a list of classes."""
+    if isinstance(source, Vocabulary):
+        return source
+    return Vocabulary.load(source) if isinstance(source, str | Path) else Vocabulary.from_names(source)
+
+
+def classify_text(
+    clip: ClipModel,
+    config: SegmenterConfig,
+    vocabulary: Vocabulary,
+    descriptions: Mapping[str, Sequence[str]] | None = None,
+    device: str | torch.device = "cpu",
+    cache_dir: str | Path | None = None,
+) -> TextClassifier:
+    """Encode the text side of a run: phrases, descriptions, and the null's distractors where they are used."""
+    purification = config.purification
+    wants_null = (
+        purification.method == "freecp" and purification.redundancy and purification.thresholds == "auto"
+    )
+    distractors = load_distractors(vocabulary.phrases) if wants_null else []
+    return encode_vocabulary(TextEncoder(clip, device, cache_dir), vocabulary, descriptions, distractors)
+
+
+def _as_pixels(image: ImageLike, max_pixels: int) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    return decode_image(image if isinstance(image, bytes) else Path(image).read_bytes(), max_pixels)
