@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all a new checkout needs; both set up `.venv` first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUTPUT := out/demo
+
+.PHONY: setup demo test check format test-slow test-gpu clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/ovss scenes --count 24 --seed 7 --size 336 --format folder --output $(DEMO_OUTPUT)/scenes
+	$(BIN)/ovss label --images $(DEMO_OUTPUT)/scenes/images --vocabulary demo --model demo \
+		--output $(DEMO_OUTPUT)/labels --previews 24 --overwrite
+	@echo "Open $(DEMO_OUTPUT)/labels/previews/index.html"
+
+test: setup check
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-slow: setup
+	$(BIN)/pytest -m 'slow or cluster' --timeout 1800
+
+test-gpu: setup
+	$(BIN)/pytest -m gpu
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
