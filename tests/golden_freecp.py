@@ -22,8 +22,10 @@ from ovss_core.class_purification.boxes import component_boxes, quantise, thresh
 from ovss_core.class_purification.evidence import (
     PhraseScores,
     Units,
-    active_rows,
+    active_pairs,
     class_maximum,
+    class_peaks,
+    collect_rows,
     plan_chunks,
     softmax_statistics,
 )
@@ -251,7 +253,8 @@ def _stages(
     scores = PhraseScores(torch.from_numpy(logits).float()[None], torch.eye(phrases), 1.0, chunks)
     statistics = softmax_statistics(scores, units)
     log_probability = class_maximum(next(iter(scores))[1], chunks[0]).sub_(statistics.log_total)
-    rows = active_rows(log_probability, statistics, units)
+    active = active_pairs(class_peaks(log_probability, units), statistics)
+    rows = collect_rows(log_probability, active, statistics, units)
     refined = refine(rows, _affinity(attention), grid, BOX_THRESHOLD)
     probability = log_probability[:, 0].exp()
     normalised = statistics.normalise(probability, torch.zeros(1, dtype=torch.int64))

@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 LEVELS = 255
 
@@ -53,16 +54,20 @@ def threshold_regions(
     return levels > _threshold_levels(share, levels.device)[peaks][:, None, None]
 
 
-def _neighbour_maximum(labels: Tensor, diagonal: bool) -> Tensor:
-    """Return the maximum over each pixel and its 8 (or 4) neighbours; labels are not negative."""
-    upright = labels.clone()
-    upright[:, 1:] = torch.maximum(upright[:, 1:], labels[:, :-1])
-    upright[:, :-1] = torch.maximum(upright[:, :-1], labels[:, 1:])
-    sideways = upright if diagonal else labels
-    result = upright.clone()
-    result[:, :, 1:] = torch.maximum(result[:, :, 1:], sideways[:, :, :-1])
-    result[:, :, :-1] = torch.maximum(result[:, :, :-1], sideways[:, :, 1:])
-    return result
+def _widen(labels: Tensor, inside: Tensor, stride: int, diagonal: bool) -> Tensor:
+    """Give each pixel the largest label among itself and its 8 (or 4) neighbours.
+
+    Maps lie in one flat buffer, each row and each map followed by zeros, so that a neighbour is a shift of the
+    whole buffer: by 1 sideways, by `stride` up and down.
+    """
+    sideways = labels.clone()
+    torch.maximum(sideways[1:], labels[:-1], out=sideways[1:])
+    torch.maximum(sideways[:-1], labels[1:], out=sideways[:-1])
+    upright = sideways if diagonal else labels
+    result = sideways.clone()
+    torch.maximum(result[stride:], upright[:-stride], out=result[stride:])
+    torch.maximum(result[:-stride], upright[stride:], out=result[:-stride])
+    return result.mul_(inside)
 
 
 def component_labels(
@@ -71,42 +76,53 @@ def component_labels(
     """Label the connected parts of each map.
 
     A pixel takes the largest label around it, then the label of the pixel which that label names, so that
-    labels travel in jumps that double; the loop ends when nothing changes.
+    labels travel in jumps that double. Maps on which nothing changes any more drop out.
 
     Args:
         regions: The pixels to label.
         diagonal: Whether diagonal neighbours are connected (8-connected) or not (4-connected).
 
     Returns:
-        0 outside regions; inside, 1 + the largest row-major pixel index of the part.
+        0 outside regions; inside, 1 + the largest row-major index, on a grid one column wider, of the part.
     """
     maps, height, width = regions.shape
-    index = torch.arange(1, height * width + 1, device=regions.device).view(height, width)
-    labels = index * regions
-    while True:
-        widened = _neighbour_maximum(labels, diagonal).mul_(regions).flatten(1)
-        jumped = widened.gather(1, (widened - 1).clamp_min_(0)).view(maps, height, width).mul_(regions)
-        if torch.equal(jumped, labels):
-            return labels
-        labels = jumped
+    padded = functional.pad(regions, (0, 1, 0, 1)).flatten(1)
+    size, stride = padded.shape[1], width + 1
+    dtype = torch.int16 if size < torch.iinfo(torch.int16).max else torch.int32
+    final = torch.arange(1, size + 1, dtype=dtype, device=regions.device) * padded
+    active = torch.arange(maps, device=regions.device)
+    labels, inside = final, padded.to(dtype)
+    while len(active):
+        widened = _widen(labels.flatten(), inside.flatten(), stride, diagonal)
+        widened = _widen(widened, inside.flatten(), stride, diagonal).view(-1, size)
+        named = (widened.long() - 1).clamp_min_(0)
+        jumped = widened.gather(1, named).mul_(inside)
+        changed = (jumped != labels).any(1).nonzero()[:, 0]
+        active = active[changed]
+        labels, inside = jumped[changed], inside[changed]
+        final[active] = labels
+    return final.view(maps, height + 1, stride)[:, :height, :width]
 
 
-def _extents(regions: Tensor, labels: Tensor) -> tuple[Boxes, Tensor]:
-    """Bound every labelled part (ends exclusive), with the flat pixel index of its label."""
+def _bound_parts(regions: Tensor, diagonal: bool = True) -> Boxes:
+    """Bound every connected part, ends exclusive."""
+    labels = component_labels(regions, diagonal)
     maps, height, width = regions.shape
-    size = height * width
-    pixels = regions.flatten().nonzero()[:, 0]
-    base = pixels // size
-    part = base * size + labels.flatten()[pixels] - 1
-    y, x = (pixels % size) // width, pixels % width
-    low = pixels.new_full((2, maps * size), max(height, width))
-    high = pixels.new_zeros((2, maps * size))
-    for axis, value in enumerate((x, y)):
-        low[axis].scatter_reduce_(0, part, value, "amin")
-        high[axis].scatter_reduce_(0, part, value + 1, "amax")
-    roots = pixels[part == pixels]
-    corners = torch.stack([low[0, roots], low[1, roots], high[0, roots], high[1, roots]], dim=1)
-    return Boxes(roots // size, corners), roots
+    size = (height + 1) * (width + 1)
+    index, y, x = regions.nonzero(as_tuple=True)
+    own = index * size + y * (width + 1) + x
+    part = index * size + labels[index, y, x].long() - 1
+    root = (part == own).nonzero()[:, 0]
+    number = own.new_empty(maps * size)
+    number[own[root]] = torch.arange(len(root), device=own.device)
+    part = number[part]
+    x0, y0 = (_reduce(side, part, len(root), "amin") for side in (x, y))
+    x1, y1 = (_reduce(side + 1, part, len(root), "amax") for side in (x, y))
+    return Boxes(index[root], torch.stack([x0, y0, x1, y1], dim=1))
+
+
+def _reduce(values: Tensor, part: Tensor, parts: int, how: str) -> Tensor:
+    return values.new_zeros(parts).scatter_reduce_(0, part, values, how, include_self=False)
 
 
 def _clip_end(corners: Tensor, height: int, width: int) -> Tensor:
@@ -131,7 +147,7 @@ def component_boxes(
         Boxes of all maps. A map without a selected patch has none.
     """
     height, width = regions.shape[1:]
-    boxes, _ = _extents(regions, component_labels(regions))
+    boxes = _bound_parts(regions)
     index, corners = boxes.map_index, boxes.corners
     if holes:
         rims = _hole_rims(regions)
@@ -143,11 +159,9 @@ def component_boxes(
 
 def _hole_rims(regions: Tensor) -> Boxes:
     """Bound each hole (4-connected, enclosed by a part) with the selected patches that border it."""
-    outside = torch.nn.functional.pad(~regions, (1, 1, 1, 1), value=True)
-    labels = component_labels(outside, diagonal=False)
-    boxes, roots = _extents(outside, labels)
-    size = outside.shape[1] * outside.shape[2]
-    inner = roots % size != size - 1
+    outside = functional.pad(~regions, (1, 1, 1, 1), value=True)
+    boxes = _bound_parts(outside, diagonal=False)
+    inner = (boxes.corners[:, :2] > 0).all(1)
     grown = boxes.corners[inner] + boxes.corners.new_tensor([-1, -1, 1, 1])
     return Boxes(boxes.map_index[inner], grown - 1)
 

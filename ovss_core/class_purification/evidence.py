@@ -2,7 +2,8 @@
 
 Phrases are scored in chunks that never split a class. A first pass finds the softmax's denominator and
 its extremes; a second forms probabilities only where a class could clear one 8-bit level (FreeCP's box
-rule leaves every other map empty, its score zero), so that later work hardly grows with the vocabulary.
+rule leaves every other map empty, its score zero) and still be kept, so that later work hardly grows with
+the vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovss_core.class_purification.boxes import LEVELS
@@ -211,19 +212,35 @@ class ActiveRows:
     normalised: Float[Tensor, "rows patches"]
 
 
-def active_rows(
-    log_probability: Float[Tensor, "classes windows patches"], statistics: SoftmaxStatistics, units: Units
+def class_peaks(
+    log_probability: Float[Tensor, "classes windows patches"], units: Units
+) -> Float[Tensor, "classes units"]:
+    """Find the largest probability of each class in each unit."""
+    return units.reduce(log_probability.amax(2), "amax").exp_()
+
+
+def active_pairs(
+    peaks: Float[Tensor, "classes units"], statistics: SoftmaxStatistics
+) -> Bool[Tensor, "classes units"]:
+    """Tell which classes' normalised peak reaches one 8-bit level; all others have an empty region."""
+    every = torch.arange(peaks.shape[1], device=peaks.device)
+    return statistics.normalise(peaks, every) * LEVELS >= 1 - ACTIVITY_SLACK
+
+
+def collect_rows(
+    log_probability: Float[Tensor, "classes windows patches"],
+    active: Bool[Tensor, "classes units"],
+    statistics: SoftmaxStatistics,
+    units: Units,
 ) -> ActiveRows:
-    """Collect the maps of classes whose normalised peak in a unit reaches one 8-bit level.
+    """Form the maps of the active classes, in every window of their unit.
 
     Args:
         log_probability: Logarithm of each class's probability.
+        active: The pairs wanted.
         statistics: Of the same windows.
         units: Of the same windows.
     """
-    peak = units.reduce(log_probability.amax(2), "amax").exp_()
-    every = torch.arange(units.count, device=peak.device)
-    active = statistics.normalise(peak, every) * LEVELS >= 1 - ACTIVITY_SLACK
     column, window = active[:, units.index].nonzero(as_tuple=True)
     unit = units.index[window]
     probability = log_probability[column, window].exp_()

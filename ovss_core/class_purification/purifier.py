@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,22 +28,26 @@ from ovss_core.class_purification.evidence import (
     PhraseScores,
     SoftmaxStatistics,
     Units,
+    active_pairs,
     class_maximum,
+    class_peaks,
     plan_chunks,
     softmax_statistics,
 )
 from ovss_core.class_purification.redundancy import (
     ScoredClasses,
+    released_bound,
     released_score,
     score_classes,
     spatial_consistency,
 )
-from ovss_core.class_purification.thresholds import keep_best, null_threshold
+from ovss_core.class_purification.thresholds import keep_one, most_likely, null_threshold
 from ovss_core.class_purification.winners import GroupProposal, ImagePurification
 from ovss_core.config import PurificationConfig
 from ovss_core.vocabulary import Vocabulary
 
 BackgroundPolicy = Literal["none", "residual", "first_class"]
+BOUND_SLACK = 1e-6
 
 
 class ClassTexts(Protocol):
@@ -119,6 +123,15 @@ class _KeptRows:
         return _KeptRows(self.window[wanted], self.class_index[wanted], self.unit[wanted], self.maps[wanted])
 
 
+def _join(parts: list[_KeptRows]) -> _KeptRows:
+    return _KeptRows(
+        torch.cat([part.window for part in parts]),
+        torch.cat([part.class_index for part in parts]),
+        torch.cat([part.unit for part in parts]),
+        torch.cat([part.maps for part in parts]),
+    )
+
+
 class ClassPurifier:
     """Decides which classes of a vocabulary an image keeps and where classes are ambiguous.
 
@@ -185,9 +198,10 @@ class ClassPurifier:
     ) -> PhraseScores:
         return PhraseScores(batch.features, embeddings, self._config.score_scale, chunks)
 
-    def _score(self, scene: _Scene, log_probability: Tensor) -> ScoredClasses:
+    def _score(self, scene: _Scene, log_probability: Tensor, active: Tensor) -> ScoredClasses:
         return score_classes(
             log_probability,
+            active,
             scene.statistics,
             scene.units,
             scene.affinity,
@@ -200,43 +214,59 @@ class ClassPurifier:
         """Score all classes, chunk by chunk, and hold on to the maps of those that may stay."""
         thresholds = self._thresholds(scene)
         scores = thresholds.new_zeros((self._classes, scene.units.count))
+        peaks = torch.zeros_like(scores)
         parts: list[_KeptRows] = []
         for chunk, values in phrases:
             classes = chunk.classes.to(values.device)
             log_probability = class_maximum(values, chunk).sub_(scene.statistics.log_total)
-            background = classes == (-1 if self._background is None else self._background)
             if not self._background_competes:
-                log_probability[background] = -torch.inf
-            scored = self._score(scene, log_probability)
-            scores[classes] = scored.scores.masked_fill(background[:, None], 0)
-            kept = self._decide(scene, scores[classes], thresholds, background)
+                log_probability[self._is_background(classes)] = -torch.inf
+            chunk_peaks = class_peaks(log_probability, scene.units)
+            peaks[classes] = chunk_peaks.double()
+            wanted, bounds = self._worth_refining(scene, classes, peaks[classes], thresholds)
+            scored = self._score(scene, log_probability, wanted & active_pairs(chunk_peaks, scene.statistics))
+            scores[classes] = torch.where(wanted, scored.scores, bounds)
+            kept = self._decide(scene, classes, scores[classes], peaks[classes], thresholds)
             rows = _KeptRows(scored.window, classes[scored.column], scored.unit, scored.maps)
             parts.append(rows.select(kept[scored.column, scored.unit]))
-        return self._settle(scene, scores, thresholds, parts)
-
-    def _settle(
-        self, scene: _Scene, scores: Tensor, thresholds: Tensor, parts: list[_KeptRows]
-    ) -> tuple[Tensor, _KeptRows]:
-        """Decide once more with the scores of all chunks, which only `keep_best` needs."""
-        joined = _KeptRows(
-            torch.cat([part.window for part in parts]),
-            torch.cat([part.class_index for part in parts]),
-            torch.cat([part.unit for part in parts]),
-            torch.cat([part.maps for part in parts]),
-        )
         every = torch.arange(self._classes, device=scores.device)
-        background = every == (-1 if self._background is None else self._background)
-        kept = self._decide(scene, scores, thresholds, background)
-        return scores.masked_fill(background[:, None], torch.nan), joined.select(
-            kept[joined.class_index, joined.unit]
-        )
+        kept = self._decide(scene, every, scores, peaks, thresholds)
+        rows = _join(parts)
+        scores[self._is_background(every)] = torch.nan
+        return scores, rows.select(kept[rows.class_index, rows.unit])
 
-    def _decide(self, scene: _Scene, scores: Tensor, thresholds: Tensor, background: Tensor) -> Tensor:
-        """Keep the classes whose score is strictly above their unit's threshold."""
-        kept = scores > thresholds
+    def _is_background(self, classes: Tensor) -> Tensor:
+        return classes == (-1 if self._background is None else self._background)
+
+    def _worth_refining(
+        self, scene: _Scene, classes: Tensor, peaks: Tensor, thresholds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tell which pairs could be kept, and what the score of the others cannot exceed."""
+        if self._rule is not released_score:
+            return torch.ones_like(peaks, dtype=torch.bool), peaks
+        bounds = released_bound(peaks)
+        wanted = bounds > thresholds - BOUND_SLACK
         if self._auto:
-            kept = keep_best(kept, scores, scene.unit_image, scene.images)
-        kept[background] = self._background_competes
+            wanted |= most_likely(self._foreground(classes, peaks), scene.unit_image, scene.images)
+        return wanted | self._is_background(classes)[:, None], bounds
+
+    def _foreground(self, classes: Tensor, values: Tensor) -> Tensor:
+        return values.masked_fill(self._is_background(classes)[:, None], 0)
+
+    def _decide(
+        self, scene: _Scene, classes: Tensor, scores: Tensor, peaks: Tensor, thresholds: Tensor
+    ) -> Bool[Tensor, "classes units"]:
+        """Keep the classes whose score is strictly above their unit's threshold.
+
+        An image that would lose all (automatic thresholds only) keeps its most likely class. For the classes
+        of one chunk this keeps at least those that are kept in the end.
+        """
+        kept = self._foreground(classes, scores) > thresholds
+        if self._auto:
+            likely = most_likely(self._foreground(classes, peaks), scene.unit_image, scene.images)
+            kept = keep_one(kept, likely, scene.unit_image, scene.images)
+        if self._background_competes:
+            kept |= self._is_background(classes)[:, None]
         return kept
 
     def _thresholds(self, scene: _Scene) -> Float[Tensor, " units"]:
@@ -249,7 +279,8 @@ class ClassPurifier:
         nulls = [result.new_zeros((0, scene.units.count))]
         for _, values in self._phrase_scores(scene.batch, self._nulls, self._null_chunks):
             added = functional.logsigmoid(values - scene.statistics.log_total)
-            nulls.append(self._score(scene, added).scores)
+            active = active_pairs(class_peaks(added, scene.units), scene.statistics)
+            nulls.append(self._score(scene, added, active).scores)
         return null_threshold(torch.cat(nulls), self._classes - (self._background is not None))
 
     def _propose_groups(self, scene: _Scene, rows: _KeptRows) -> list[tuple[GroupProposal, ...]]:

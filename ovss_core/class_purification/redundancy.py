@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovss_core.class_purification.affinity import Affinity, spread_rows
 from ovss_core.class_purification.boxes import component_boxes, paint_boxes, quantise, threshold_regions
-from ovss_core.class_purification.evidence import ActiveRows, SoftmaxStatistics, Units, active_rows
+from ovss_core.class_purification.evidence import ActiveRows, SoftmaxStatistics, Units, collect_rows
 
 EPSILON = 1e-8
 ScoreRule = Callable[[ActiveRows, Tensor], Tensor]
@@ -25,7 +25,7 @@ class ScoredClasses:
     """Scores of one chunk of classes, and the refined maps of those that are active.
 
     Attributes:
-        scores: Redundancy score of each class in each unit; 0 for a class that is not active there.
+        scores: Redundancy score of each class in each unit; 0 for a pair that was not refined.
         window: Window of each map.
         column: Class column of each map.
         unit: Unit of each map.
@@ -85,10 +85,18 @@ def refine(
 def released_score(rows: ActiveRows, refined: Float[Tensor, "rows patches"]) -> Float[Tensor, " pairs"]:
     """Score pairs by sum(P q) / (sum P + sum q + 1e-8), sums over all windows of the unit.
 
-    At most m / (1 + m) for a class of peak probability m, so the score shrinks as the vocabulary grows.
+    Never above `released_bound`.
     """
     overlap = _pair_sum(rows.probability * refined, rows)
     return overlap / (_pair_sum(rows.probability, rows) + _pair_sum(refined, rows) + EPSILON)
+
+
+def released_bound(peaks: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Bound the released score of classes of peak probability m by m / (1 + m).
+
+    It falls as more classes share the softmax, and saves refining a class that cannot be kept anyway.
+    """
+    return peaks / (1 + peaks)
 
 
 def spatial_consistency(rows: ActiveRows, refined: Float[Tensor, "rows patches"]) -> Float[Tensor, " pairs"]:
@@ -105,6 +113,7 @@ def spatial_consistency(rows: ActiveRows, refined: Float[Tensor, "rows patches"]
 
 def score_classes(
     log_probability: Float[Tensor, "classes windows patches"],
+    active: Bool[Tensor, "classes units"],
     statistics: SoftmaxStatistics,
     units: Units,
     affinity: Affinity,
@@ -116,6 +125,7 @@ def score_classes(
 
     Args:
         log_probability: Logarithm of each class's probability at each patch.
+        active: The pairs worth refining.
         statistics: Softmax statistics of the windows.
         units: What decisions are made for.
         affinity: Balanced attention of the windows.
@@ -123,7 +133,7 @@ def score_classes(
         box_threshold: See `refine`.
         rule: `released_score` or `spatial_consistency`.
     """
-    rows = active_rows(log_probability, statistics, units)
+    rows = collect_rows(log_probability, active, statistics, units)
     refined = refine(rows, affinity, grid, box_threshold)
     scores = rule(rows, refined).view(-1, units.count)
     return ScoredClasses(scores, rows.window, rows.pair // units.count, rows.pair % units.count, refined)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from importlib import resources
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EXPECTED_FALSE_CLASSES = 1.0
@@ -67,23 +67,27 @@ def null_threshold(null_scores: Float[Tensor, "distractors units"], classes: int
     return start + scale * beyond
 
 
-def keep_best(
-    kept: Bool[Tensor, "classes units"], scores: Float[Tensor, "classes units"], image: Tensor, images: int
+def most_likely(
+    peaks: Float[Tensor, "classes units"], image: Int[Tensor, " units"], images: int
 ) -> Bool[Tensor, "classes units"]:
-    """Give every image that lost all its classes the one with the largest score back, if it has any.
+    """Find the class with the largest probability in each image, which an image keeps if it loses all others.
 
     Args:
-        kept: Decision for each class and unit.
-        scores: Score of each class and unit.
+        peaks: Largest probability of each class in each unit; 0 for a class that may not be kept.
         image: Image of each unit.
         images: Number of images.
     """
-    best = best_of_image(scores.amax(0), image, images)
-    empty = torch.zeros(images, dtype=torch.bool, device=kept.device).index_fill_(0, image[kept.any(0)], True)
-    rescue = ~empty[image] & (scores == best[image]) & (scores > 0)
-    return kept | rescue
+    best = peaks.new_zeros(images).scatter_reduce(0, image, peaks.amax(0), "amax")
+    return (peaks == best[image]) & (peaks > 0)
 
 
-def best_of_image(scores: Float[Tensor, " units"], image: Tensor, images: int) -> Float[Tensor, " images"]:
-    """Take the largest score over the units of each image."""
-    return scores.new_zeros(images).scatter_reduce(0, image, scores, "amax")
+def keep_one(
+    kept: Bool[Tensor, "classes units"],
+    likely: Bool[Tensor, "classes units"],
+    image: Int[Tensor, " units"],
+    images: int,
+) -> Bool[Tensor, "classes units"]:
+    """Give every image that kept nothing its most likely class back."""
+    alive = torch.zeros(images, dtype=torch.bool, device=kept.device)
+    alive.index_fill_(0, image[kept.any(0)], True)
+    return kept | (likely & ~alive[image])

@@ -36,8 +36,9 @@ class ImagePurification:
     """What purification decided about one image.
 
     Attributes:
-        scores: Redundancy score of each class (largest over the windows when windows decide); nan for
-            background.
+        scores: Redundancy score of each class (largest over the windows when windows decide); for a class
+            too improbable to be kept whatever its map looks like, the bound m / (1 + m) that its score cannot
+            exceed, m its peak probability; nan for background.
         kept: Indices of the kept classes, ascending; a background class only if it competes as a class.
         maps: Refined maps q of the kept classes in each window; 0 where a window removed the class.
         groups: Ambiguous groups, for `resolve_groups`.

@@ -1,0 +1,117 @@
+"""Synthetic windows for the tests: features near class embeddings in rectangles, attention to look-alikes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ovss_core.class_purification.purifier import PurificationInput
+from ovss_core.vocabulary import Vocabulary
+
+PATCH = 16
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The text side, as purification reads it."""
+
+    vocabulary: Vocabulary
+    phrase_embeddings: Tensor
+    phrase_class: np.ndarray
+    null_embeddings: Tensor
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A batch, its texts and the classes that are in each image."""
+
+    batch: PurificationInput
+    texts: Texts
+    present: list[set[int]]
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """L2-normalise rows."""
+    return functional.normalize(vectors, dim=-1)
+
+
+def make_texts(
+    lines: list[str], generator: torch.Generator, channels: int = 64, nulls: int = 40, spread: float = 0.7
+) -> Texts:
+    """Draw phrase embeddings around a common direction, as CLIP's text embeddings lie."""
+    vocabulary = Vocabulary.from_names(lines)
+    total = len(vocabulary.phrases) + nulls
+    centre = unit(torch.randn(channels, generator=generator))
+    rows = unit(centre + spread * unit(torch.randn(total, channels, generator=generator)))
+    return Texts(vocabulary, rows[: total - nulls], vocabulary.phrase_class, rows[total - nulls :])
+
+
+def make_scene(
+    texts: Texts,
+    images: int = 2,
+    windows: int = 1,
+    grid: tuple[int, int] = (7, 7),
+    objects: int = 3,
+    noise: float = 0.6,
+    seed: int = 0,
+) -> Scene:
+    """Paint rectangles of a few classes into each window; patches attend to patches of like features.
+
+    Windows of an image lie side by side, half a window apart.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classes = sorted(set(texts.phrase_class.tolist()))
+    features, present = [], []
+    for _ in range(images):
+        chosen = [classes[int(k)] for k in torch.randperm(len(classes), generator=generator)[:objects]]
+        present.append(set(chosen))
+        for _ in range(windows):
+            features.append(_window(texts, chosen, grid, noise, generator))
+    stacked = torch.stack(features)
+    logits = 8 * stacked @ stacked.mT + torch.randn(stacked.shape[0], *[grid[0] * grid[1]] * 2, generator=generator)
+    side = (grid[0] * PATCH, grid[1] * PATCH)
+    step = side[1] // 2
+    origin = torch.tensor([[0, step * w] for _ in range(images) for w in range(windows)])
+    batch = PurificationInput(
+        features=stacked,
+        attention=logits.softmax(-1) * 0.9,
+        grid=grid,
+        image_index=torch.arange(images).repeat_interleave(windows),
+        window_origin=origin,
+        image_sizes=[(side[0], side[1] + step * (windows - 1))] * images,
+        patch_size=PATCH,
+        window_size=side,
+    )
+    return Scene(batch, texts, present)
+
+
+def _window(
+    texts: Texts, chosen: list[int], grid: tuple[int, int], noise: float, generator: torch.Generator
+) -> Tensor:
+    rows, columns = grid
+    channels = texts.phrase_embeddings.shape[1]
+    clutter = texts.phrase_embeddings.mean(0).expand(rows, columns, channels).clone()
+    for k in chosen:
+        phrase = int(np.flatnonzero(texts.phrase_class == k)[0])
+        y, x = (int(torch.randint(0, max(1, side - 2), (), generator=generator)) for side in grid)
+        height, width = (int(torch.randint(2, max(3, side // 2 + 1), (), generator=generator)) for side in grid)
+        clutter[y : y + height, x : x + width] = texts.phrase_embeddings[phrase]
+    scattered = unit(torch.randn(rows, columns, channels, generator=generator))
+    return unit(clutter + noise * scattered).flatten(0, 1)
+
+
+def single(batch: PurificationInput, image: int) -> PurificationInput:
+    """Cut one image out of a batch."""
+    wanted = batch.image_index == image
+    return PurificationInput(
+        batch.features[wanted],
+        batch.attention[wanted],
+        batch.grid,
+        torch.zeros(int(wanted.sum()), dtype=torch.int64),
+        batch.window_origin[wanted],
+        [batch.image_sizes[image]],
+        batch.patch_size,
+        batch.window_size,
+    )
