@@ -1,0 +1,116 @@
+"""What happens when an image cannot be worked on: one failure with a reason, and its neighbours go on.
+
+Faults of the data (`ImageError`) and of the moment (`RuntimeError`, which is what running out of memory is in
+torch) end in failures; any other exception is a mistake in a program and leaves the stage, which ends the job.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+from ovss_core.errors import ImageError
+from pipelines.ledger import MAX_DEATHS, AttemptLedger
+
+_LOG = logging.getLogger(__name__)
+_REASON_LENGTH = 500
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an image has no result.
+
+    Attributes:
+        stage: The stage that gave up.
+        error_type: Class of the error, or "WorkerCrash".
+        reason: One line.
+    """
+
+    stage: str
+    error_type: str
+    reason: str
+
+    @classmethod
+    def of(cls, stage: str, error: BaseException) -> "Failure":
+        """Describe an exception in one line."""
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return cls(stage, type(error).__name__, lines[0][:_REASON_LENGTH])
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the value of the column ``failure``."""
+        return asdict(self)
+
+
+def process_all(
+    stage: str,
+    ids: Sequence[str],
+    items: Sequence[Item],
+    process: Callable[[Sequence[Item]], Sequence[Value]],
+    ledger: AttemptLedger | None = None,
+) -> list[Value | Failure]:
+    """Work on a batch so that each item ends in a value or a failure.
+
+    Args:
+        stage: Name for failures and the ledger.
+        ids: Image ids, one an item.
+        process: Takes items and returns one value each; may raise `ImageError` or `RuntimeError`.
+        ledger: Where attempts are noted; without one, an item that kills its worker is not set aside.
+
+    Returns:
+        One value or failure an item, in order.
+    """
+    if not items:
+        return []
+    suspects = ledger.begin(stage, ids) if ledger else {}
+    outcomes: dict[int, Value | Failure] = {}
+    together = [place for place, image_id in enumerate(ids) if image_id not in suspects]
+    results = _halve_until_done(stage, [items[place] for place in together], process)
+    outcomes.update(zip(together, results, strict=True))
+    if ledger:
+        ledger.end(stage, [ids[place] for place in together])
+        for place, image_id in enumerate(ids):
+            if image_id in suspects:
+                outcomes[place] = _alone(stage, image_id, items[place], process, ledger, suspects[image_id])
+    return [outcomes[place] for place in range(len(items))]
+
+
+def _alone(
+    stage: str,
+    image_id: str,
+    item: Item,
+    process: Callable[[Sequence[Item]], Sequence[Value]],
+    ledger: AttemptLedger,
+    deaths: int,
+) -> Value | Failure:
+    if deaths >= MAX_DEATHS:
+        ledger.end(stage, [image_id])
+        return Failure(
+            stage, "WorkerCrash", f"the worker died {deaths} times while it worked on this image alone"
+        )
+    _LOG.warning("%s: %r was in a worker that died; trying it alone", stage, image_id)
+    ledger.begin_alone(stage, image_id)
+    [outcome] = _halve_until_done(stage, [item], process)
+    ledger.end(stage, [image_id])
+    return outcome
+
+
+def _halve_until_done(
+    stage: str, items: Sequence[Item], process: Callable[[Sequence[Item]], Sequence[Value]]
+) -> list[Value | Failure]:
+    if not items:
+        return []
+    try:
+        return list(process(items))
+    except (ImageError, MemoryError, RuntimeError) as error:
+        if isinstance(error, NotImplementedError | RecursionError):
+            raise
+        if len(items) == 1:
+            return [Failure.of(stage, error)]
+        _LOG.warning("%s: %s on %d images; trying halves", stage, Failure.of(stage, error).reason, len(items))
+    middle = len(items) // 2
+    return [
+        *_halve_until_done(stage, items[:middle], process),
+        *_halve_until_done(stage, items[middle:], process),
+    ]

@@ -1,0 +1,85 @@
+"""A memory of which images were being worked on, so that one that kills its worker is found and set aside.
+
+Ray starts a dead worker again and repeats its task for ever. The ledger makes that finite: a stage notes its
+images before it works on them and strikes them off afterwards. Images still noted when they come again were in
+the hands of a worker that died: they are then worked on one at a time, and an image that has killed
+`MAX_DEATHS` workers all by itself becomes a failure row.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+MAX_DEATHS = 2
+
+
+class Attempts(Protocol):
+    """What a stage needs of a ledger."""
+
+    def begin(self, stage: str, ids: Sequence[str]) -> dict[str, int]:
+        """Note images as being worked on; return those already noted, with how often each died alone."""
+
+    def end(self, stage: str, ids: Sequence[str]) -> None:
+        """Strike images off."""
+
+
+class AttemptRecord:
+    """The plain memory behind the ledger: a few bytes for each image that is being worked on now."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, str], bool] = {}
+        self._deaths: dict[tuple[str, str], int] = {}
+
+    def begin(self, stage: str, ids: Sequence[str]) -> dict[str, int]:
+        """Note images as being worked on together, or alone if it is one.
+
+        Returns:
+            Images that were noted before and never struck off, with the number of deaths that each had alone.
+        """
+        suspects: dict[str, int] = {}
+        for image_id in ids:
+            key = (stage, image_id)
+            if key in self._open:
+                self._deaths[key] = self._deaths.get(key, 0) + self._open[key]
+                suspects[image_id] = self._deaths[key]
+            self._open[key] = False
+        return suspects
+
+    def begin_alone(self, stage: str, image_id: str) -> None:
+        """Note that a suspect is now the only image its worker works on."""
+        self._open[stage, image_id] = True
+
+    def end(self, stage: str, ids: Sequence[str]) -> None:
+        """Strike images off."""
+        for image_id in ids:
+            self._open.pop((stage, image_id), None)
+            self._deaths.pop((stage, image_id), None)
+
+
+class AttemptLedger:
+    """A handle on the one `AttemptRecord` of a job, which any worker may hold."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    @classmethod
+    def start(cls) -> "AttemptLedger":
+        """Start the record as an actor that takes no CPU on the node of the caller."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+        return cls(ray.remote(AttemptRecord).options(**options).remote())
+
+    def begin(self, stage: str, ids: Sequence[str]) -> dict[str, int]:
+        """Note images as being worked on; wait until that is certain."""
+        suspects: dict[str, int] = ray.get(self._actor.begin.remote(stage, list(ids)))
+        return suspects
+
+    def begin_alone(self, stage: str, image_id: str) -> None:
+        """Note that a suspect is now alone; wait until that is certain."""
+        ray.get(self._actor.begin_alone.remote(stage, image_id))
+
+    def end(self, stage: str, ids: Sequence[str]) -> None:
+        """Strike images off, without waiting."""
+        self._actor.end.remote(stage, list(ids))

@@ -1,0 +1,8 @@
+"""Where images come from; each kind of source turns its listing into one record an image."""
+
+from pipelines.sources.folder import FolderSource
+from pipelines.sources.parquet import ParquetSource
+from pipelines.sources.record import ImageRecord, Source
+from pipelines.sources.webdataset import WebDatasetSource
+
+__all__ = ["FolderSource", "ImageRecord", "ParquetSource", "Source", "WebDatasetSource"]

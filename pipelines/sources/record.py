@@ -1,0 +1,75 @@
+"""One image as a source lists it: a stable name, and where its bytes lie."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+Container = Literal["file", "uri", "tar", "parquet", "broken"]
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("container", pa.string(), nullable=False),
+        pa.field("path", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+        pa.field("row_group", pa.int32()),
+        pa.field("row", pa.int64()),
+        pa.field("annotation", pa.string()),
+        pa.field("reason", pa.string()),
+    ],
+    metadata={b"ovss_schema": b"manifest/1"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """Where one image lies.
+
+    Attributes:
+        image_id: Stable and unique in the run.
+        uri: Address for people and for the output; no credentials.
+        container: "file" (a whole file of the source), "uri" (a whole file that a table names), "tar" (bytes
+            `offset` to `offset + length`), "parquet" (row `row` of row group `row_group`), or "broken" (nothing
+            to read: `reason` says why; it becomes a failure row).
+        path: Path inside the source's file system; for "uri" the address to open.
+        annotation: Address of a reference mask, for evaluations.
+    """
+
+    image_id: str
+    uri: str
+    container: Container
+    path: str | None = None
+    offset: int | None = None
+    length: int | None = None
+    row_group: int | None = None
+    row: int | None = None
+    annotation: str | None = None
+    reason: str | None = None
+
+
+class Source(Protocol):
+    """A corpus that can be listed.
+
+    Attributes:
+        uri: The root its records' paths belong to, credentials included (handed to workers, never written).
+        ignored: Files that the last listing passed over because they are no images.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The root that opens the file system of the records' paths."""
+
+    ignored: int
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies this source, without credentials; part of the run's identity."""
+
+    def containers(self) -> list[str] | None:
+        """Return the names of the shards there are now; None where each image is its own file."""
+
+    def records(self, skip: Collection[str] = ()) -> Iterator[ImageRecord]:
+        """List the images in a stable order, passing over the shards named in `skip`."""

@@ -1,0 +1,50 @@
+"""What tests share: one Ray instance a session, and images made on the spot."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One small local Ray for all tests that need it."""
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=300_000_000,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+def encode_image(seed: int, height: int = 24, width: int = 32, kind: str = "JPEG") -> bytes:
+    """Encode a small image of coloured blocks that the seed decides."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), np.uint8)
+    pixels = blocks.repeat(-(-height // 3), 0).repeat(-(-width // 4), 1)[:height, :width]
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that fills a folder with so many JPEG files, some of them in a folder below."""
+
+    def build(count: int, name: str = "images") -> Path:
+        folder = tmp_path / name
+        (folder / "below").mkdir(parents=True)
+        for number in range(count):
+            place = folder / ("below" if number % 3 == 2 else "") / f"{number:04d}.jpg"
+            place.write_bytes(encode_image(number))
+        return folder
+
+    return build

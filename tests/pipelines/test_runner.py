@@ -1,0 +1,188 @@
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ovss_core.errors import OvssError
+from pipelines.manifest import Manifest, prepare_manifest
+from pipelines.progress import ProgressReport
+from pipelines.runner import Job, run_job
+from pipelines.sink import finished_ids, reopen_part
+from pipelines.sources import FolderSource
+from pipelines.storage import Folder
+from pipelines.summary import write_summary
+from tests.pipelines.mean_colour import MEANS, mean_job, mean_of
+
+ImageFolder = Callable[..., Path]
+
+
+def run(job: Job, shard_size: int = 8) -> tuple[Manifest, ProgressReport]:
+    manifest = prepare_manifest(job.output, job.source, shard_size)
+    with ProgressReport(manifest.images, stream=io.StringIO()) as progress:
+        run_job(job, manifest, progress)
+    return manifest, progress
+
+
+def rows(output: Path, table: str) -> pa.Table:
+    files = sorted((output / table).glob("*.parquet")) if (output / table).exists() else []
+    return pa.concat_tables([pq.read_table(file) for file in files]) if files else pa.table({"image_id": []})
+
+
+def test_every_image_has_one_row_in_manifest_order_with_the_value_of_its_pixels(
+    ray_session: None, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    images, output = image_folder(21), tmp_path / "out"
+    manifest, progress = run(mean_job(str(output), FolderSource(str(images))))
+
+    table = rows(output, "means")
+    expected = [
+        row["image_id"]
+        for n in range(3)
+        for row in pq.read_table(output / f"manifest/part-{n:05d}.parquet").to_pylist()
+    ]
+    assert table["image_id"].to_pylist() == expected
+    assert len(expected) == 21
+    for image_id, mean in zip(expected, table["mean"].to_pylist(), strict=True):
+        assert mean == mean_of((images / image_id).read_bytes())
+    assert (progress.done, progress.failed) == (21, 0)
+    summary = write_summary(Folder(str(output)), manifest, {})
+    assert summary["statistics"]["sum_of_means"] == pytest.approx(sum(table["mean"].to_pylist()))
+    assert not (output / "_fragments").exists()
+
+
+def test_files_that_are_no_images_become_failures_and_the_others_are_done(
+    ray_session: None, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    images, output = image_folder(6), tmp_path / "out"
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "text.png").write_text("no image")
+    manifest, _ = run(mean_job(str(output), FolderSource(str(images))))
+
+    failures = rows(output, "failures").to_pylist()
+    assert [row["image_id"] for row in failures] == ["empty.jpg", "text.png"]
+    assert {(row["stage"], row["error_type"]) for row in failures} == {("mean", "ImageError")}
+    summary = write_summary(Folder(str(output)), manifest, {})
+    assert (summary["images"], summary["labelled"], summary["failed"]) == (8, 6, 2)
+
+
+def test_images_that_kill_their_worker_become_failures_and_their_neighbours_are_done(
+    ray_session: None, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    images, output = image_folder(16), tmp_path / "out"
+    poison = ["0003.jpg", "below/0005.jpg"]
+    run(mean_job(str(output), FolderSource(str(images)), poison=poison))
+
+    failures = rows(output, "failures").to_pylist()
+    assert sorted(row["image_id"] for row in failures) == poison
+    assert {row["error_type"] for row in failures} == {"WorkerCrash"}
+    assert rows(output, "means").num_rows == 14
+
+
+def test_a_programming_error_ends_the_job(
+    ray_session: None, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    job = mean_job(str(tmp_path / "out"), FolderSource(str(image_folder(6))), wrong=["0001.jpg"])
+    with pytest.raises(OvssError, match="a mistake in the program"):
+        run(job)
+
+
+def test_a_run_that_comes_back_does_only_what_is_missing(
+    ray_session: None, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    images, output = image_folder(20), tmp_path / "out"
+    job = mean_job(str(output), FolderSource(str(images)))
+    run(job)
+    table = pq.read_table(output / "means/part-00001.parquet")
+    before = {path.name: path.stat().st_ino for path in (output / "means").iterdir()}
+    reopen_part(Folder(str(output)), 1, MEANS)
+    [fragment] = (output / "_fragments/part-00001").iterdir()
+    pq.write_table(table.slice(0, 5), fragment)
+
+    _, progress = run(job)
+
+    assert progress.done == 3
+    after = {path.name: path.stat().st_ino for path in (output / "means").iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"part-00001.parquet"}
+    assert pq.read_table(output / "means/part-00001.parquet").equals(table)
+
+
+def test_images_added_to_the_source_become_a_new_part(
+    ray_session: None, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    images, output = image_folder(10), tmp_path / "out"
+    job = mean_job(str(output), FolderSource(str(images)))
+    run(job)
+    first = (output / "means/part-00000.parquet").stat().st_ino
+    (images / "0000b.jpg").write_bytes((images / "0000.jpg").read_bytes())
+    (images / "0001.jpg").unlink()
+
+    manifest, progress = run(job)
+
+    assert (manifest.counts, manifest.appended, manifest.gone) == ((8, 2, 1), 1, 1)
+    assert progress.done == 1
+    assert pq.read_table(output / "means/part-00002.parquet")["image_id"].to_pylist() == ["0000b.jpg"]
+    assert (output / "means/part-00000.parquet").stat().st_ino == first
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_driver_is_resumed_without_repeating_or_losing_an_image(
+    ray_session: None, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    images, output = image_folder(40), tmp_path / "out"
+    command = [sys.executable, "-m", "tests.pipelines.mean_colour", str(images), str(output), "0.15"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not list(output.glob("_done/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in output.glob("means/*")}
+    stored = sum(
+        len(finished_ids(Folder(str(output)), part))
+        for part in range(5)
+        if not (output / f"_done/part-{part:05d}.json").exists()
+    )
+    finished = 8 * len(list(output.glob("_done/*.json")))
+    assert 0 < finished < 40
+
+    _, progress = run(mean_job(str(output), FolderSource(str(images))))
+
+    assert progress.done == 40 - finished - stored
+    ids = rows(output, "means")["image_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 40
+    for name, identity in done.items():
+        path = output / "means" / name
+        if (
+            (output / "_done" / name.replace("parquet", "json")).exists()
+            and finished
+            and name == "part-00000.parquet"
+        ):
+            assert (path.stat().st_ino, path.stat().st_mtime_ns) == identity
+
+
+def test_a_batch_that_fails_is_tried_in_halves_until_the_faulty_item_is_alone() -> None:
+    from pipelines.faults import Failure, process_all
+
+    sizes = []
+
+    def work(items: Sequence[int]) -> list[int]:
+        sizes.append(len(items))
+        if 5 in items:
+            raise RuntimeError("out of memory\ndetails")
+        return [item * 2 for item in items]
+
+    outcomes = process_all("double", [str(n) for n in range(8)], list(range(8)), work)
+
+    assert outcomes[5] == Failure("double", "RuntimeError", "out of memory")
+    assert [outcome for outcome in outcomes if not isinstance(outcome, Failure)] == [0, 2, 4, 6, 8, 12, 14]
+    assert sizes == [8, 4, 4, 2, 1, 1, 2]
+    assert np.all(np.array(sizes) <= 8)
