@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from ovss_core.class_purification.affinity import Affinity, balance, spread
 from ovss_core.class_purification.ambiguity import soft_iou
+from ovss_core.class_purification.batch import PurificationInput, Units
 from ovss_core.class_purification.boxes import component_boxes, quantise, threshold_regions
 from ovss_core.class_purification.evidence import (
     PhraseScores,
-    Units,
     active_pairs,
     class_maximum,
     class_peaks,
@@ -29,7 +29,7 @@ from ovss_core.class_purification.evidence import (
     plan_chunks,
     softmax_statistics,
 )
-from ovss_core.class_purification.purifier import ClassPurifier, PurificationInput
+from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.redundancy import refine, released_score
 from ovss_core.class_purification.winners import (
     GroupProposal,

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ovss_core.class_purification.batch import Units
 from ovss_core.class_purification.boxes import Boxes, component_boxes, quantise, threshold_regions
-from ovss_core.class_purification.evidence import Units
 
 Box = tuple[int, int, int, int]
 DEGENERATE_BOX: Box = (0, 0, 0, 0)

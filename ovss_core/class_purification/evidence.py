@@ -8,13 +8,13 @@ the vocabulary.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ovss_core.class_purification.batch import Units
 from ovss_core.class_purification.boxes import LEVELS
 
 ACTIVITY_SLACK = 1e-3
@@ -66,34 +66,6 @@ def _chunk(
         torch.from_numpy(phrases.astype(np.int64)),
         tuple(len(rank_members) for rank_members in ranks),
     )
-
-
-@dataclass(frozen=True)
-class Units:
-    """What one decision is made for: a whole image (all its windows) or each window by itself.
-
-    Attributes:
-        index: The unit of each window, non-decreasing.
-        count: Number of units.
-    """
-
-    index: Int[Tensor, " windows"]
-    count: int
-
-    @cached_property
-    def sizes(self) -> Int[Tensor, " units"]:
-        """Windows of each unit."""
-        return torch.bincount(self.index, minlength=self.count)
-
-    @cached_property
-    def first(self) -> Int[Tensor, " units"]:
-        """First window of each unit."""
-        return self.sizes.cumsum(0) - self.sizes
-
-    def reduce(self, values: Float[Tensor, "*rows windows"], how: str) -> Float[Tensor, "*rows units"]:
-        """Take the "amin" or "amax" over the windows of each unit."""
-        result = values.new_zeros((*values.shape[:-1], self.count))
-        return result.scatter_reduce(-1, self.index.expand_as(values), values, how, include_self=False)
 
 
 @dataclass(frozen=True)

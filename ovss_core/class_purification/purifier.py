@@ -15,19 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovss_core.class_purification.affinity import Affinity, balance
-from ovss_core.class_purification.ambiguity import (
-    AmbiguousGroups,
-    Box,
-    find_groups,
-    group_boxes,
-    lay_on_lattice,
-    pad_kept,
-)
+from ovss_core.class_purification.assembly import KeptRows, assemble, join_rows, propose_groups
+from ovss_core.class_purification.batch import PurificationInput, Units
 from ovss_core.class_purification.evidence import (
     PhraseChunk,
     PhraseScores,
     SoftmaxStatistics,
-    Units,
     active_pairs,
     class_maximum,
     class_peaks,
@@ -42,9 +35,11 @@ from ovss_core.class_purification.redundancy import (
     spatial_consistency,
 )
 from ovss_core.class_purification.thresholds import keep_one, most_likely, null_threshold
-from ovss_core.class_purification.winners import GroupProposal, ImagePurification
+from ovss_core.class_purification.winners import ImagePurification
 from ovss_core.config import PurificationConfig
 from ovss_core.vocabulary import Vocabulary
+
+__all__ = ["BackgroundPolicy", "ClassPurifier", "ClassTexts", "PurificationInput"]
 
 BackgroundPolicy = Literal["none", "residual", "first_class"]
 BOUND_SLACK = 1e-6
@@ -71,31 +66,6 @@ class ClassTexts(Protocol):
 
 
 @dataclass(frozen=True)
-class PurificationInput:
-    """Windows of one batch, all of one grid, of one or more images.
-
-    Attributes:
-        features: Dense features of the host, L2-normalised, patches row-major.
-        attention: Mean over blocks 1..L-1 and heads of the patch-patch attention, class column dropped.
-        grid: Patch rows and columns.
-        image_index: Image of each window, 0..images-1, non-decreasing.
-        window_origin: y, x of each window in its resized image, pixels.
-        image_sizes: Height and width of each resized image, pixels.
-        patch_size: Side of a patch, pixels.
-        window_size: Height and width of a window, pixels.
-    """
-
-    features: Float[Tensor, "windows patches channels"]
-    attention: Float[Tensor, "windows patches patches"]
-    grid: tuple[int, int]
-    image_index: Int[Tensor, " windows"]
-    window_origin: Int[Tensor, "windows 2"]
-    image_sizes: list[tuple[int, int]]
-    patch_size: int
-    window_size: tuple[int, int]
-
-
-@dataclass(frozen=True)
 class _Scene:
     """What every step of one batch shares."""
 
@@ -108,28 +78,6 @@ class _Scene:
     @property
     def images(self) -> int:
         return len(self.batch.image_sizes)
-
-
-@dataclass(frozen=True)
-class _KeptRows:
-    """Maps of the kept (class, unit) pairs, one row a window."""
-
-    window: Int[Tensor, " rows"]
-    class_index: Int[Tensor, " rows"]
-    unit: Int[Tensor, " rows"]
-    maps: Float[Tensor, "rows patches"]
-
-    def select(self, wanted: Tensor) -> "_KeptRows":
-        return _KeptRows(self.window[wanted], self.class_index[wanted], self.unit[wanted], self.maps[wanted])
-
-
-def _join(parts: list[_KeptRows]) -> _KeptRows:
-    return _KeptRows(
-        torch.cat([part.window for part in parts]),
-        torch.cat([part.class_index for part in parts]),
-        torch.cat([part.unit for part in parts]),
-        torch.cat([part.maps for part in parts]),
-    )
 
 
 class ClassPurifier:
@@ -184,8 +132,9 @@ class ClassPurifier:
             softmax_statistics(phrases, units),
         )
         scores, rows = self._redundancy(scene, phrases)
-        groups = self._propose_groups(scene, rows)
-        return self._assemble(scene, scores, rows, groups)
+        excluded = self._background if self._background_competes else None
+        groups = propose_groups(batch, units, rows, self._config, excluded)
+        return assemble(batch, scene.unit_image, scores, rows, groups)
 
     def _units(self, batch: PurificationInput) -> Units:
         if self._config.variant == "image":
@@ -210,12 +159,12 @@ class ClassPurifier:
             self._rule,
         )
 
-    def _redundancy(self, scene: _Scene, phrases: PhraseScores) -> tuple[Tensor, _KeptRows]:
+    def _redundancy(self, scene: _Scene, phrases: PhraseScores) -> tuple[Tensor, KeptRows]:
         """Score all classes, chunk by chunk, and hold on to the maps of those that may stay."""
         thresholds = self._thresholds(scene)
         scores = thresholds.new_zeros((self._classes, scene.units.count))
         peaks = torch.zeros_like(scores)
-        parts: list[_KeptRows] = []
+        parts: list[KeptRows] = []
         for chunk, values in phrases:
             classes = chunk.classes.to(values.device)
             log_probability = class_maximum(values, chunk).sub_(scene.statistics.log_total)
@@ -227,11 +176,11 @@ class ClassPurifier:
             scored = self._score(scene, log_probability, wanted & active_pairs(chunk_peaks, scene.statistics))
             scores[classes] = torch.where(wanted, scored.scores, bounds)
             kept = self._decide(scene, classes, scores[classes], peaks[classes], thresholds)
-            rows = _KeptRows(scored.window, classes[scored.column], scored.unit, scored.maps)
+            rows = KeptRows(scored.window, classes[scored.column], scored.unit, scored.maps)
             parts.append(rows.select(kept[scored.column, scored.unit]))
         every = torch.arange(self._classes, device=scores.device)
         kept = self._decide(scene, every, scores, peaks, thresholds)
-        rows = _join(parts)
+        rows = join_rows(parts)
         scores[self._is_background(every)] = torch.nan
         return scores, rows.select(kept[rows.class_index, rows.unit])
 
@@ -282,75 +231,3 @@ class ClassPurifier:
             active = active_pairs(class_peaks(added, scene.units), scene.statistics)
             nulls.append(self._score(scene, added, active).scores)
         return null_threshold(torch.cat(nulls), self._classes - (self._background is not None))
-
-    def _propose_groups(self, scene: _Scene, rows: _KeptRows) -> list[tuple[GroupProposal, ...]]:
-        """Find the ambiguous groups of each image and their boxes in pixels."""
-        proposals: list[list[GroupProposal]] = [[] for _ in range(scene.images)]
-        if self._config.ambiguity and len(rows.window):
-            padded = pad_kept(rows.unit, rows.window, rows.class_index, rows.maps, scene.units)
-            excluded = self._background if self._background_competes else None
-            groups = find_groups(padded, self._config.ambiguity_threshold, excluded)
-            if groups.members:
-                self._box_groups(scene, groups, proposals)
-        return [tuple(image) for image in proposals]
-
-    def _box_groups(
-        self, scene: _Scene, groups: AmbiguousGroups, proposals: list[list[GroupProposal]]
-    ) -> None:
-        """Add each group with its boxes to the proposals of its image."""
-        batch, share = scene.batch, self._config.box_threshold
-        images = scene.unit_image[groups.unit]
-        if self._config.variant == "image":
-            sizes = [batch.image_sizes[image] for image in images.tolist()]
-            largest = (max(size[0] for size in sizes), max(size[1] for size in sizes))
-            maps = lay_on_lattice(
-                groups,
-                scene.units,
-                batch.window_origin,
-                batch.window_size,
-                batch.grid,
-                largest,
-                batch.patch_size,
-            )
-            boxes = group_boxes(maps, share, exclude_last=False, holes=False)
-        else:
-            maps = groups.maps[:, 0].unflatten(1, batch.grid)
-            boxes = group_boxes(maps, share, exclude_last=True, holes=self._config.variant == "released")
-            sizes = [batch.window_size] * len(boxes)
-        first = Units(batch.image_index, scene.images).first
-        windows = (groups.unit - first[images]).tolist()
-        for group, image in enumerate(images.tolist()):
-            window = None if self._config.variant == "image" else windows[group]
-            corners = tuple(_to_pixels(box, batch.patch_size, sizes[group]) for box in boxes[group])
-            proposals[image].append(GroupProposal(groups.members[group], window, corners))
-
-    def _assemble(
-        self, scene: _Scene, scores: Tensor, rows: _KeptRows, groups: list[tuple[GroupProposal, ...]]
-    ) -> list[ImagePurification]:
-        """Cut scores, kept classes and dense maps into one result an image, with one transfer to the host."""
-        images = Units(scene.batch.image_index, scene.images)
-        best = Units(scene.unit_image, scene.images).reduce(scores, "amax").to(rows.maps.dtype)
-        kept = torch.zeros((scene.images, self._classes), dtype=torch.bool, device=scores.device)
-        row_image = scene.unit_image[rows.unit]
-        kept[row_image, rows.class_index] = True
-        class_index = kept.nonzero()[:, 1]
-        counts = kept.sum(1)
-        lengths = counts * images.sizes
-        start = lengths.cumsum(0) - lengths
-        place = kept.cumsum(1)[row_image, rows.class_index] - 1
-        slot = rows.window - images.first[row_image]
-        host = torch.stack([counts, images.sizes]).tolist()
-        dense = rows.maps.new_zeros((sum(c * w for c, w in zip(*host, strict=True)), rows.maps.shape[1]))
-        dense[start[row_image] + place * images.sizes[row_image] + slot] = rows.maps
-        shapes = [(count, windows, *scene.batch.grid) for count, windows in zip(*host, strict=True)]
-        maps = dense.split([count * windows for count, windows, *_ in shapes])
-        parts = zip(best.unbind(1), class_index.split(host[0]), maps, shapes, groups, strict=True)
-        return [
-            ImagePurification(score, index, image_maps.view(shape), proposals)
-            for score, index, image_maps, shape, proposals in parts
-        ]
-
-
-def _to_pixels(box: Box, patch_size: int, limit: tuple[int, int]) -> Box:
-    x0, y0, x1, y1 = (side * patch_size for side in box)
-    return x0, y0, min(x1, limit[1]), min(y1, limit[0])

@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovss_core.class_purification.affinity import Affinity, spread_rows
+from ovss_core.class_purification.batch import Units
 from ovss_core.class_purification.boxes import component_boxes, paint_boxes, quantise, threshold_regions
-from ovss_core.class_purification.evidence import ActiveRows, SoftmaxStatistics, Units, collect_rows
+from ovss_core.class_purification.evidence import ActiveRows, SoftmaxStatistics, collect_rows
 
 EPSILON = 1e-8
 ScoreRule = Callable[[ActiveRows, Tensor], Tensor]

@@ -70,7 +70,9 @@ def make_scene(
         for _ in range(windows):
             features.append(_window(texts, chosen, grid, noise, generator))
     stacked = torch.stack(features)
-    logits = 8 * stacked @ stacked.mT + torch.randn(stacked.shape[0], *[grid[0] * grid[1]] * 2, generator=generator)
+    logits = 8 * stacked @ stacked.mT + torch.randn(
+        stacked.shape[0], *[grid[0] * grid[1]] * 2, generator=generator
+    )
     side = (grid[0] * PATCH, grid[1] * PATCH)
     step = side[1] // 2
     origin = torch.tensor([[0, step * w] for _ in range(images) for w in range(windows)])
@@ -96,7 +98,9 @@ def _window(
     for k in chosen:
         phrase = int(np.flatnonzero(texts.phrase_class == k)[0])
         y, x = (int(torch.randint(0, max(1, side - 2), (), generator=generator)) for side in grid)
-        height, width = (int(torch.randint(2, max(3, side // 2 + 1), (), generator=generator)) for side in grid)
+        height, width = (
+            int(torch.randint(2, max(3, side // 2 + 1), (), generator=generator)) for side in grid
+        )
         clutter[y : y + height, x : x + width] = texts.phrase_embeddings[phrase]
     scattered = unit(torch.randn(rows, columns, channels, generator=generator))
     return unit(clutter + noise * scattered).flatten(0, 1)
