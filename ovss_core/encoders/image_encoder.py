@@ -57,7 +57,7 @@ class ImageEncoder:
 
     def embed(
         self, windows: Float[Tensor, "windows 3 height width"], resampling: Resampling = "scale"
-    ) -> Float[Tensor, "windows tokens width"]:
+    ) -> Float[Tensor, "windows tokens channels"]:
         """Return the tokens that enter block 1: patches and class token with positions, after ln_pre."""
         patches = self._visual.conv1(windows.to(self.dtype))
         grid = (patches.shape[2], patches.shape[3])
