@@ -1,5 +1,7 @@
 """Collects what a check against reference arrays found: each key's error beside its tolerance."""
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,13 +56,17 @@ class Report:
             f"{'MISS' if row.missed else 'ok':4}  {stage:52} {row.error:10.2e} of {row.tolerance:8.1e}  ({row.key})"
             for stage, row in sorted(worst.items())
         ]
-        return [*checked, *(f"skip  {key}: {reason}" for key, reason in sorted(self.skipped.items()))]
+        return [*checked, *self._skipped_lines()]
+
+    def _skipped_lines(self) -> list[str]:
+        """One line a stage and reason, with the number of keys."""
+        counts = Counter((stage_of(key), reason) for key, reason in self.skipped.items())
+        return [f"skip  {stage} ({count}): {reason}" for (stage, reason), count in sorted(counts.items())]
 
 
 def stage_of(key: str) -> str:
     """Drop picture and case names: `sfp_released/w0/features` and `.../w3/features` are one stage."""
-    parts = [part for part in key.split("/") if not (part[:1] in "wpk" and part[1:].isdigit())]
-    return "/".join(part for part in parts if not part.startswith("rp") or part == "rp_score")
+    return "/".join(part for part in key.split("/") if not re.fullmatch(r"[wpkS]\d+|rp\d+(_ap\d+)?", part))
 
 
 def largest_difference(actual: object, expected: object) -> float:
