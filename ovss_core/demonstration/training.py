@@ -1,0 +1,254 @@
+"""Trains the demonstration model from scratch; an interrupted training goes on from its last checkpoint."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ovss_core.demonstration import DEMO_ARCHITECTURE, register_demo_model
+from ovss_core.demonstration.crops import draw_crops
+from ovss_core.demonstration.objective import BASE_GRID, WordBank, training_loss
+from ovss_core.demonstration.progress_check import check_progress
+from ovss_core.demonstration.scene_store import TRAINING_SEED, open_scene_store
+from ovss_core.demonstration.words import CLASS_NAMES
+from ovss_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the demonstration model is trained.
+
+    Args:
+        scenes: Number of scenes drawn for training.
+        small_steps: Steps on crops of 112 pixels, the first part.
+        small_batch: Crops a step in the first part.
+        large_steps: Steps on windows of 224 pixels, the second part; every fourth stays at 112 pixels.
+        large_batch: Windows a step in the second part.
+        learning_rate: Its peak; it rises over `warmup_steps`, stays, and falls to zero over the second part.
+        warmup_steps: See `learning_rate`.
+        weight_decay: On matrices of the towers.
+        seed: Of the initial weights and of every draw.
+        half: Compute the image tower in bfloat16.
+        lanes: Parts of a batch that are computed side by side, one thread each; their gradients are averaged.
+        checkpoint_every: Steps between checkpoints.
+        check_every: Steps between quick measurements.
+        check_scenes: Held-out scenes of a quick measurement; 0 for none.
+        workers: Processes that draw scenes; None for one a core.
+    """
+
+    scenes: int = 8_000
+    small_steps: int = 3000
+    small_batch: int = 32
+    large_steps: int = 1000
+    large_batch: int = 12
+    learning_rate: float = 1e-3
+    warmup_steps: int = 150
+    weight_decay: float = 0.02
+    seed: int = 0
+    half: bool = True
+    lanes: int = 2
+    checkpoint_every: int = 100
+    check_every: int = 250
+    check_scenes: int = 24
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        wrong = [
+            name
+            for name in ("scenes", "small_batch", "large_batch", "lanes", "checkpoint_every", "check_every")
+            if getattr(self, name) < 1
+        ]
+        if wrong or self.small_steps < 0 or self.large_steps < 0 or self.steps == 0:
+            raise ConfigError(
+                f"a training needs at least one scene, step and crop a step, got {self}; raise {', '.join(wrong) or 'the steps'}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps of both parts."""
+        return self.small_steps + self.large_steps
+
+
+def train_demo(folder: Path, config: TrainingConfig, stop_after: int | None = None) -> Path:
+    """Train, or go on training, and write the weights.
+
+    Args:
+        folder: Holds the scenes, the checkpoint and, at the end, `ovss_demo.safetensors`.
+        config: The recipe; it must be the one that the checkpoint was made with.
+        stop_after: Stop (with a checkpoint) after this many steps in all.
+
+    Returns:
+        The path of the weights, or of the checkpoint when stopped early.
+
+    Raises:
+        ConfigError: The folder holds a checkpoint of another recipe.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    workers = config.workers or os.cpu_count() or 1
+    store = open_scene_store(folder / "scenes.u8", config.scenes, TRAINING_SEED, workers)
+    model, optimiser = _create(config)
+    step = _resume(folder / "checkpoint.pt", config, model, optimiser)
+    lanes = _Lanes(model, store, config)
+    end = config.steps if stop_after is None else min(stop_after, config.steps)
+    started = time.monotonic()
+    while step < end:
+        terms = lanes.step(optimiser, step)
+        step += 1
+        if step % 10 == 0 or step == end:
+            listed = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            _say(
+                f"step {step}/{config.steps} {listed} scale {model.logit_scale.exp().item():.1f} seconds {time.monotonic() - started:.0f}"
+            )
+        if step % config.checkpoint_every == 0 or step == end:
+            _save_checkpoint(folder / "checkpoint.pt", config, model, optimiser, step)
+        if config.check_scenes and (step % config.check_every == 0 or step == config.steps):
+            _report_check(model, lanes.bank, config.check_scenes)
+    if step < config.steps:
+        return folder / "checkpoint.pt"
+    return write_weights(model, folder / "ovss_demo.safetensors")
+
+
+def class_weights(labels: np.ndarray) -> Tensor:
+    """Return how much a patch of each class counts: the inverse root of its share of the pixels, mean 1."""
+    counts = np.bincount(labels.ravel(), minlength=len(CLASS_NAMES)).astype(np.float64)
+    share = np.maximum(counts / counts.sum(), 1e-3)
+    weights = 1 / np.sqrt(share)
+    return torch.from_numpy(weights / weights.mean()).float()
+
+
+def write_weights(model: Any, path: Path) -> Path:
+    """Write a model's weights in float16 safetensors, whole or not at all."""
+    tensors = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(path)
+    return path
+
+
+def _create(config: TrainingConfig) -> tuple[Any, torch.optim.Optimizer]:
+    register_demo_model()
+    torch.manual_seed(config.seed)
+    model = open_clip.create_model(DEMO_ARCHITECTURE, pretrained=None)
+    with torch.no_grad():
+        model.visual.positional_embedding[1:] = _wave_positions(model.visual.positional_embedding.shape[1])
+        model.logit_scale.fill_(math.log(20))
+    decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
+    kept = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return model.train(), torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+
+
+def _wave_positions(width: int) -> Tensor:
+    """Return smooth starting positions [patches, width]: sines and cosines of row and column."""
+    rows, columns = (
+        axis.flatten() for axis in torch.meshgrid(*(torch.arange(n) for n in BASE_GRID), indexing="ij")
+    )
+    frequency = 8.0 ** -torch.linspace(0, 1, width // 4)
+    angles = [axis[:, None] * frequency for axis in (rows, columns)]
+    return 0.1 * torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], 1)
+
+
+class _Lanes:
+    """Computes the parts of a batch side by side, one thread each, and averages their gradients in a fixed order.
+
+    One synchronisation a step keeps the speed up on cores that others use too, where an operation spread over all
+    cores waits for the slowest of them.
+    """
+
+    def __init__(self, model: Any, store: np.ndarray, config: TrainingConfig) -> None:
+        self.model, self.store, self.config = model, store, config
+        self.parameters = list(model.parameters())
+        self.bank = WordBank(open_clip.get_tokenizer(DEMO_ARCHITECTURE))
+        self.weights = class_weights(store[:: max(1, len(store) // 500), ::8, ::8, 3])
+        self._pool = ThreadPoolExecutor(config.lanes, initializer=torch.set_num_threads, initargs=(1,))
+
+    def step(self, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
+        """Take one step and return the loss terms."""
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        parts = list(self._pool.map(self._part, [step] * self.config.lanes, range(self.config.lanes)))
+        for parameter, *gradients in zip(self.parameters, *(part[0] for part in parts), strict=True):
+            parameter.grad = torch.stack(gradients).mean(0)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        optimiser.step()
+        return {name: sum(part[1][name] for part in parts) / len(parts) for name in parts[0][1]}
+
+    def _part(self, step: int, lane: int) -> tuple[tuple[Tensor, ...], dict[str, float]]:
+        config = self.config
+        rng = random.Random(f"ovss training {config.seed} {step} {lane}")
+        if step >= config.small_steps and step % 4 != 0:
+            batch = draw_crops(self.store, max(1, config.large_batch // config.lanes), 224, (170, 336), rng)
+        else:
+            batch = draw_crops(self.store, max(1, config.small_batch // config.lanes), 112, (85, 200), rng)
+        loss, terms = training_loss(self.model, batch, self.bank, self.weights, rng, config.half)
+        return torch.autograd.grad(loss, self.parameters), terms
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Return the rate at a step: a linear rise, its peak through the first part, a linear fall over the second."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    fall = min(1.0, (config.steps - step) / max(1, config.large_steps))
+    return config.learning_rate * rise * fall
+
+
+def _save_checkpoint(
+    path: Path, config: TrainingConfig, model: Any, optimiser: torch.optim.Optimizer, step: int
+) -> None:
+    partial = path.with_suffix(".partial")
+    state = {
+        "recipe": _recipe(config),
+        "parts": [config.small_steps, config.large_steps],
+        "step": step,
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+    }
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _resume(path: Path, config: TrainingConfig, model: Any, optimiser: torch.optim.Optimizer) -> int:
+    """Load a checkpoint; the lengths of the parts may change as long as the first part is not over."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    parts, step = [config.small_steps, config.large_steps], int(state["step"])
+    if state["recipe"] != _recipe(config) or (
+        parts != state["parts"] and step > min(parts[0], state["parts"][0])
+    ):
+        raise ConfigError(
+            f"{path} belongs to another training: {state['recipe']} with parts of {state['parts']} steps, now "
+            f"{_recipe(config)} with {parts}; use its settings or another folder"
+        )
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    _say(f"goes on from step {step} of {path}")
+    return step
+
+
+def _recipe(config: TrainingConfig) -> str:
+    """Return what decides the weights, apart from the lengths of the parts, as text."""
+    free = {"small_steps", "large_steps", "checkpoint_every", "check_every", "check_scenes", "workers"}
+    return json.dumps({name: value for name, value in dataclasses.asdict(config).items() if name not in free})
+
+
+def _report_check(model: Any, bank: WordBank, scenes: int) -> None:
+    for host, iou in check_progress(model, bank, scenes).items():
+        ranked = " ".join(f"{CLASS_NAMES[index]} {100 * iou[index]:.0f}" for index in np.argsort(iou))
+        _say(f"check {host} mIoU {100 * np.nanmean(iou):.1f} on {scenes} scenes: {ranked}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stdout, flush=True)
