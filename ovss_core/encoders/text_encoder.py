@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -103,7 +104,9 @@ class TextEncoder:
         """
         unique = list(dict.fromkeys(phrases))
         folder = self._cache_folder(templates)
-        known = {phrase: found for phrase in unique if (found := _read_embedding(folder, phrase)) is not None}
+        width = self._output_dim()
+        remembered = {phrase: _read_embedding(folder, phrase, width) for phrase in unique}
+        known = {phrase: row for phrase, row in remembered.items() if row is not None}
         missing = [phrase for phrase in unique if phrase not in known]
         if missing:
             logger.info("encoding %d phrases with %d templates", len(missing), len(templates))
@@ -116,7 +119,7 @@ class TextEncoder:
                 _write_embedding(folder, phrase, row)
         self._clip.model.to("cpu")
         if not phrases:
-            return torch.zeros(0, self._output_dim())
+            return torch.zeros(0, width)
         return torch.stack([known[phrase] for phrase in phrases])
 
     def _encode_part(
@@ -132,7 +135,9 @@ class TextEncoder:
         return int(self._clip.model.visual.output_dim)
 
     def _cache_folder(self, templates: Sequence[str]) -> Path:
-        settings = json.dumps([list(templates), self._clip.config.name, self._clip.config.quick_gelu])
+        # equal weights encode otherwise under another activation, which a file's format may decide
+        kinds = sorted({type(module).__name__ for module in self._clip.model.modules()})
+        settings = json.dumps([list(templates), self._clip.config.name, kinds])
         digest = hashlib.sha256(settings.encode()).hexdigest()
         return self._cache_dir / "text" / f"{self.weights_hash[:24]}-{digest[:16]}"
 
@@ -199,11 +204,14 @@ def _entry(folder: Path, phrase: str) -> Path:
     return folder / f"{hashlib.sha256(phrase.encode()).hexdigest()}.npy"
 
 
-def _read_embedding(folder: Path, phrase: str) -> Tensor | None:
+def _read_embedding(folder: Path, phrase: str, width: int) -> Tensor | None:
+    """Recall one embedding; None where there is none, or where its file is damaged."""
     try:
-        return torch.from_numpy(np.load(_entry(folder, phrase), allow_pickle=False))
-    except (OSError, ValueError, EOFError):
+        row = np.load(_entry(folder, phrase), allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile):
         return None
+    sound = isinstance(row, np.ndarray) and row.shape == (width,) and row.dtype == np.float32
+    return torch.from_numpy(row) if sound and np.isfinite(row).all() else None
 
 
 def _write_embedding(folder: Path, phrase: str, row: Tensor) -> None:
