@@ -135,3 +135,24 @@ def slow_tower(tower: VisionTransformer) -> SlowTower:
     grid = (int(tower.grid_size[0]), int(tower.grid_size[1]))
     quick = isinstance(block.mlp.gelu, QuickGELU)
     return SlowTower(weights, block.attn.num_heads, int(tower.patch_size[0]), grid, quick)
+
+
+class ParameterTree(nn.Module):
+    """A module tree that holds given tensors under their dotted names, as OpenAI's archives do."""
+
+    def __init__(self, tensors: dict[str, Tensor], buffers: dict[str, int]) -> None:
+        super().__init__()
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            head, _, rest = key.partition(".")
+            if rest:
+                parts.setdefault(head, {})[rest] = value
+            else:
+                self.register_parameter(head, nn.Parameter(value, requires_grad=False))
+        for name, part in parts.items():
+            self.add_module(name, ParameterTree(part, {}))
+        for name, number in buffers.items():
+            self.register_buffer(name, torch.tensor(number))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values
