@@ -108,6 +108,7 @@ class ClassPurifier:
         self._chunks = plan_chunks(np.asarray(text.phrase_class), config.phrase_chunk)
         self._null_chunks = plan_chunks(np.arange(len(self._nulls)), config.phrase_chunk)
         self._rule = spatial_consistency if config.variant == "paper" else released_score
+        self._rule_ceiling = 1.0 if config.variant == "paper" else 0.5
 
     @property
     def _auto(self) -> bool:
@@ -179,6 +180,8 @@ class ClassPurifier:
             rows = KeptRows(scored.window, classes[scored.column], scored.unit, scored.maps)
             parts.append(rows.select(kept[scored.column, scored.unit]))
         every = torch.arange(self._classes, device=scores.device)
+        wanted, bounds = self._worth_refining(scene, every, peaks, thresholds)
+        scores = torch.where(wanted, scores, bounds)
         kept = self._decide(scene, every, scores, peaks, thresholds)
         rows = join_rows(parts)
         scores[self._is_background(every)] = torch.nan
@@ -230,4 +233,5 @@ class ClassPurifier:
             added = functional.logsigmoid(values - scene.statistics.log_total)
             active = active_pairs(class_peaks(added, scene.units), scene.statistics)
             nulls.append(self._score(scene, added, active).scores)
-        return null_threshold(torch.cat(nulls), self._classes - (self._background is not None))
+        classes = self._classes - (self._background is not None)
+        return null_threshold(torch.cat(nulls), classes, self._rule_ceiling)

@@ -5,7 +5,8 @@ m / (1 + m), m its peak probability, and m falls as more classes share the softm
 across vocabularies is a class's rank among classes known to be absent. So distractors, nouns that are in
 hardly any photograph, are each scored in the same image as if that one noun were added to the vocabulary:
 same softmax, same refinement, same score. Their scores sample the null hypothesis "this class is absent",
-with the competition, clutter and contrast of this very image and vocabulary.
+with the competition, clutter and contrast of this very image and vocabulary. On simulated features the
+scores of distractors and of absent classes agree up to their 99th percentile from 60 to 1,200 classes.
 """
 
 import re
@@ -17,7 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EXPECTED_FALSE_CLASSES = 1.0
-TAIL_SHARE = 0.2
+TOP_SHARE = 0.03
+FITTED_SHARE = 0.3
+LEAST_SCORE = 1e-3
+LEAST_POINTS = 5
 
 
 def load_distractors(exclude_phrases: Iterable[str] = ()) -> list[str]:
@@ -40,31 +44,41 @@ def _words(phrase: str) -> set[str]:
     return {word.removesuffix("s") for word in re.findall(r"[^\W\d_]+", phrase.lower())}
 
 
-def null_threshold(null_scores: Float[Tensor, "distractors units"], classes: int) -> Float[Tensor, " units"]:
+def null_threshold(
+    null_scores: Float[Tensor, "distractors units"], classes: int, ceiling: float
+) -> Float[Tensor, " units"]:
     """Estimate the score that about one absent class of the whole vocabulary exceeds by chance.
 
-    That is the 1 - 1/K quantile of the null, K the number of classes: one constant (one expected false
-    class an image) for every vocabulary. Few distractors reach so far into the tail for a large K, so the
-    tail above the null's upper fifth is taken as exponential (peaks over threshold, Pickands 1975). Its
-    scale is the median excess / ln 2 instead of the mean, so that a few distractors that are in the image
-    after all do not raise the line.
+    That is the 1 - 1/K quantile of the null, K the number of classes: one expected false class, whatever the
+    vocabulary. Few distractors reach so far into the tail when K is large, so a straight line is fitted through
+    the upper part of their normal quantile plot, on logit(score / ceiling), and read off at 1 - 1/K. The very
+    top is left out of the fit: some distractor may be in the image after all. Where hardly any distractor has a
+    region at all, the largest score below that top is the threshold.
 
     Args:
-        null_scores: Redundancy score of each distractor in each unit.
+        null_scores: Redundancy score of each distractor in each unit, float64.
         classes: Classes of the vocabulary that compete.
+        ceiling: What the score cannot exceed (released rule 1/2, spatial consistency 1).
 
     Returns:
         The threshold of each unit; 0 without distractors.
     """
-    distractors = len(null_scores)
+    distractors, units = null_scores.shape
     if distractors == 0:
-        return null_scores.new_zeros(null_scores.shape[1])
-    ranked = null_scores.sort(0, descending=True).values
-    tail = max(1, round(TAIL_SHARE * distractors))
-    start = ranked[min(tail, distractors - 1)]
-    scale = (ranked[:tail] - start).median(0).values / torch.tensor(2.0).log()
-    beyond = torch.tensor(tail / distractors * max(classes, 1) / EXPECTED_FALSE_CLASSES).log().clamp_min(0)
-    return start + scale * beyond
+        return null_scores.new_zeros(units)
+    first, last = int(TOP_SHARE * distractors), max(1, int(FITTED_SHARE * distractors))
+    upper = null_scores.sort(0, descending=True).values[first:last]
+    rank = torch.arange(first, last, dtype=torch.float64, device=upper.device)
+    normal = torch.special.ndtri(1 - (rank + 0.5) / distractors)[:, None]
+    share = torch.tensor(min(EXPECTED_FALSE_CLASSES / max(classes, 1), 0.5), dtype=torch.float64)
+    weight = (upper > LEAST_SCORE).double()
+    points = weight.sum(0)
+    score = torch.logit((upper / ceiling).clamp(LEAST_SCORE, 1 - LEAST_SCORE))
+    centre, level = ((weight * values).sum(0) / points.clamp_min(1) for values in (normal, score))
+    offset = weight * (normal - centre)
+    slope = (offset * score).sum(0) / (offset * (normal - centre)).sum(0).clamp_min(1e-9)
+    line = level + slope.clamp_min(0) * (torch.special.ndtri(1 - share).to(upper.device) - centre)
+    return torch.where(points >= LEAST_POINTS, ceiling * torch.sigmoid(line), upper[0])
 
 
 def most_likely(

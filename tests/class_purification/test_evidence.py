@@ -19,7 +19,9 @@ from tests.class_purification.scenes import unit
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.integers(1, 12))
 def test_chunks_hold_every_phrase_once_and_never_split_a_class(phrase_class: list[int], size: int) -> None:
     chunks = plan_chunks(phrase_class, size)
-    assert sorted(index for chunk in chunks for index in chunk.phrases.tolist()) == list(range(len(phrase_class)))
+    assert sorted(index for chunk in chunks for index in chunk.phrases.tolist()) == list(
+        range(len(phrase_class))
+    )
     classes = [index for chunk in chunks for index in chunk.classes.tolist()]
     assert sorted(classes) == sorted(set(phrase_class))
     for chunk in chunks:
