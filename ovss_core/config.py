@@ -85,7 +85,8 @@ class SfpConfig:
         outlier_rule: How outliers are found: attention (SOM, eq. 4), feature norm, or local outlier factor.
         outlier_factor: A patch is an outlier when factor * CLS attention exceeds its self attention; larger
             finds more. None means 1.5 (released) or 1.0 (paper).
-        max_outliers: At most so many outliers a window (None: 10 released, no limit in the paper).
+        max_outliers: At most so many outliers a window by the attention rule, those with the most CLS attention
+            (None: 10 released, no limit in the paper).
         enhancement_lambda: Weight of qq + kk inside the softmax of SAE (paper, eq. 6); larger is sharper.
         enhancement_projection: SAE applies the value and output projections (paper variant).
         enhancement_residual: SAE adds the purified tokens and the feed-forward result (paper, eq. 7).
@@ -111,6 +112,10 @@ class SfpConfig:
     def __post_init__(self) -> None:
         _require_choice("sfp.variant", self.variant, SfpVariant)
         _require_choice("sfp.outlier_rule", self.outlier_rule, OutlierRule)
+        _require(
+            self.max_outliers is None or self.max_outliers >= 0,
+            f"sfp.max_outliers is {self.max_outliers}; give at least 0, or none for the variant's own limit",
+        )
         _require(
             self.integration_start >= 1,
             f"sfp.integration_start is {self.integration_start}; blocks count from 1",

@@ -52,8 +52,8 @@ class DenseHead(ABC):
 
 
 def proportional_layer(layer: int, depth: int) -> int:
-    """Carry a layer number that a paper gives for 12 blocks over to another depth."""
-    return max(1, round(layer * depth / 12))
+    """Carry a layer number that a paper gives for 12 blocks over to another depth; never the last block."""
+    return min(max(1, round(layer * depth / 12)), depth - 1)
 
 
 class LastBlockHead(DenseHead):

@@ -36,6 +36,7 @@ class SfpHead(DenseHead):
             return TraceRequest(layers.hidden, layers.hidden_sum, attention_statistics=statistics)
         return TraceRequest(
             outlier_factor=self._factor,
+            outlier_limit=self._limit,
             repair_outliers=self._detects_by_attention,
             filtered_attention_from=min(sfp.integration_start, depth - 1)
             if sfp.attention_integration
@@ -95,6 +96,11 @@ class SfpHead(DenseHead):
             given if given is not None else RELEASED_FACTOR if self.options.sfp.variant == "released" else 1.0
         )
 
+    @property
+    def _limit(self) -> int | None:
+        given, released = self.options.sfp.max_outliers, self.options.sfp.variant == "released"
+        return RELEASED_LIMIT if given is None and released else given
+
     def _outliers(self, trace: EncoderTrace) -> Bool[Tensor, "windows patches"]:
         """Find the outliers of block L-1 by the chosen rule; none where mitigation is off."""
         patches = trace.tokens[:, 1:]
@@ -105,9 +111,8 @@ class SfpHead(DenseHead):
         if self.options.sfp.outlier_rule == "local_outlier_factor":
             return local_outlier_factor_outliers(patches)
         (layer,) = trace.class_attention
-        limit = self.options.sfp.max_outliers or RELEASED_LIMIT
         return attention_outliers(
-            trace.class_attention[layer], trace.self_attention[layer], self._factor, limit
+            trace.class_attention[layer], trace.self_attention[layer], self._factor, self._limit
         )
 
 

@@ -107,7 +107,7 @@ class ImageEncoder:
             trace.mean_attention = _accumulate(trace.mean_attention, patch_attention)
         if request.repair_outliers or request.filtered_attention_from is not None:
             trace.outliers[layer] = attention_outliers(
-                class_attention, self_attention, request.outlier_factor
+                class_attention, self_attention, request.outlier_factor, request.outlier_limit
             )
         if request.filtered_attention_from is not None and layer >= request.filtered_attention_from:
             kept_columns = ~trace.outliers[layer][:, None, :]
@@ -178,6 +178,10 @@ def _require_plain_vit(visual: Any) -> None:
     ):
         raise ModelError(
             f"the image tower's blocks ({type(block).__name__}) differ from CLIP's; choose a plain ViT"
+        )
+    if len(visual.transformer.resblocks) < 2:
+        raise ModelError(
+            "the image tower has a single block; dense heads need one below the last: choose a ViT"
         )
     if visual.patch_size[0] != visual.patch_size[1]:
         raise ModelError(f"patches of {visual.patch_size} are not square; choose a model with square patches")

@@ -21,6 +21,7 @@ class TraceRequest:
         mean_attention: Keep the mean over blocks 1 to L-1 of the head-mean patch-patch attention.
         outlier_factor: A patch is a block's outlier when its self attention is below this factor times its
             class attention (paper SOM).
+        outlier_limit: At most so many outliers a block, those with the largest class attention; None keeps all.
         repair_outliers: Repair each block's outliers before the next block sees them; otherwise the blocks
             run unmodified.
         filtered_attention_from: Paper HAI: keep the sum, from this block to L-1, of the head-mean patch-patch
@@ -33,6 +34,7 @@ class TraceRequest:
     attention_statistics: frozenset[int] = frozenset()
     mean_attention: bool = False
     outlier_factor: float = 1.0
+    outlier_limit: int | None = None
     repair_outliers: bool = False
     filtered_attention_from: int | None = None
     resampling: Resampling = "scale"
@@ -44,7 +46,8 @@ class TraceRequest:
     @property
     def shared_part(self) -> tuple[object, ...]:
         """What two requests must agree on to be served by one trace."""
-        return self.outlier_factor, self.repair_outliers, self.filtered_attention_from, self.resampling
+        outliers = self.outlier_factor, self.outlier_limit, self.repair_outliers
+        return *outliers, self.filtered_attention_from, self.resampling
 
 
 def merge_requests(requests: Iterable[TraceRequest]) -> TraceRequest:
