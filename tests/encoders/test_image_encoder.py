@@ -170,3 +170,8 @@ def test_oblong_patches_are_refused() -> None:
     enliven(tower, 0)
     with pytest.raises(ModelError, match="not square"):
         ImageEncoder(tower)
+
+
+def test_a_tower_of_a_single_block_is_refused() -> None:
+    with pytest.raises(ModelError, match="single block"):
+        tiny_encoder(depth=1)
