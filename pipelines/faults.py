@@ -47,7 +47,7 @@ def process_all(
     stage: str,
     ids: Sequence[str],
     items: Sequence[Item],
-    process: Callable[[Sequence[Item]], Sequence[Value]],
+    process: Callable[[Sequence[Item]], Sequence[Value | Failure]],
     ledger: AttemptLedger | None = None,
 ) -> list[Value | Failure]:
     """Work on a batch so that each item ends in a value or a failure.
@@ -55,7 +55,7 @@ def process_all(
     Args:
         stage: Name for failures and the ledger.
         ids: Image ids, one an item.
-        process: Takes items and returns one value each; may raise `ImageError` or `RuntimeError`.
+        process: Takes items and returns one value or failure each; may raise `ImageError` or `RuntimeError`.
         ledger: Where attempts are noted; without one, an item that kills its worker is not set aside.
 
     Returns:
@@ -80,7 +80,7 @@ def _alone(
     stage: str,
     image_id: str,
     item: Item,
-    process: Callable[[Sequence[Item]], Sequence[Value]],
+    process: Callable[[Sequence[Item]], Sequence[Value | Failure]],
     ledger: AttemptLedger,
     deaths: int,
 ) -> Value | Failure:
@@ -97,7 +97,7 @@ def _alone(
 
 
 def _halve_until_done(
-    stage: str, items: Sequence[Item], process: Callable[[Sequence[Item]], Sequence[Value]]
+    stage: str, items: Sequence[Item], process: Callable[[Sequence[Item]], Sequence[Value | Failure]]
 ) -> list[Value | Failure]:
     if not items:
         return []

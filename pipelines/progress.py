@@ -15,7 +15,6 @@ class ProgressReport:
 
     Args:
         total: Images of the run.
-        done: Images that earlier runs finished; they count as done, not towards the speed.
         interval_s: Seconds between lines where there is no terminal.
         stream: Where to write; standard error by default.
     """
@@ -29,9 +28,9 @@ class ProgressReport:
         stream: TextIO | None = None,
     ) -> None:
         self.total = total
-        self.done = done
-        self.failed = failed
-        self._before = done
+        self.done = 0
+        self.failed = 0
+        self._before = 0
         self._start = time.monotonic()
         self._interval = interval_s
         self._stream = stream or sys.stderr
@@ -66,10 +65,20 @@ class ProgressReport:
         self.done += labelled + failed
         self.failed += failed
 
+    def resume(self, done: int, failed: int) -> None:
+        """Take over what earlier runs finished; it counts as done, not towards the speed."""
+        self.done = self._before = done
+        self.failed = failed
+
+    @property
+    def fresh(self) -> int:
+        """Images that this run stored."""
+        return self.done - self._before
+
     @property
     def images_per_second(self) -> float:
         """Speed since the start of this run, start-up included."""
-        return (self.done - self._before) / max(time.monotonic() - self._start, 1e-9)
+        return self.fresh / max(time.monotonic() - self._start, 1e-9)
 
     def line(self) -> str:
         """Return the state as one line."""

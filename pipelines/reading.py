@@ -56,9 +56,10 @@ class ReadImages:
                 rows = _unfinished(read_part(self.output, slice_["part"]), slice_)
                 for start in range(0, len(rows), ROWS):
                     chosen = rows[start : start + ROWS]
-                    yield _carry(slice_["part"], chosen, self._fetch(chosen, pool))
+                    yield _carry(slice_["part"], chosen, self.fetch(chosen, pool))
 
-    def _fetch(self, rows: Sequence[Row], pool: ThreadPoolExecutor) -> list[Fetched]:
+    def fetch(self, rows: Sequence[Row], pool: ThreadPoolExecutor) -> list[Fetched]:
+        """Return the bytes of manifest rows, or why they cannot be had, in order."""
         fetched: list[Fetched] = []
         for (container, _, _), group in groupby(rows, _batch_key):
             members = list(group)

@@ -28,12 +28,15 @@ from pipelines.reading import ReadImages, pack_slice
 from pipelines.sink import DONE, FRAGMENTS, OutputTable, WriteFragments, finished_ids, merge_part
 from pipelines.sources import Source
 from pipelines.storage import Folder
+from pipelines.summary import read_markers
 
 _LOG = logging.getLogger(__name__)
 _MAX_ROUNDS = 4
 _MAX_BLOCKS = 4096
 _PARTS_PER_PARQUET_TASK = 8
 _MERGES_AT_ONCE = 4
+_SLICE_ROWS = 64
+_SLICES_PER_ACTOR = 16
 _BLOCK_BYTES = 16 << 20
 _COLOURS = re.compile(r"\x1b\[\d+m")
 _ERROR_LINE = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*: \S")
@@ -101,7 +104,10 @@ def run_job(job: Job, manifest: Manifest, progress: ProgressReport) -> None:
             break
         finished = _finished_masks(job.output, pending)
         missing = sum(int((~mask).sum()) for mask in finished.values())
-        if before is not None:
+        if before is None:
+            failed = sum(marker["failed"] for marker in read_markers(job.output, manifest))
+            progress.resume(manifest.images - missing, failed)
+        else:
             _LOG.warning("%d images are still missing; running again for them", missing)
         if missing == before:
             break
@@ -170,7 +176,7 @@ def plan_slices(finished: Mapping[int, np.ndarray], job: Job) -> list[dict[str, 
     missing = sum(int((~mask).sum()) for mask in finished.values())
     actors = max(stage.pool.actors for stage in job.stages)
     batch = max(stage.batch_size for stage in job.stages)
-    rows = max(batch, min(64, math.ceil(missing / (4 * actors))))
+    rows = max(batch, min(_SLICE_ROWS, math.ceil(missing / (_SLICES_PER_ACTOR * actors))))
     slices = []
     for part, mask in finished.items():
         step = len(mask) if job.image_column else rows

@@ -109,7 +109,7 @@ def test_a_run_that_comes_back_does_only_what_is_missing(
 
     _, progress = run(job)
 
-    assert progress.done == 3
+    assert progress.fresh == 3
     after = {path.name: path.stat().st_ino for path in (output / "means").iterdir()}
     assert {name for name in before if before[name] != after[name]} == {"part-00001.parquet"}
     assert pq.read_table(output / "means/part-00001.parquet").equals(table)
@@ -128,7 +128,7 @@ def test_images_added_to_the_source_become_a_new_part(
     manifest, progress = run(job)
 
     assert (manifest.counts, manifest.appended, manifest.gone) == ((8, 2, 1), 1, 1)
-    assert progress.done == 1
+    assert progress.fresh == 1
     assert pq.read_table(output / "means/part-00002.parquet")["image_id"].to_pylist() == ["0000b.jpg"]
     assert (output / "means/part-00000.parquet").stat().st_ino == first
 
@@ -156,7 +156,7 @@ def test_a_killed_driver_is_resumed_without_repeating_or_losing_an_image(
 
     _, progress = run(mean_job(str(output), FolderSource(str(images))))
 
-    assert progress.done == 40 - finished - stored
+    assert progress.fresh == 40 - finished - stored
     ids = rows(output, "means")["image_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 40
     for name, identity in done.items():

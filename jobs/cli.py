@@ -1,0 +1,42 @@
+"""``ovss``: one command for all jobs; a job's module is imported when it is called."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "label": ("jobs.label", "label every image of a corpus"),
+    "evaluate": ("jobs.evaluate", "measure mIoU on a benchmark or on your own masks"),
+    "scenes": ("jobs.scenes", "paint synthetic scenes with exact labels"),
+    "train-demo": ("jobs.train_demo", "train the small model that ships with ovss"),
+    "measure": ("jobs.measure", "measure speed against plain open_clip"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Call the job that the first argument names, with the others."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if given else 2
+    if given[0] not in COMMANDS:
+        print(
+            f"ovss: error: unknown command {given[0]!r}; give one of {', '.join(COMMANDS)}", file=sys.stderr
+        )
+        return 2
+    status: int = import_module(COMMANDS[given[0]][0]).main(given[1:])
+    return status
+
+
+def usage() -> str:
+    """Return the list of commands."""
+    lines = [f"  {name:<12}{meaning}" for name, (_, meaning) in COMMANDS.items()]
+    return (
+        "usage: ovss COMMAND [flags]\n\n"
+        + "\n".join(lines)
+        + "\n\novss COMMAND --help lists a command's flags."
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,121 @@
+"""What a user may set about a run, apart from what decides the masks; every job takes these."""
+
+from dataclasses import dataclass
+
+from ovss_core.errors import ConfigError
+from pipelines.sources import FolderSource, ParquetSource, Source, WebDatasetSource
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Where the images come from; give one of the first three.
+
+    Attributes:
+        images: Folder (searched below as well), glob or file; local path or URI such as s3://bucket/folder.
+        parquet: Parquet file, folder or glob with a column of images.
+        webdataset: Tar shard, folder of shards or glob such as 'train-{0000..0127}.tar'.
+        image_column: Column of the Parquet table: bytes, a struct with bytes and path, or addresses. Found by its
+            name where there is one such as "image".
+        id_column: Column of the Parquet table whose values name the images; the default is file#row.
+        max_bytes: Image files with more bytes are refused before they are read.
+    """
+
+    images: str | None = None
+    parquet: str | None = None
+    webdataset: str | None = None
+    image_column: str | None = None
+    id_column: str | None = None
+    max_bytes: int = 1 << 28
+
+    def open(self) -> Source:
+        """Open the source that was given.
+
+        Raises:
+            ConfigError: None or several were given.
+            StorageError: Nothing is there.
+        """
+        given = [name for name in ("images", "parquet", "webdataset") if getattr(self, name)]
+        if len(given) != 1:
+            raise ConfigError(
+                f"give exactly one of --images, --parquet and --webdataset; got {', '.join(given) or 'none'}"
+            )
+        if self.parquet:
+            return ParquetSource(self.parquet, self.image_column, self.id_column)
+        if self.image_column or self.id_column:
+            raise ConfigError("--image-column and --id-column go with --parquet; leave them out here")
+        return WebDatasetSource(self.webdataset) if self.webdataset else FolderSource(self.images or "")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the results go, and what happens if some are there already.
+
+    Attributes:
+        output: Folder for everything the run writes; local path or URI. A run that was interrupted goes on.
+        overwrite: Remove what an earlier run of ovss wrote into the output folder, and start anew.
+        retry_failed: Try the images again that failed before.
+        shard_size: Images of one output file.
+        previews: How many images to show on the page previews/index.html.
+        address: Ray cluster to join ("auto": the one on this machine); the default starts one here, unless
+            RAY_ADDRESS says otherwise.
+        cluster_wait_s: Wait so many seconds for a cluster that is still too small.
+        no_progress_s: Give up when nothing moves for so many seconds.
+        progress_s: Seconds between progress lines in a log.
+    """
+
+    output: str
+    overwrite: bool = False
+    retry_failed: bool = False
+    shard_size: int = 256
+    previews: int = 0
+    address: str | None = None
+    cluster_wait_s: float = 0.0
+    no_progress_s: float = 600.0
+    progress_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1 or self.previews < 0:
+            raise ConfigError(
+                f"shard_size is {self.shard_size} and previews {self.previews}; give at least 1 and 0"
+            )
+        if self.overwrite and self.retry_failed:
+            raise ConfigError("--overwrite starts anew and --retry-failed goes on; give one of them")
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """How many workers, and what each may use; the defaults follow from the cluster.
+
+    Attributes:
+        actors: Workers of stage 1 (encoder and purification).
+        resolve_actors: Workers of stage 2 (ambiguous regions and masks); 0 lets those of stage 1 do both.
+        num_gpus: GPUs of a worker of stage 1, a fraction to share one; 0 computes on CPUs.
+        resolve_gpus: The same for stage 2.
+        num_cpus: Logical CPUs that each worker reserves.
+        torch_threads: Threads of a worker on CPUs.
+        batch_size: Images that a worker takes at once; larger fills a GPU better and takes more memory.
+        device: Where workers compute; "auto" is their GPU where they have one.
+    """
+
+    actors: int | None = None
+    resolve_actors: int | None = None
+    num_gpus: float | None = None
+    resolve_gpus: float | None = None
+    num_cpus: float | None = None
+    torch_threads: int | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("actors", 1),
+            ("resolve_actors", 0),
+            ("num_gpus", 0),
+            ("resolve_gpus", 0),
+            ("num_cpus", 0),
+            ("torch_threads", 1),
+            ("batch_size", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; give at least {least}")
