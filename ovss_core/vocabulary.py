@@ -63,6 +63,10 @@ class Vocabulary:
             if not entry.phrases and entry.name != BACKGROUND_NAME:
                 raise VocabularyError(f"class {entry.name!r} has no phrase; give it at least one")
             seen[entry.name] = position
+        if not any(entry.phrases for entry in self.classes):
+            raise VocabularyError(
+                "the vocabulary has no phrase to look for; add a class beside the background"
+            )
 
     def __len__(self) -> int:
         return len(self.classes)

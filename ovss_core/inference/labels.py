@@ -48,22 +48,24 @@ def label_by_probability(scores: PhraseScores, stitcher: Stitcher, config: Label
 
     Probabilities are a softmax over all phrases of logit_scale * cosine; a class has its best phrase's. Classes
     (the background apart) whose share of the foreground's area is not above `min_area` lose their pixels to the
-    next best class; pixels whose probability is below `min_probability` become background.
+    next best class, unless no class would remain; pixels whose probability is below `min_probability` become background.
 
     Args:
-        config: `logit_scale`, `min_area` and `min_probability` apply.
+        config: `logit_scale`, `min_area` and `min_probability` apply; with background "none" the background's
+            phrases count in the softmax and never win.
     """
     scaled = PhraseScores(
         scores.tiled * config.logit_scale, scores.phrase_class, scores.classes, scores.background
     )
-    allowed = torch.ones(len(scores.phrase_class), dtype=torch.bool, device=scores.tiled.device)
+    foreground_only = config.background == "none" and scores.background is not None
+    allowed = scores.phrase_class != (scores.background if foreground_only else -1)
     best = _best_phrases(scaled, stitcher, allowed)
     if config.min_area is not None:
         small = _small_classes(scores, best.label_map, config.min_area)
         if small.any():
-            allowed = ~small[scores.phrase_class]
-            best = _best_phrases(scaled, stitcher, allowed) if allowed.any() else best
-    if config.min_probability > 0 and scores.background is not None:
+            large = allowed & ~small[scores.phrase_class]
+            best = _best_phrases(scaled, stitcher, large) if large.any() else best
+    if config.min_probability > 0 and scores.background is not None and not foreground_only:
         best.label_map[best.probability < config.min_probability] = scores.background
     sums = torch.zeros(scores.classes, dtype=torch.float64, device=scores.tiled.device)
     sums.index_add_(0, best.label_map.flatten().long(), best.probability.flatten().double())

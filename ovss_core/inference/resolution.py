@@ -35,7 +35,7 @@ from ovss_core.segmentation import (
     Segmentation,
     summarise_labels,
 )
-from ovss_core.vocabulary import Vocabulary
+from ovss_core.vocabulary import BACKGROUND_NAME, Vocabulary
 
 Winners = list[list[int | None]]
 CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
@@ -58,6 +58,10 @@ def background_policy(config: SegmenterConfig, vocabulary: Vocabulary) -> Backgr
     if policy == "residual" and not purifying:
         raise ConfigError(
             'labels.background "residual" needs purification; use --purify freecp or "first_class"'
+        )
+    if policy == "none" and vocabulary.names == [BACKGROUND_NAME]:
+        raise ConfigError(
+            'labels.background is "none" but the vocabulary has no other class than "background"; add one'
         )
     if policy != "none" and not has_background:
         raise ConfigError(
@@ -158,7 +162,7 @@ class Resolver:
         )
         segmentation = self._summarise(labels)
         names, scores = self._vocabulary.names, content.scores
-        kept = set(content.kept.tolist())
+        kept = set(purification.kept.tolist())
         scored = [
             ScoredClass(index, names[index], float(scores[index]))
             for index in range(len(names))
