@@ -39,7 +39,7 @@ class Report:
     def equal(self, key: str, actual: object, expected: object) -> None:
         """Report the number of entries that differ; none may."""
         first, second = np.asarray(actual), np.asarray(expected)
-        self(key, np.inf if first.shape != second.shape else np.count_nonzero(first != second), 0)
+        self(key, np.inf if first.shape != second.shape else float(np.count_nonzero(first != second)), 0)
 
     @property
     def missed(self) -> list[Row]:

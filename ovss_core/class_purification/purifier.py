@@ -6,7 +6,7 @@ many images at once. A decision is made for a unit: the whole image (variant "im
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ BackgroundPolicy = Literal["none", "residual", "first_class"]
 BOUND_SLACK = 1e-6
 
 
+@runtime_checkable
 class ClassTexts(Protocol):
     """What purification reads of the text side; rows are L2-normalised."""
 
