@@ -462,9 +462,12 @@ def label_pixels(
     if min_area is not None:
         first = scores.argmax(0)
         foreground = sum(1 for value in first.ravel() if value != background)
-        for k in range(classes):
-            if k != background and (first == k).sum() / max(foreground, 1) <= min_area:
-                scores[k] = 0
+        small = [
+            k
+            for k in range(classes)
+            if k != background and (first == k).sum() / max(foreground, 1) <= min_area
+        ]
+        scores[small if len(small) < classes else []] = 0  # where none would remain, none is dropped
     labels, best = scores.argmax(0), scores.max(0)
     if background is not None:
         labels[best < min_probability] = background
