@@ -140,7 +140,9 @@ def _check_groups(case: Case, report: Report, tag: str, found: ImagePurification
     """Compare groups and their boxes; tell whether no group differs by a legitimate tie."""
     expected = _expected_groups(case, tag)
     ours = {_members(case, group): _patch_boxes(group) for group in found.groups}
-    report(f"{case.prefix}groups/{tag}", len(set(expected.values()) ^ set(ours)), 0)
+    listed = set(case.get(f"groups/{tag}")[:, 0].tolist())
+    kept = set((found.kept - case.offset).tolist())
+    report(f"{case.prefix}groups/{tag}", len(set(expected.values()) ^ set(ours)) + len(listed ^ kept), 0)
     margins = dict(zip(expected, case.get(f"ap_box_margin/{tag}").tolist(), strict=True))
     wrong = ties = 0
     for group, members in expected.items():
