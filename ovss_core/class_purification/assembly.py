@@ -38,7 +38,8 @@ class KeptRows:
 
     def select(self, wanted: Tensor) -> "KeptRows":
         """Return the rows of a boolean mask."""
-        return KeptRows(self.window[wanted], self.class_index[wanted], self.unit[wanted], self.maps[wanted])
+        chosen = wanted.nonzero()[:, 0]
+        return KeptRows(self.window[chosen], self.class_index[chosen], self.unit[chosen], self.maps[chosen])
 
 
 def join_rows(parts: Sequence[KeptRows]) -> KeptRows:
