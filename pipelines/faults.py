@@ -84,8 +84,7 @@ def _alone(
     ledger: AttemptLedger,
     deaths: int,
 ) -> Value | Failure:
-    if deaths >= MAX_DEATHS:
-        ledger.end(stage, [image_id])
+    if deaths >= MAX_DEATHS:  # stays in the ledger: its batch may come again, for another image's sake
         return Failure(
             stage, "WorkerCrash", f"the worker died {deaths} times while it worked on this image alone"
         )

@@ -157,9 +157,10 @@ def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
     }
     if plan.resolve is None:
         return [ActorStage("segment", SegmentStage, arguments, plan.propose, plan.batch_size)]
+    lighter = arguments | {"torch_threads": plan.torch_threads and 1}
     return [
         ActorStage("propose", ProposeStage, arguments, plan.propose, plan.batch_size),
-        ActorStage("resolve", ResolveStage, arguments, plan.resolve, plan.batch_size),
+        ActorStage("resolve", ResolveStage, lighter, plan.resolve, plan.batch_size),
     ]
 
 

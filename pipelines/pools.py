@@ -1,14 +1,17 @@
 """How many workers a labelling job runs, and what each takes, from what the cluster has."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from pipelines.capacity import READ_CPUS, WRITE_CPUS, Node, Pool
+from ovss_core.errors import ClusterError
+from pipelines.capacity import Node, Pool, check_capacity
 from pipelines.options import PoolOptions
 
 _GPU_SHARE, _GPU_SHARE_RESOLVE = 0.75, 0.25
 _GPU_BATCH, _CPU_BATCH = 64, 8
+_THREADS = 2
+_LEAST_CPUS = 0.25
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class WorkerPlan:
 
     Attributes:
         propose: Stage 1, or both stages where `resolve` is None.
-        torch_threads: Threads of a worker on CPUs; None on GPUs.
+        torch_threads: Threads of a worker of stage 1 on CPUs; None on GPUs.
         batch_size: Images of one call.
     """
 
@@ -35,35 +38,59 @@ class WorkerPlan:
 def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) -> WorkerPlan:
     """Fill in what the user left open.
 
-    With GPUs, every GPU gets one worker of each stage (the memory of both is small, and neither stage waits for
-    the other's GPU). Without, the CPUs are shared out so that the threads of all workers together match them.
+    With GPUs, every GPU gets one worker of each stage: the memory of both is small, and neither stage waits for
+    the other's GPU. Without, stage 1 gets a worker for every two CPUs of a node, and stage 2, which has much less
+    to do, one for every two of those.
 
     Args:
         nodes: What the cluster has.
         two_stages: Whether stage 2 has work of its own.
     """
     split = two_stages and options.resolve_actors != 0
-    gpus = math.floor(sum(node.gpus for node in nodes))
-    if options.device.startswith("cpu") or options.num_gpus == 0:
-        gpus = 0
-    cpus = sum(node.cpus for node in nodes)
-    actors = options.actors or (gpus if gpus else max(1, math.floor(cpus / 4 if split else cpus / 2)))
-    resolvers = (options.resolve_actors or (gpus if gpus else max(1, actors // 2))) if split else 0
+    on_gpus = (
+        not options.device.startswith("cpu") and options.num_gpus != 0 and any(node.gpus for node in nodes)
+    )
+    actors, threads = _actors_and_threads(options, nodes, on_gpus)
     share = options.num_gpus if options.num_gpus is not None else (_GPU_SHARE if split else 1.0)
     share_resolve = options.resolve_gpus if options.resolve_gpus is not None else _GPU_SHARE_RESOLVE
-    num_cpus = (
-        options.num_cpus if options.num_cpus is not None else _cpus_each(cpus, actors + resolvers, bool(gpus))
-    )
-    threads = options.torch_threads or (None if gpus else max(1, math.floor(cpus / (actors + resolvers))))
-    return WorkerPlan(
-        Pool("propose" if split else "segment", actors, num_cpus, share if gpus else 0.0),
-        Pool("resolve", resolvers, num_cpus, share_resolve if gpus else 0.0) if split else None,
+    resolvers = options.resolve_actors or (actors if on_gpus else math.ceil(actors / 2))
+    plan = WorkerPlan(
+        Pool("propose" if split else "segment", actors, _LEAST_CPUS, share if on_gpus else 0.0),
+        Pool("resolve", resolvers, _LEAST_CPUS, share_resolve if on_gpus else 0.0) if split else None,
         threads,
-        options.batch_size or (_GPU_BATCH if gpus else _CPU_BATCH),
+        options.batch_size or (_GPU_BATCH if on_gpus else _CPU_BATCH),
     )
+    if options.num_cpus is not None:
+        return _with_cpus(plan, options.num_cpus)
+    most = 1.0 if on_gpus else float(threads or 1)
+    return next((fit for fit in _larger_first(plan, most) if _fits(fit, nodes)), plan)
 
 
-def _cpus_each(cpus: float, workers: int, with_gpus: bool) -> float:
-    """Divide what reading and writing leave, in quarters of a CPU."""
-    quarters = math.floor(4 * (cpus - READ_CPUS - WRITE_CPUS) / workers) / 4
-    return min(max(quarters, 0.25), 1.0) if with_gpus else max(quarters, 0.25)
+def _actors_and_threads(options: PoolOptions, nodes: Sequence[Node], on_gpus: bool) -> tuple[int, int | None]:
+    """Return the workers of stage 1 and the threads of each."""
+    if on_gpus:
+        return options.actors or max(1, sum(math.floor(node.gpus) for node in nodes)), options.torch_threads
+    largest = max((math.floor(node.cpus) for node in nodes), default=1)
+    threads = options.torch_threads or max(1, min(_THREADS, largest))
+    actors = options.actors or max(1, sum(math.floor(node.cpus / threads) for node in nodes))
+    cpus = math.floor(sum(node.cpus for node in nodes))
+    return actors, options.torch_threads or max(1, min(threads, cpus // actors))
+
+
+def _larger_first(plan: WorkerPlan, most: float) -> Iterator[WorkerPlan]:
+    """Yield the plan with ever smaller reservations, down from `most` CPUs a worker in quarters."""
+    for quarters in range(math.floor(4 * most), 0, -1):
+        yield _with_cpus(plan, quarters * _LEAST_CPUS)
+
+
+def _with_cpus(plan: WorkerPlan, num_cpus: float) -> WorkerPlan:
+    resolve = replace(plan.resolve, num_cpus=num_cpus) if plan.resolve else None
+    return replace(plan, propose=replace(plan.propose, num_cpus=num_cpus), resolve=resolve)
+
+
+def _fits(plan: WorkerPlan, nodes: Sequence[Node]) -> bool:
+    try:
+        check_capacity(plan.pools, nodes)
+    except ClusterError:
+        return False
+    return True

@@ -1,0 +1,67 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovss_core.errors import ClusterError, ConfigError
+from pipelines.capacity import Node, Pool, check_capacity
+from pipelines.options import PoolOptions, RunOptions
+from pipelines.pools import plan_workers
+
+
+def test_what_reading_and_writing_need_counts_too() -> None:
+    check_capacity([Pool("propose", 3, 0.5)], [Node(2, 0)])
+    with pytest.raises(ClusterError, match=r"needs 2\.5 CPUs and 0 GPUs .*the cluster has 2 and 0"):
+        check_capacity([Pool("propose", 2, 1.0)], [Node(2, 0)])
+
+
+def test_two_pools_share_one_gpu_by_fractions_but_not_whole() -> None:
+    check_capacity([Pool("propose", 1, 1, 0.75), Pool("resolve", 1, 1, 0.25)], [Node(8, 1)])
+    with pytest.raises(ClusterError, match="2 GPUs at once"):
+        check_capacity([Pool("propose", 1, 1, 1), Pool("resolve", 1, 1, 1)], [Node(8, 1)])
+
+
+def test_actors_must_fit_into_single_nodes_not_only_into_the_sum() -> None:
+    with pytest.raises(ClusterError, match="no node can hold actor 1 of 1 of propose"):
+        check_capacity([Pool("propose", 1, 3)], [Node(2, 0), Node(2, 0)])
+    with pytest.raises(ClusterError, match="no node can hold actor 2 of 2"):
+        check_capacity([Pool("propose", 2, 1, 0.75)], [Node(0, 2), Node(8, 0.75)])
+
+
+@given(
+    st.integers(1, 6),
+    st.sampled_from([2, 3, 4, 8, 16, 64]),
+    st.sampled_from([0, 0, 1, 2, 8]),
+    st.booleans(),
+)
+def test_the_default_plan_always_fits_its_cluster(count: int, cpus: int, gpus: int, two_stages: bool) -> None:
+    nodes = [Node(max(cpus, 2 * gpus), gpus)] * count
+    plan = plan_workers(PoolOptions(), nodes, two_stages)
+    check_capacity(plan.pools, nodes)
+    if gpus:
+        assert plan.propose.actors == gpus * count
+        assert sum(pool.actors * pool.num_gpus for pool in plan.pools) == gpus * count
+    else:
+        assert plan.torch_threads
+        assert plan.propose.actors * plan.torch_threads <= cpus * count
+        assert plan.torch_threads <= cpus
+    assert (plan.resolve is not None) == two_stages
+
+
+def test_one_pool_does_both_stages_on_demand() -> None:
+    plan = plan_workers(PoolOptions(actors=2, resolve_actors=0, batch_size=3), [Node(2, 0)], True)
+    assert (plan.resolve, plan.propose.actors, plan.torch_threads, plan.batch_size) == (None, 2, 1, 3)
+
+
+def test_gpus_are_left_alone_when_the_user_says_so() -> None:
+    for options in (PoolOptions(device="cpu"), PoolOptions(num_gpus=0)):
+        plan = plan_workers(options, [Node(8, 1)], True)
+        assert all(pool.num_gpus == 0 for pool in plan.pools)
+
+
+def test_numbers_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="actors is 0"):
+        PoolOptions(actors=0)
+    with pytest.raises(ConfigError, match="give one of them"):
+        RunOptions("out", overwrite=True, retry_failed=True)
+    with pytest.raises(ConfigError, match="shard_size is 0"):
+        RunOptions("out", shard_size=0)

@@ -1,0 +1,269 @@
+import io
+import os
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ovss_core.errors import ConfigError, StorageError
+from pipelines.faults import Failure
+from pipelines.manifest import prepare_manifest, read_part
+from pipelines.reading import ReadImages
+from pipelines.sources import FolderSource, ImageRecord, ParquetSource, Source, WebDatasetSource
+from pipelines.sources.listing import expand_braces, matches
+from pipelines.storage import Folder
+
+
+def read_everything(source: Source, output: Path, **options: object) -> dict[str, bytes | str]:
+    """Return the bytes of every listed image, or the reason for which there are none."""
+    manifest = prepare_manifest(Folder(str(output)), source, 7)
+    column = source.image_column if isinstance(source, ParquetSource) else None
+    reader = ReadImages(str(output), source.uri, column, **options)  # type: ignore[arg-type]
+    found: dict[str, bytes | str] = {}
+    with ThreadPoolExecutor(2) as threads:
+        for part in range(len(manifest.counts)):
+            rows = read_part(Folder(str(output)), part).to_pylist()
+            for row, value in zip(rows, reader.fetch(rows, threads), strict=True):
+                assert row["image_id"] not in found
+                found[row["image_id"]] = value.reason if isinstance(value, Failure) else value
+    assert len(found) == manifest.images
+    return found
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def test_a_folder_gives_its_images_by_relative_path_and_passes_over_the_rest(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    (images / "a b" / "ü").mkdir(parents=True)
+    contents = {"z.JPG": b"1", "a b/x.png": b"2", "a b/ü/y.webp": b"3"}
+    for name, data in {**contents, "notes.txt": b"", ".hidden.jpg": b"", "a b/._x.png": b""}.items():
+        (images / name).write_bytes(data)
+    source = FolderSource(str(images))
+
+    assert read_everything(source, tmp_path / "out") == contents
+    assert source.ignored == 1
+    records = list(source.records())
+    assert [record.image_id for record in records] == ["a b/x.png", "a b/ü/y.webp", "z.JPG"]
+    assert Path(records[0].uri).read_bytes() == b"2"
+
+
+def test_a_name_that_is_no_text_becomes_a_failure_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with open(os.fsencode(tmp_path / "images") + b"/\xff.jpg", "wb") as file:  # noqa: PTH123
+        file.write(b"1")
+    found = read_everything(FolderSource(str(tmp_path / "images")), tmp_path / "out")
+    assert found == {"\\xff.jpg": "the file name is not valid UTF-8; rename the file"}
+
+
+def test_a_link_that_points_back_up_is_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(b"1")
+    (tmp_path / "images/loop").symlink_to(tmp_path / "images")
+    assert [record.image_id for record in FolderSource(str(tmp_path / "images")).records()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.png", ["a.png"]),
+        ("**/*.png", ["a.png", "one/a.png", "one/two/b.png"]),
+        ("one/**", ["one/a.png", "one/data.bin", "one/two/b.png"]),
+        ("one/*.{png,bin}", ["one/a.png", "one/data.bin"]),
+        ("one/[ax].png", ["one/a.png"]),
+        ("one/two/b.png", ["b.png"]),
+    ],
+)
+def test_globs_choose_files(tmp_path: Path, pattern: str, expected: list[str]) -> None:
+    (tmp_path / "one/two").mkdir(parents=True)
+    for name in ("a.png", "one/a.png", "one/two/b.png", "one/data.bin"):
+        (tmp_path / name).write_bytes(b"1")
+    found = [record.path for record in FolderSource(f"{tmp_path}/{pattern}").records()]
+    shift = "one/two/" if pattern == "one/two/b.png" else ""
+    assert found == [f"{tmp_path}/{shift}{name}" for name in expected]
+
+
+def test_braces_and_pieces_of_globs() -> None:
+    assert expand_braces("s-{008..010}.{tar,tgz}") == [
+        f"s-{n}.{ending}" for n in ("008", "009", "010") for ending in ("tar", "tgz")
+    ]
+    assert matches(["a", "b", "c"], ["**", "c"])
+    assert not matches(["a", "b"], ["*"])
+
+
+def test_a_folder_name_with_glob_characters_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "set [1]").mkdir()
+    (tmp_path / "set [1]/a.png").write_bytes(b"1")
+    assert [record.image_id for record in FolderSource(str(tmp_path / "set [1]")).records()] == ["a.png"]
+
+
+@pytest.mark.parametrize("source", [FolderSource, ParquetSource, WebDatasetSource])
+def test_a_wrong_path_is_named(tmp_path: Path, source: type) -> None:
+    with pytest.raises(StorageError, match=r"no such file or folder: .*missing"):
+        source(str(tmp_path / "missing"))
+
+
+def test_parquet_with_bytes_uses_the_id_column_and_keeps_repeated_ids_apart(tmp_path: Path) -> None:
+    table = pa.table({"name": ["a", "b", "a", None], "jpg": [b"1", b"2", b"3", None]})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=3)
+    source = ParquetSource(str(tmp_path / "t.parquet"), "jpg", "name")
+    assert read_everything(source, tmp_path / "out") == {
+        "a": b"1",
+        "b": b"2",
+        "a#t.parquet#0.2": b"3",
+        "t.parquet#3": "the image column is empty in this row",
+    }
+
+
+def test_parquet_with_the_hugging_face_struct_opens_the_path_where_bytes_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "data/files").mkdir(parents=True)
+    (tmp_path / "data/files/x.jpg").write_bytes(b"linked")
+    images = [{"bytes": b"1", "path": "gone.jpg"}, {"bytes": None, "path": "files/x.jpg"}]
+    pq.write_table(pa.table({"image": images, "label": [1, 2]}), tmp_path / "data/t.parquet")
+    source = ParquetSource(str(tmp_path / "data"))
+    assert source.image_column == "image"
+    found = read_everything(source, tmp_path / "out")
+    assert found == {"t.parquet#0": b"1", "t.parquet#1": b"linked"}
+
+
+def test_parquet_with_addresses_opens_absolute_relative_and_remote_ones(tmp_path: Path) -> None:
+    (tmp_path / "data/files").mkdir(parents=True)
+    for name in ("data/files/x.jpg", "other.jpg", "third.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    addresses = ["files/x.jpg", f"{tmp_path}/other.jpg", f"file://{tmp_path}/third.jpg", None, "files/no.jpg"]
+    pq.write_table(pa.table({"url": addresses}), tmp_path / "data/t.parquet")
+    found = read_everything(ParquetSource(str(tmp_path / "data")), tmp_path / "out")
+    assert list(found.values())[:4] == [
+        b"data/files/x.jpg",
+        b"other.jpg",
+        b"third.jpg",
+        "column 'url' is empty in this row",
+    ]
+    assert "no.jpg" in str(found["t.parquet#4"])
+
+
+def test_parquet_rows_are_found_across_row_groups_and_files(tmp_path: Path) -> None:
+    data = [f"{n}".encode() for n in range(100)]
+    pq.write_table(pa.table({"bytes": data[:70]}), tmp_path / "a.parquet", row_group_size=33)
+    pq.write_table(pa.table({"bytes": data[70:]}), tmp_path / "b.parquet", row_group_size=8)
+    (tmp_path / "c.parquet").write_bytes(b"not parquet")
+    found = read_everything(ParquetSource(str(tmp_path)), tmp_path.parent / "out")
+    assert [value for value in found.values() if isinstance(value, bytes)] == data
+    assert "cannot be read" in str(found["c.parquet"])
+
+
+def test_a_missing_or_unfit_image_column_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"number": [1], "bytes": [b"1"]}), tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"no column 'photo'.*\['number', 'bytes'\]"):
+        ParquetSource(str(tmp_path), "photo")
+    with pytest.raises(ConfigError, match=r"'number' .* is int64"):
+        ParquetSource(str(tmp_path), "number")
+
+
+def test_tar_members_are_found_from_headers_and_repeated_keys_get_a_number(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "s/a.tar",
+        {"one.jpg": b"1", "one.json": b"{}", "dir.v1/two.left.png": b"2", "one.png": b"3", "../up.jpg": b"4"},
+    )
+    write_tar(tmp_path / "s/b.tar", {f"{n}.jpg": b"%d" % n for n in range(9)})
+    source = WebDatasetSource(str(tmp_path / "s"))
+    found = read_everything(source, tmp_path / "out")
+    assert found == {
+        "a.tar/one": b"1",
+        "a.tar/dir.v1/two": b"2",
+        "a.tar/one#2": b"3",
+        "a.tar/../up": b"4",
+        **{f"b.tar/{n}": b"%d" % n for n in range(9)},
+    }
+    assert source.ignored == 1
+
+
+@pytest.mark.parametrize("cut", [100, 512 + 3, 1024 + 512 + 5])
+def test_a_truncated_tar_gives_what_can_be_read_and_one_failure(tmp_path: Path, cut: int) -> None:
+    write_tar(tmp_path / "s.tar", {f"{n}.jpg": b"%d" % n * 10 for n in range(3)})
+    whole = (tmp_path / "s.tar").read_bytes()
+    (tmp_path / "s.tar").write_bytes(whole[:cut])
+    found = read_everything(WebDatasetSource(str(tmp_path / "s.tar")), tmp_path / "out")
+    readable = cut // 1024
+    assert {key: value for key, value in found.items() if key != "s.tar"} == {
+        f"s.tar/{n}": b"%d" % n * 10 for n in range(readable)
+    }
+    assert "cannot be read to its end" in str(found["s.tar"])
+
+
+@pytest.mark.parametrize("data", [b"", b"no tar at all" * 100])
+def test_what_is_no_tar_is_one_failure(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "s.tar").write_bytes(data)
+    assert "cannot be read" in str(
+        read_everything(WebDatasetSource(str(tmp_path)), tmp_path / "out")["s.tar"]
+    )
+
+
+def test_files_above_the_limit_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(b"12345")
+    write_tar(tmp_path / "s.tar", {"a.jpg": b"12345", "b.jpg": b"1"})
+    folder = read_everything(FolderSource(str(tmp_path / "images")), tmp_path / "out", max_bytes=4)
+    assert "5 bytes, more than max_bytes (4)" in str(folder["a.jpg"])
+    tar = read_everything(WebDatasetSource(str(tmp_path / "s.tar")), tmp_path / "out2", max_bytes=4)
+    assert "max_bytes" in str(tar["s.tar/a"])
+    assert tar["s.tar/b"] == b"1"
+
+
+def test_a_file_that_went_away_after_listing_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / f"images/{name}.jpg").write_bytes(b"1")
+    source = FolderSource(str(tmp_path / "images"))
+    prepare_manifest(Folder(str(tmp_path / "out")), source, 7)
+    (tmp_path / "images/a.jpg").unlink()
+    rows = read_part(Folder(str(tmp_path / "out")), 0).to_pylist()
+    with ThreadPoolExecutor(1) as threads:
+        gone, there = ReadImages(str(tmp_path / "out"), source.uri).fetch(rows, threads)
+    assert isinstance(gone, Failure)
+    assert (gone.stage, gone.error_type, there) == ("read", "FileNotFoundError", b"1")
+
+
+def test_new_shards_are_appended_and_known_ones_not_listed_again(tmp_path: Path) -> None:
+    output = Folder(str(tmp_path / "out"))
+    write_tar(tmp_path / "s/a.tar", {"1.jpg": b"1"})
+    prepare_manifest(output, WebDatasetSource(str(tmp_path / "s")), 7)
+    write_tar(tmp_path / "s/b.tar", {"2.jpg": b"2"})
+    (tmp_path / "s/a.tar").write_bytes(b"")
+    manifest = prepare_manifest(output, WebDatasetSource(str(tmp_path / "s")), 7)
+    assert (manifest.counts, manifest.containers, manifest.appended) == ((1, 1), ("a.tar", "b.tar"), 1)
+    assert read_part(output, 1)["image_id"].to_pylist() == ["b.tar/2"]
+
+
+def test_a_listing_that_was_cut_short_is_started_anew(tmp_path: Path) -> None:
+    class Endless:
+        uri, ignored = "/", 0
+
+        def describe(self) -> dict[str, str]:
+            return {"uri": "/"}
+
+        def containers(self) -> None:
+            return None
+
+        def records(self, skip: object = ()) -> object:
+            yield from (ImageRecord(f"{n}", "/", "broken", reason="-") for n in range(5))
+            raise KeyboardInterrupt
+
+    output = Folder(str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):
+        prepare_manifest(output, Endless(), 2)  # type: ignore[arg-type]
+    assert output.names("manifest") == ["part-00000.parquet", "part-00001.parquet"]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(b"1")
+    manifest = prepare_manifest(output, FolderSource(str(tmp_path / "images")), 2)
+    assert manifest.counts == (1,)
+    assert read_part(output, 0)["image_id"].to_pylist() == ["a.jpg"]
