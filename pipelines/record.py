@@ -56,8 +56,8 @@ def write_run(output: Folder, identity: Mapping[str, Any], details: Mapping[str,
     started = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **details}
     record = {
         "identity": identity,
-        "versions": _versions(),
-        "machine": _machine(),
+        "versions": package_versions(),
+        "machine": machine_facts(),
         "starts": [*starts, started],
     }
     output.write(RUN, json.dumps(record, indent=2, ensure_ascii=False).encode())
@@ -86,7 +86,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide results."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -96,7 +97,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
+    """Describe the machine, without names that belong to it alone."""
     return {
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),

@@ -1,0 +1,97 @@
+"""All measurements in one result: JSON for machines, tables for people."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.measurement.engine_times import end_to_end_rows, headline_ratios, loop_ratios, stage_rows
+from pipelines.measurement.ray_times import ray_over_engine, scaling
+from pipelines.measurement.workload import MeasureConfig, load_workload
+from pipelines.record import machine_facts, package_versions
+
+AIMS = {
+    "engine_over_floor": ("at most", 1.25),
+    "loop_over_refinement_150": ("at least", 10.0),
+    "loop_over_refinement_1200": ("at least", 10.0),
+    "ray_over_engine": ("at least", 0.9),
+    "classes_1200_over_21": ("at most", 1.5),
+}
+
+
+def measure(config: MeasureConfig) -> dict[str, Any]:
+    """Measure everything, in one process and one run.
+
+    Returns:
+        `machine`, `settings`, `ratios` (medians of paired runs), `stages`, `end_to_end`, `ray`.
+    """
+    workload = load_workload(config)
+    ratios = headline_ratios(workload) | loop_ratios(workload)
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "settings": _plain(asdict(config)),
+        "stages": [asdict(row) for row in stage_rows(workload)],
+        "end_to_end": end_to_end_rows(workload),
+        "ray": {},
+    }
+    if config.ray_images:
+        rates = ray_over_engine(config)
+        ratios["ray_over_engine"] = rates.pop("ray_over_engine")
+        result["ray"] = rates | (scaling(config) if config.scaling else {})
+    return {"ratios": ratios, **result}
+
+
+def machine() -> dict[str, Any]:
+    """Describe where this ran: processor, cores, threads, accelerator, load, versions."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        **machine_facts(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "load_before": [round(value, 2) for value in os.getloadavg()],
+        "versions": package_versions(),
+    }
+
+
+def write_json(result: Mapping[str, Any], path: Path) -> None:
+    """Write the result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """Return the tables that a person reads."""
+    ratios = result["ratios"]
+    lines = ["| ratio | measured | aim |", "|---|---|---|"]
+    for name, value in ratios.items():
+        aim = f"{AIMS[name][0]} {AIMS[name][1]}" if name in AIMS else ""
+        lines.append(f"| {name} | {value:.2f} | {aim} |")
+    lines += ["", "| stage | seconds | share of the floor | peak MB |", "|---|---|---|---|"]
+    for row in result["stages"]:
+        lines.append(
+            f"| {row['name']} | {row['seconds']:.3f} | {row['floor_share']:.3f} | {row['peak_megabytes']:.0f} |"
+        )
+    lines += [
+        "",
+        "| windows | host | purify | classes | images/s | times the floor |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["end_to_end"]:
+        lines.append(
+            f"| {row['windows']} | {row['host']} | {row['purify']} | {row['classes']} | "
+            f"{row['images_a_second']:.3f} | {row['over_floor']:.2f} |"
+        )
+    lines += ["", *(f"- {name}: {value}" for name, value in result["ray"].items())]
+    return "\n".join(lines)
+
+
+def _plain(values: Any) -> Any:
+    """Turn paths into names that hold on any machine."""
+    if isinstance(values, dict):
+        return {name: _plain(value) for name, value in values.items()}
+    return values.name if isinstance(values, Path) else values

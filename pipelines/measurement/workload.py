@@ -1,0 +1,159 @@
+"""What is measured: pictures, a model, and vocabularies of any size."""
+
+import io
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
+from ovss_core.demonstration.scenes import render_scene
+from ovss_core.encoders.checkpoints import ClipModel, load_clip
+from ovss_core.encoders.text_encoder import TextClassifier
+from ovss_core.errors import StorageError
+from ovss_core.inference.decoding import decode_image
+from ovss_core.inference.engine import SegmentationEngine
+from ovss_core.inference.windows import WindowLayout
+from ovss_core.vocabulary import Vocabulary, VocabularyClass
+
+SCENE_SIZE = (375, 500)
+NULL_PHRASES = 150
+PRESENT_CLASSES = 24
+WINDOWS = {
+    "sfp": WindowConfig(size=224, stride=112, short_side=336),
+    "freecp": WindowConfig(size=384, stride=112, short_side=448),
+}
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What to measure and how long to take over it.
+
+    Attributes:
+        images: Folder of photographs; None draws scenes of 375 x 500 pixels.
+        image_count: Pictures of the engine's tables.
+        repeats: Turns of each candidate; medians are reported.
+        model: The image tower; random weights cost what real ones cost.
+        device: Where to compute; None takes a GPU where there is one.
+        threads: Threads of torch; None leaves torch's choice.
+        window_batch: Windows encoded at once.
+        vocabularies: Numbers of classes of the end-to-end table.
+        ray_images: Pictures of the Ray comparison; 0 leaves it out.
+        ray_model: Model of the Ray comparison; a light one shows Ray's own cost best.
+        scaling: Also measure 1 and 2 actors, many small images, and the driver's memory.
+    """
+
+    images: Path | None = None
+    image_count: int = 4
+    repeats: int = 3
+    model: ModelConfig = field(default_factory=lambda: ModelConfig("ViT-B-16", "random"))
+    device: str | None = None
+    threads: int | None = None
+    window_batch: int = 32
+    vocabularies: tuple[int, ...] = (21, 60, 150, 1200)
+    ray_images: int = 500
+    ray_model: str = "demo"
+    scaling: bool = True
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Pictures and a model, loaded once for all measurements.
+
+    Attributes:
+        files: The pictures as JPEG bytes.
+        pictures: The same, decoded.
+        embeddings: Class vectors [1200 or more, features]; any prefix is a vocabulary.
+        null: Distractor vectors.
+    """
+
+    config: MeasureConfig
+    clip: ClipModel
+    files: list[bytes]
+    pictures: list[np.ndarray]
+    embeddings: torch.Tensor
+    null: torch.Tensor
+
+    @property
+    def device(self) -> str:
+        """Where to compute."""
+        return self.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def text(self, classes: int) -> TextClassifier:
+        """Return a vocabulary of the first `classes` vectors."""
+        names = tuple(VocabularyClass(f"class {index}", (f"class {index}",)) for index in range(classes))
+        rows = self.embeddings[:classes]
+        return TextClassifier(Vocabulary(names), rows, rows, self.null, "measurement")
+
+    def engine(self, host: str, purify: str, classes: int, windows: str = "sfp") -> SegmentationEngine:
+        """Build an engine of the given host, purification, vocabulary size and window protocol."""
+        config = SegmenterConfig(
+            model=self.config.model,
+            host=host,
+            windows=WINDOWS[windows],
+            purification=PurificationConfig(method="freecp" if purify == "freecp" else "none"),
+            window_batch=self.config.window_batch,
+        )
+        return SegmentationEngine(config, self.clip, self.text(classes), self.device)
+
+
+def load_workload(config: MeasureConfig) -> Workload:
+    """Load the model and the pictures.
+
+    Class vectors lie near mean-removed dense features of the pictures for the first classes, so that maps have
+    shape and classes are kept, and are random for the rest, which are absent.
+
+    Raises:
+        StorageError: The folder holds no picture.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    files = picture_files(config.images, config.image_count)
+    pictures = [decode_image(data, 100_000_000) for data in files]
+    clip = load_clip(config.model)
+    width = int(clip.model.visual.output_dim)
+    generator = torch.Generator().manual_seed(0)
+    count = max(*config.vocabularies, 1200, 150)
+    vectors = F.normalize(torch.randn(count, width, generator=generator), dim=-1)
+    null = F.normalize(torch.randn(NULL_PHRASES, width, generator=generator), dim=-1)
+    bare = Workload(config, clip, files, pictures, vectors, null)
+    present = _feature_directions(bare, generator)
+    vectors[: len(present)] = F.normalize(present + 0.3 * vectors[: len(present)], dim=-1)
+    return Workload(config, clip, files, pictures, vectors, null)
+
+
+def picture_files(folder: Path | None, count: int) -> list[bytes]:
+    """Return `count` pictures as file bytes, repeated in order if the folder holds fewer."""
+    if folder is None:
+        return [_scene_file(seed) for seed in range(count)]
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    if not paths:
+        raise StorageError(
+            f"{folder} holds no .jpg or .png picture; give a folder of photographs as --images"
+        )
+    return [paths[index % len(paths)].read_bytes() for index in range(count)]
+
+
+def _scene_file(seed: int) -> bytes:
+    height, width = SCENE_SIZE
+    pixels = render_scene(seed, width).image
+    top = random.Random(seed).randrange(width - height + 1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[top : top + height]).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _feature_directions(workload: Workload, generator: torch.Generator) -> torch.Tensor:
+    """Return mean-removed dense features of random patches, as directions."""
+    engine = workload.engine("clearclip", "none", 21)
+    prepared = [engine.prepare(picture).pixels for picture in workload.pictures[:2]]
+    windows = [
+        WindowLayout.of(image.shape[0], image.shape[1], WINDOWS["sfp"]).cut(image) for image in prepared
+    ]
+    features = torch.cat([engine.encode_windows(cut)[0].flatten(0, 1) for cut in windows]).cpu()
+    chosen = torch.randint(len(features), (PRESENT_CLASSES,), generator=generator)
+    return F.normalize(features[chosen] - features.mean(0), dim=-1)
