@@ -112,8 +112,8 @@ def training_loss(
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         summary, values, clear = encode_image(model.visual, batch.images, positions)
     phrases = bank.draw_phrases(rng)
-    texts = encode_text(model, bank.tokens([*phrases, *batch.captions]))
-    words, captions = texts[: len(phrases)], texts[len(phrases) :]
+    words = encode_text(model, bank.tokens(phrases))
+    captions = encode_text(model, bank.tokens(batch.captions))
     scale = model.logit_scale.exp().clamp(max=100)
     shares = batch.patch_shares
     whole = shares.mean(1).sqrt()

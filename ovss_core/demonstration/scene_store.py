@@ -1,6 +1,7 @@
 """Scenes drawn once and kept in one file on disk, from which training takes its crops."""
 
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,20 @@ def open_scene_store(path: Path, count: int, first_seed: int, workers: int) -> n
         path.parent.mkdir(parents=True, exist_ok=True)
         store = np.memmap(path, np.uint8, "r+" if done else "w+", shape=shape)
         chunks = [(first_seed + start, min(_CHUNK, count - start)) for start in range(done, count, _CHUNK)]
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for scenes in pool.imap(_draw_chunk, chunks):
-                store[done : done + len(scenes)] = scenes
-                done += len(scenes)
-                marker.write_text(str(done))
+        for scenes in _draw_chunks(chunks, workers):
+            store[done : done + len(scenes)] = scenes
+            done += len(scenes)
+            marker.write_text(str(done))
         store.flush()
     return np.memmap(path, np.uint8, "r", shape=shape)
+
+
+def _draw_chunks(chunks: list[tuple[int, int]], workers: int) -> Iterator[np.ndarray]:
+    if workers == 1:
+        yield from map(_draw_chunk, chunks)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_draw_chunk, chunks)
 
 
 def _draw_chunk(chunk: tuple[int, int]) -> np.ndarray:

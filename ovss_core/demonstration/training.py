@@ -20,11 +20,15 @@ from torch import Tensor
 
 from ovss_core.demonstration import DEMO_ARCHITECTURE, register_demo_model
 from ovss_core.demonstration.crops import draw_crops
-from ovss_core.demonstration.objective import BASE_GRID, WordBank, training_loss
+from ovss_core.demonstration.initial_weights import set_initial_weights
+from ovss_core.demonstration.objective import WordBank, training_loss
 from ovss_core.demonstration.progress_check import check_progress
 from ovss_core.demonstration.scene_store import TRAINING_SEED, open_scene_store
 from ovss_core.demonstration.words import CLASS_NAMES
 from ovss_core.errors import ConfigError
+
+SMALL_SIDES, LARGE_SIDES = (85.0, 200.0), (170.0, 336.0)
+"""Sides of the crops, pixels of the scene, before they become 112 and 224 pixels."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class TrainingConfig:
     warmup_steps: int = 150
     weight_decay: float = 0.02
     seed: int = 0
-    half: bool = True
+    half: bool = False
     lanes: int = 2
     checkpoint_every: int = 100
     check_every: int = 250
@@ -99,7 +103,7 @@ def train_demo(folder: Path, config: TrainingConfig, stop_after: int | None = No
     folder.mkdir(parents=True, exist_ok=True)
     workers = config.workers or os.cpu_count() or 1
     store = open_scene_store(folder / "scenes.u8", config.scenes, TRAINING_SEED, workers)
-    model, optimiser = _create(config)
+    model, optimiser = _create(config, store)
     step = _resume(folder / "checkpoint.pt", config, model, optimiser)
     lanes = _Lanes(model, store, config)
     end = config.steps if stop_after is None else min(stop_after, config.steps)
@@ -110,7 +114,7 @@ def train_demo(folder: Path, config: TrainingConfig, stop_after: int | None = No
         if step % 10 == 0 or step == end:
             listed = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
             _say(
-                f"step {step}/{config.steps} {listed} scale {model.logit_scale.exp().item():.1f} seconds {time.monotonic() - started:.0f}"
+                f"step {step}/{config.steps} {listed} scale {model.logit_scale.exp().item():.1f} seconds {time.monotonic() - started:.0f} of cpu {time.process_time():.0f}"
             )
         if step % config.checkpoint_every == 0 or step == end:
             _save_checkpoint(folder / "checkpoint.pt", config, model, optimiser, step)
@@ -138,27 +142,18 @@ def write_weights(model: Any, path: Path) -> Path:
     return path
 
 
-def _create(config: TrainingConfig) -> tuple[Any, torch.optim.Optimizer]:
+def _create(config: TrainingConfig, store: np.ndarray) -> tuple[Any, torch.optim.Optimizer]:
     register_demo_model()
     torch.manual_seed(config.seed)
     model = open_clip.create_model(DEMO_ARCHITECTURE, pretrained=None)
+    samples = draw_crops(store, 64, 112, SMALL_SIDES, random.Random(f"ovss initial weights {config.seed}"))
+    set_initial_weights(model.visual, samples.images)
     with torch.no_grad():
-        model.visual.positional_embedding[1:] = _wave_positions(model.visual.positional_embedding.shape[1])
         model.logit_scale.fill_(math.log(20))
     decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
     kept = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return model.train(), torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-
-
-def _wave_positions(width: int) -> Tensor:
-    """Return smooth starting positions [patches, width]: sines and cosines of row and column."""
-    rows, columns = (
-        axis.flatten() for axis in torch.meshgrid(*(torch.arange(n) for n in BASE_GRID), indexing="ij")
-    )
-    frequency = 8.0 ** -torch.linspace(0, 1, width // 4)
-    angles = [axis[:, None] * frequency for axis in (rows, columns)]
-    return 0.1 * torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], 1)
+    return model.train(), torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 class _Lanes:
@@ -173,6 +168,7 @@ class _Lanes:
         self.parameters = list(model.parameters())
         self.bank = WordBank(open_clip.get_tokenizer(DEMO_ARCHITECTURE))
         self.weights = class_weights(store[:: max(1, len(store) // 500), ::8, ::8, 3])
+        torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(config.lanes, initializer=torch.set_num_threads, initargs=(1,))
 
     def step(self, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
@@ -180,8 +176,10 @@ class _Lanes:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(self.config, step)
         parts = list(self._pool.map(self._part, [step] * self.config.lanes, range(self.config.lanes)))
-        for parameter, *gradients in zip(self.parameters, *(part[0] for part in parts), strict=True):
-            parameter.grad = torch.stack(gradients).mean(0)
+        for parameter, gradient, *others in zip(self.parameters, *(part[0] for part in parts), strict=True):
+            for other in others:
+                gradient.add_(other)
+            parameter.grad = gradient.div_(len(parts))
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         optimiser.step()
         return {name: sum(part[1][name] for part in parts) / len(parts) for name in parts[0][1]}
@@ -190,9 +188,9 @@ class _Lanes:
         config = self.config
         rng = random.Random(f"ovss training {config.seed} {step} {lane}")
         if step >= config.small_steps and step % 4 != 0:
-            batch = draw_crops(self.store, max(1, config.large_batch // config.lanes), 224, (170, 336), rng)
+            batch = draw_crops(self.store, max(1, config.large_batch // config.lanes), 224, LARGE_SIDES, rng)
         else:
-            batch = draw_crops(self.store, max(1, config.small_batch // config.lanes), 112, (85, 200), rng)
+            batch = draw_crops(self.store, max(1, config.small_batch // config.lanes), 112, SMALL_SIDES, rng)
         loss, terms = training_loss(self.model, batch, self.bank, self.weights, rng, config.half)
         return torch.autograd.grad(loss, self.parameters), terms
 
