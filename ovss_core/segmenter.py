@@ -17,6 +17,7 @@ from ovss_core.class_purification.thresholds import load_distractors
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.checkpoints import ClipModel, load_clip
 from ovss_core.encoders.text_encoder import TextClassifier, TextEncoder, encode_vocabulary
+from ovss_core.errors import ImageError
 from ovss_core.inference.decoding import decode_image, to_rgb
 from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.segmentation import Segmentation
@@ -78,7 +79,7 @@ class OpenVocabSegmenter:
             image: A PIL image, uint8 RGB pixels [height, width, 3], a path, or the bytes of an image file.
 
         Raises:
-            ImageError: The image cannot be decoded.
+            ImageError: The image cannot be decoded, or the array is no RGB picture.
         """
         return self.segment_batch([image])[0]
 
@@ -114,6 +115,11 @@ def classify_text(
 
 def _as_pixels(image: ImageLike, max_pixels: int) -> np.ndarray:
     if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ImageError(
+                f"pixels of type {image.dtype} and shape {image.shape} are no picture; give uint8 RGB "
+                "[height, width, 3]"
+            )
         return image
     if isinstance(image, Image.Image):
         return to_rgb(image)

@@ -57,16 +57,17 @@ def label_by_probability(scores: PhraseScores, stitcher: Stitcher, config: Label
     scaled = PhraseScores(
         scores.tiled * config.logit_scale, scores.phrase_class, scores.classes, scores.background
     )
-    foreground_only = config.background == "none" and scores.background is not None
-    allowed = scores.phrase_class != (scores.background if foreground_only else -1)
+    background = scores.background if config.background != "none" else None
+    excluded = scores.background if background is None and scores.background is not None else -1
+    allowed = scores.phrase_class.ne(excluded)
     best = _best_phrases(scaled, stitcher, allowed)
     if config.min_area is not None:
         small = _small_classes(scores, best.label_map, config.min_area)
         if small.any():
             large = allowed & ~small[scores.phrase_class]
             best = _best_phrases(scaled, stitcher, large) if large.any() else best
-    if config.min_probability > 0 and scores.background is not None and not foreground_only:
-        best.label_map[best.probability < config.min_probability] = scores.background
+    if config.min_probability > 0 and background is not None:
+        best.label_map[best.probability < config.min_probability] = background
     sums = torch.zeros(scores.classes, dtype=torch.float64, device=scores.tiled.device)
     sums.index_add_(0, best.label_map.flatten().long(), best.probability.flatten().double())
     return Labels(best.label_map, sums)
