@@ -1,5 +1,7 @@
 """Small seeded random towers, weights and pictures: big enough to have outliers, small enough to be instant."""
 
+from copy import deepcopy
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from ovss_core.config import LabelConfig, ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
 from ovss_core.encoders.checkpoints import ClipModel, load_clip
 from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.text_encoder import TextClassifier
+from ovss_core.vocabulary import Vocabulary
 from tests.oracles import SlowTower
 
 NAME = "tiny-ViT-8"
@@ -27,11 +31,17 @@ def register_tiny_models() -> None:
 
 def tiny_clip(name: str = NAME, quick_gelu: bool | None = None, lively: bool = True) -> ClipModel:
     """Load a tiny CLIP with seeded random weights; `lively` makes its image tower's attention uneven."""
-    register_tiny_models()
-    clip = load_clip(ModelConfig(name, "random", quick_gelu=quick_gelu))
+    clip = _load_tiny_clip(name, quick_gelu)
+    copied = replace(clip, model=deepcopy(clip.model))
     if lively:
-        enliven(clip.model.visual, 0)
-    return clip
+        enliven(copied.model.visual, 0)
+    return copied
+
+
+@lru_cache(maxsize=8)
+def _load_tiny_clip(name: str, quick_gelu: bool | None) -> ClipModel:
+    register_tiny_models()
+    return load_clip(ModelConfig(name, "random", quick_gelu=quick_gelu))
 
 
 def tiny_tower(
@@ -126,6 +136,20 @@ def tiny_config(
         labels=labels or LabelConfig(),
         window_batch=window_batch,
     )
+
+
+def tiny_text(lines: list[str], features: int = 24, distractors: int = 20, seed: int = 0) -> TextClassifier:
+    """Draw the text side: random unit rows, the same for a class name and phrase wherever it stands."""
+    vocabulary = Vocabulary.from_names(lines)
+
+    def rows(names: list[str]) -> Tensor:
+        drawn = [np.random.default_rng([seed, *name.encode()]).normal(size=features) for name in names]
+        table = torch.from_numpy(np.array(drawn).reshape(-1, features)).float()
+        return nn.functional.normalize(table, dim=-1)
+
+    descriptions = rows([f"a description of {name}" for name in vocabulary.names])
+    nulls = rows([f"distractor {number}" for number in range(distractors)])
+    return TextClassifier(vocabulary, rows(vocabulary.phrases), descriptions, nulls, "tiny")
 
 
 def slow_tower(tower: VisionTransformer) -> SlowTower:
