@@ -4,12 +4,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ovss_core.class_purification.purifier import ClassPurifier, PurificationInput
@@ -68,24 +69,41 @@ class SegmentationEngine:
         device: str | torch.device = "cpu",
     ) -> None:
         self.config = config
-        self.text = text
         self.device = torch.device(device)
         self.encoder = ImageEncoder(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
         self._mean, self._std = clip.image_mean, clip.image_std
         purifying = config.purification.method == "freecp"
         self.head = build_head(config.host, HeadOptions(purified=purifying, sfp=config.sfp))
         request = self.head.request(self.encoder.depth)
-        self._request = request.with_mean_attention() if purifying else request
-        policy = background_policy(config, text.vocabulary)
+        self.request = request.with_mean_attention() if purifying else request
         if config.windows.size < self.encoder.patch_size:
             raise ConfigError(
                 f"windows of {config.windows.size} pixels are smaller than the model's patches of "
                 f"{self.encoder.patch_size}; give a larger windows.size"
             )
-        self._purifier = ClassPurifier(config.purification, text, policy, self.device) if purifying else None
-        self._phrases = text.phrase_embeddings.to(self.device)
-        self._resolver = Resolver(config, text, self.encoder, self.device)
         self.timings: dict[str, float] = defaultdict(float)
+        self._offer(text)
+
+    def _offer(self, text: TextClassifier) -> None:
+        """Take up a vocabulary."""
+        self.text = text
+        purification = self.config.purification
+        policy = background_policy(self.config, text.vocabulary)
+        purifying = purification.method == "freecp"
+        self.purifier = ClassPurifier(purification, text, policy, self.device) if purifying else None
+        self._phrases = text.phrase_embeddings.to(self.device)
+        self.resolver = Resolver(self.config, text, self.encoder, self.device)
+
+    def with_vocabulary(self, text: TextClassifier, config: SegmenterConfig) -> "SegmentationEngine":
+        """Return an engine on the same image tower and host for another vocabulary.
+
+        Args:
+            config: May differ in purification and labels only.
+        """
+        other = copy(self)
+        other.config = config
+        other._offer(text)
+        return other
 
     @classmethod
     def build(
@@ -130,7 +148,7 @@ class SegmentationEngine:
             for image in prepared
         ]
         proposals: list[Proposal | None] = [None] * len(prepared)
-        for wave in _waves(layouts, self.config.window_batch * WAVE_BATCHES):
+        for wave in plan_waves(layouts, self.config.window_batch * WAVE_BATCHES):
             found = self._propose_wave([prepared[i] for i in wave], [layouts[i] for i in wave])
             for index, proposal in zip(wave, found, strict=True):
                 proposals[index] = proposal
@@ -140,10 +158,10 @@ class SegmentationEngine:
         """Encode the crops of all proposals, pick winners and assign labels at the images' sizes (stage 2)."""
         with torch.inference_mode():
             with self._timed("ambiguity_crops"):
-                winners = self._resolver.winners(proposals)
+                winners = self.resolver.winners(proposals)
             with self._timed("labels"):
                 return [
-                    self._resolver.label(proposal, decided)
+                    self.resolver.label(proposal, decided)
                     for proposal, decided in zip(proposals, winners, strict=True)
                 ]
 
@@ -154,15 +172,32 @@ class SegmentationEngine:
             windows = np.concatenate(
                 [layout.cut(image.pixels) for image, layout in zip(images, layouts, strict=True)]
             )
-        features, attention = self._encode(windows)
+        return self.propose_encoded(images, layouts, *self.encode_windows(windows))
+
+    @torch.inference_mode()
+    def propose_encoded(
+        self,
+        images: Sequence[PreparedImage],
+        layouts: Sequence[WindowLayout],
+        features: Float[Tensor, "windows patches features"],
+        attention: Float[Tensor, "windows patches patches"] | None,
+    ) -> list[Proposal]:
+        """Score and purify the vocabulary on windows that are encoded already.
+
+        Args:
+            images: Prepared images, all of one window size.
+            layouts: Where their windows lie.
+            features: From `encode_windows`, the windows of all images one after the other.
+            attention: From the same; read only where purification follows.
+        """
         contents: Sequence[PhraseFeatures | PurifiedClasses]
-        if self._purifier is None:
+        if self.purifier is None:
             with self._timed("scores"):
                 contents = self._phrase_features(features, [len(layout) for layout in layouts])
         else:
             assert attention is not None, "a purifier asks for the mean attention"
             with self._timed("purification"):
-                purified = self._purifier.purify(self._purification_input(features, attention, layouts))
+                purified = self.purifier.purify(self.purification_input(features, attention, layouts))
             with self._timed("crops"):
                 contents = [
                     self._purified_content(image, layout, result)
@@ -173,22 +208,33 @@ class SegmentationEngine:
             for image, layout, content in zip(images, layouts, contents, strict=True)
         ]
 
-    def _encode(self, windows: np.ndarray) -> tuple[Float[Tensor, "windows patches features"], Tensor | None]:
-        """Encode windows (uint8) in full batches; return unit features and the mean attention, if asked for."""
+    @torch.inference_mode()
+    def encode_windows(
+        self, windows: UInt8[np.ndarray, "windows height width 3"]
+    ) -> tuple[Float[Tensor, "windows patches features"], Float[Tensor, "windows patches patches"] | None]:
+        """Encode windows of one size in full batches.
+
+        Returns:
+            The host's features as unit vectors, and the mean attention where purification follows.
+        """
         features, attention = [], []
         for start in range(0, len(windows), self.config.window_batch):
             with self._timed("windows"):
-                pixels = self._pixels(windows[start : start + self.config.window_batch])
+                pixels = self.normalise(windows[start : start + self.config.window_batch])
             with self._timed("encoder"):
-                trace = self.encoder.trace(pixels, self._request)
+                trace = self.encoder.trace(pixels, self.request)
             with self._timed("dense_head"):
                 features.append(F.normalize(self.head.features(self.encoder, trace).float(), dim=-1))
             if trace.mean_attention is not None:
                 attention.append(trace.mean_attention)
         return torch.cat(features), torch.cat(attention) if attention else None
 
-    def _pixels(self, windows: np.ndarray) -> Float[Tensor, "windows 3 height width"]:
-        pixels: Tensor = normalise(torch.from_numpy(windows).to(self.device), self._mean, self._std)
+    def normalise(
+        self, windows: UInt8[np.ndarray, "windows height width 3"]
+    ) -> Float[Tensor, "windows 3 height width"]:
+        """Bring pixels to the device, as the image tower reads them."""
+        writeable = windows if windows.flags.writeable else windows.copy()
+        pixels: Tensor = normalise(torch.from_numpy(writeable).to(self.device), self._mean, self._std)
         return pixels
 
     def _phrase_features(self, features: Tensor, counts: list[int]) -> list[PhraseFeatures]:
@@ -196,9 +242,10 @@ class SegmentationEngine:
         values = features @ self._phrases.T if scored else features
         return [PhraseFeatures(part.cpu().numpy(), scored) for part in values.split(counts)]
 
-    def _purification_input(
-        self, features: Tensor, attention: Tensor, layouts: list[WindowLayout]
+    def purification_input(
+        self, features: Tensor, attention: Tensor, layouts: Sequence[WindowLayout]
     ) -> PurificationInput:
+        """Put the encoded windows of several images, all of one window size, into the purifier's form."""
         counts = torch.tensor([len(layout) for layout in layouts])
         origins = [origin for layout in layouts for origin in layout.origins]
         return PurificationInput(
@@ -228,7 +275,7 @@ class SegmentationEngine:
             group = result.groups[group_index]
             top, left = (0, 0) if group.window is None else layout.origins[group.window]
             x0, y0, x1, y1 = group.boxes[box_index]
-            region = self._pixels(image.pixels[None, top + y0 : top + y1, left + x0 : left + x1])
+            region = self.normalise(image.pixels[None, top + y0 : top + y1, left + x0 : left + x1])
             crops[slot] = F.interpolate(region, (side, side), mode="bilinear")[0].cpu().numpy()
         return PurifiedClasses(
             scores=result.scores.float().cpu().numpy(),
@@ -248,7 +295,7 @@ class SegmentationEngine:
             self.timings[stage] += time.perf_counter() - start
 
 
-def _waves(layouts: Sequence[WindowLayout], limit: int) -> list[list[int]]:
+def plan_waves(layouts: Sequence[WindowLayout], limit: int) -> list[list[int]]:
     """Group images by window size into waves of at most `limit` windows (one image at least)."""
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, layout in enumerate(layouts):

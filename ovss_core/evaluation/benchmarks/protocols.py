@@ -19,7 +19,6 @@ from ovss_core.evaluation.benchmarks.registry import get_benchmark
 from ovss_core.vocabulary import Vocabulary
 
 Purify = Literal["none", "freecp"]
-Host = Literal["clip", "maskclip", "sclip", "clearclip", "naclip", "gem", "scclip", "sfp"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ FREECP_PROTOCOLS = {
 
 
 def protocol_config(
-    benchmark: str, host: Host = "sfp", purify: Purify = "none", model: ModelConfig | None = None
+    benchmark: str, host: str = "sfp", purify: Purify = "none", model: ModelConfig | None = None
 ) -> tuple[SegmenterConfig, Vocabulary]:
     """Return the settings and the vocabulary with which the papers evaluate a method on a benchmark.
 
