@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovss_core.demonstration.objective import BASE_GRID, encode_image
+from ovss_core.demonstration.word_warmup import centre_norm
+from ovss_core.encoders.positional import resample_positions
+
 _QUERY_KEY = (0.7, 0.7)  # noise and identity in the product of queries and keys
 _VALUE_OUTPUT = (0.4, 0.4)  # noise and (negative) identity in the product of values and output projection
 _POSITION_AMPLITUDE = 0.5
@@ -30,10 +34,16 @@ def set_initial_weights(visual: Any, samples: Tensor) -> None:
     width, patch = visual.conv1.weight.shape[0], visual.conv1.weight.shape[-1]
     filters = _cosine_filters(width, patch)
     spread = F.conv2d(samples, filters, stride=patch).transpose(0, 1).flatten(1).std(1)
-    visual.conv1.weight.copy_(filters / spread[:, None, None, None].clamp(min=1e-3))
+    visual.conv1.weight.copy_(filters / (spread * spread.median()).sqrt()[:, None, None, None].clamp(min=1e-3))
     visual.positional_embedding[1:] = _wave_positions(width, visual.grid_size[0])
     for block in visual.transformer.resblocks:
         _set_attention(block.attn)
+    seen: list[Tensor] = []
+    hook = visual.ln_post.register_forward_hook(lambda _, __, out: seen.append(out[:, 1:]))
+    positions = resample_positions(visual.positional_embedding, BASE_GRID, (samples.shape[2] // patch,) * 2)
+    encode_image(visual, samples, positions)
+    hook.remove()
+    centre_norm(visual.ln_post, seen[0])
 
 
 def _cosine_filters(width: int, patch: int) -> Tensor:

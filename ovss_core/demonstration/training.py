@@ -24,6 +24,7 @@ from ovss_core.demonstration.initial_weights import set_initial_weights
 from ovss_core.demonstration.objective import WordBank, training_loss
 from ovss_core.demonstration.progress_check import check_progress
 from ovss_core.demonstration.scene_store import TRAINING_SEED, open_scene_store
+from ovss_core.demonstration.word_warmup import warm_up_words
 from ovss_core.demonstration.words import CLASS_NAMES
 from ovss_core.errors import ConfigError
 
@@ -37,6 +38,7 @@ class TrainingConfig:
 
     Args:
         scenes: Number of scenes drawn for training.
+        word_steps: Steps of the text tower alone, before the others; see `warm_up_words`.
         small_steps: Steps on crops of 112 pixels, the first part.
         small_batch: Crops a step in the first part.
         large_steps: Steps on windows of 224 pixels, the second part; every fourth stays at 112 pixels.
@@ -54,6 +56,7 @@ class TrainingConfig:
     """
 
     scenes: int = 8_000
+    word_steps: int = 100
     small_steps: int = 3000
     small_batch: int = 32
     large_steps: int = 1000
@@ -106,6 +109,9 @@ def train_demo(folder: Path, config: TrainingConfig, stop_after: int | None = No
     model, optimiser = _create(config, store)
     step = _resume(folder / "checkpoint.pt", config, model, optimiser)
     lanes = _Lanes(model, store, config)
+    if step == 0:
+        last = warm_up_words(model, lanes.bank, config.word_steps, config.learning_rate, config.seed)
+        _say(f"words {config.word_steps} steps, loss {last:.3f}")
     end = config.steps if stop_after is None else min(stop_after, config.steps)
     started = time.monotonic()
     while step < end:
