@@ -14,6 +14,7 @@ from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
 from pipelines.capacity import cluster_nodes, wait_for_capacity
 from pipelines.cluster import connected, run_near_gpu
+from pipelines.label_rows import LABEL_TABLE
 from pipelines.manifest import Manifest, prepare_manifest
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.pools import WorkerPlan, plan_workers
@@ -22,13 +23,11 @@ from pipelines.progress import ProgressReport
 from pipelines.record import check_identity, remove_run, write_run
 from pipelines.runner import ActorStage, Job, run_job
 from pipelines.schema import LABELS
-from pipelines.sink import OutputTable, reopen_part
+from pipelines.sink import reopen_part
 from pipelines.sources import ParquetSource, Source
-from pipelines.stages import ProposeStage, ResolveStage, SegmentStage, summarize_labels
+from pipelines.stages import ProposeStage, ResolveStage, SegmentStage
 from pipelines.storage import Folder
 from pipelines.summary import read_markers, write_summary
-
-LABEL_TABLE = OutputTable("labels", LABELS, summarize_labels)
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,9 @@ from ovss_core.errors import ImageError
 from ovss_core.inference.decoding import decode_image, read_size
 from ovss_core.inference.engine import PreparedImage, SegmentationEngine
 from ovss_core.inference.proposal import Proposal
-from ovss_core.segmentation import Segmentation
 from pipelines.faults import Failure, process_all
+from pipelines.label_rows import label_row
 from pipelines.ledger import AttemptLedger
-from pipelines.masks import encode_mask
 from pipelines.schema import FAILURE, LABELS, SECONDS, result_type
 
 _LARGE_PIXELS = 1 << 24
@@ -186,37 +185,6 @@ class SegmentStage(_EngineStage):
         found = self._propose(items)
         rows = iter(self._resolve([proposal for proposal in found if isinstance(proposal, Proposal)]))
         return [next(rows) if isinstance(proposal, Proposal) else proposal for proposal in found]
-
-
-def label_row(result: Segmentation) -> dict[str, Any]:
-    """Return the columns of `LABELS` for one image, without its names."""
-    height, width = result.label_map.shape
-    present = sorted(result.present, key=lambda entry: -entry.pixels)
-    return {
-        "height": height,
-        "width": width,
-        "mask": encode_mask(result.label_map),
-        "present": [vars(entry) for entry in present],
-        "kept": [vars(entry) for entry in result.kept],
-        "removed": [vars(entry) for entry in result.removed],
-        "groups": [
-            {"classes": list(group.classes), "boxes": [vars(box) for box in group.boxes]}
-            for group in result.groups
-        ],
-    }
-
-
-def summarize_labels(table: pa.Table) -> dict[str, Any]:
-    """Count images and pixels by class over rows of `LABELS`."""
-    classes: dict[str, dict[str, int]] = {}
-    pixels = 0
-    for present in table["present"].to_pylist():
-        for entry in present:
-            counts = classes.setdefault(entry["name"], {"images": 0, "pixels": 0})
-            counts["images"] += 1
-            counts["pixels"] += entry["pixels"]
-            pixels += entry["pixels"]
-    return {"pixels": pixels, "classes": classes}
 
 
 def _chunks_of_pixels(proposals: Sequence[Proposal]) -> list[list[Proposal]]:

@@ -1,0 +1,141 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import cli
+from jobs.arguments import add_segmenter, segmenter_defaults, take_segmenter
+from jobs.label import main
+from jobs.reporting import make_parser
+from ovss_core.config import ModelConfig, SegmenterConfig
+from ovss_core.evaluation.benchmarks.protocols import protocol_config
+from tests.conftest import encode_image
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(encode_image(0))
+    return tmp_path / "images"
+
+
+def run(capsys: pytest.CaptureFixture[str], *flags: object) -> tuple[int, str]:
+    status = main([str(flag) for flag in flags])
+    return status, capsys.readouterr().err.strip()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--images", "/no/such/folder", "--vocabulary", "voc21"], "no such file or folder: /no/such/folder"),
+        (["--images", "IMAGES", "--vocabulary", "voc2l"], "unknown vocabulary 'voc2l'"),
+        (["--images", "EMPTY", "--vocabulary", "voc21"], "no image in"),
+        (["--images", "IMAGES"], "give --vocabulary"),
+        (["--vocabulary", "voc21"], "exactly one of --images, --parquet and --webdataset"),
+        (["--images", "IMAGES", "--parquet", "x", "--vocabulary", "voc21"], "got images, parquet"),
+        (["--images", "IMAGES", "--benchmark", "voc99"], "unknown benchmark 'voc99'"),
+        (["--images", "IMAGES", "--vocabulary", "voc21", "--windows.size", "0"], "windows.size is 0"),
+        (
+            ["--images", "IMAGES", "--vocabulary", "voc21", "--descriptions", "no.json"],
+            "descriptions no.json",
+        ),
+        (["--images", "IMAGES", "--vocabulary", "voc21", "--output", "IMAGES/a.jpg"], "cannot write"),
+        (["--images", "IMAGES", "--vocabulary", "voc21", "--output", "memory://x"], "memory of one process"),
+        (["--images", "IMAGES", "--vocabulary", "voc21", "--address", "ray://127.0.0.1:1"], "cannot join"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], images: Path, flags: list[str], message: str
+) -> None:
+    (images.parent / "empty").mkdir()
+    places = {"IMAGES": str(images), "EMPTY": str(images.parent / "empty")}
+    for name, place in places.items():
+        flags = [flag.replace(name, place) for flag in flags]
+    if "--output" not in flags:
+        flags = [*flags, "--output", str(images.parent / "out")]
+    status, error = run(capsys, *flags)
+    assert status == 2
+    assert error.startswith("ovss: error: ")
+    assert message in error
+    assert "\n" not in error
+    assert not (images.parent / "out/run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "RN50"], "RN50 has a ResNet image tower"),
+        (["--model", "ViT-B-17"], "unknown architecture 'ViT-B-17'"),
+        (["--pretrained", "nobody"], "neither a file nor a weight tag"),
+        (["--model", "demo", "--pretrained", "random", "--actors", "64"], "the cluster has 4"),
+    ],
+)
+def test_models_and_clusters_that_cannot_work_are_refused_before_any_actor(
+    ray_session: None, capsys: pytest.CaptureFixture[str], images: Path, flags: list[str], message: str
+) -> None:
+    common = ["--images", images, "--vocabulary", "voc21", "--output", images.parent / "out"]
+    status, error = run(capsys, *common, *flags)
+    assert (status, message in error, "\n" in error) == (2, True, False), error
+    assert not (images.parent / "out/run.json").exists()
+
+
+def test_flags_reach_every_field_and_unset_ones_keep_the_defaults() -> None:
+    parser = make_parser("x", "")
+    add_segmenter(parser)
+    assert take_segmenter(parser.parse_args([])) == SegmenterConfig()
+    flags = (
+        "--model demo --pretrained random --host naclip --purify none --variant paper --max-pixels 5 --sfp.variant "
+        "paper --sfp.max_outliers 3 --labels.background none --labels.min_area 0.5 --purification.redundancy false"
+    )
+    config = take_segmenter(parser.parse_args(flags.split()))
+    assert config.model == ModelConfig("demo", "random")
+    assert (config.host, config.max_pixels, config.sfp.max_outliers) == ("naclip", 5, 3)
+    assert (config.purification.method, config.purification.variant) == ("none", "paper")
+    assert (config.purification.redundancy, config.labels.min_area) == (False, 0.5)
+
+
+@pytest.mark.parametrize("purify", ["none", "freecp"])
+def test_a_benchmark_sets_its_constants_and_flags_still_win(purify: str) -> None:
+    expected, _ = protocol_config("voc21", "sfp", purify)  # type: ignore[arg-type]
+    parser = make_parser("x", "")
+    add_segmenter(parser)
+    parser.set_defaults(segmenter_defaults(expected))
+    assert take_segmenter(parser.parse_args([])) == expected
+    assert take_segmenter(parser.parse_args(["--windows.short_side", "99"])).windows.short_side == 99
+
+
+def test_help_needs_no_heavy_import_and_lists_the_commands() -> None:
+    code = "import sys, jobs.cli; s = jobs.cli.main(['--help']); print('torch' in sys.modules or 'ray' in sys.modules, s)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.endswith("False 0\n")
+    assert all(name in output for name in ("label", "evaluate", "scenes", "train-demo", "measure"))
+
+
+def test_an_unknown_command_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["lable"]) == 2
+    assert "unknown command 'lable'; give one of label" in capsys.readouterr().err
+    assert cli.main([]) == 2
+
+
+def test_the_command_labels_and_reports(
+    ray_session: None, capsys: pytest.CaptureFixture[str], images: Path
+) -> None:
+    (images / "broken.jpg").write_bytes(b"broken")
+    (images.parent / "words.txt").write_text("cat\ndog, puppy\n")
+    (images.parent / "descriptions.json").write_text(json.dumps({"cat": ["a small furry animal"]}))
+    output = images.parent / "out"
+    flags = f"label --images {images} --vocabulary {images.parent}/words.txt --output {output} --model demo"
+    flags += (
+        f" --pretrained random --descriptions {images.parent}/descriptions.json --actors 1 --resolve-actors 0"
+    )
+    assert cli.main(flags.split()) == 0
+    printed = capsys.readouterr()
+    assert "2 images: 1 labelled, 1 failed" in printed.out
+    assert f"{output}/failures" in printed.out
+    assert "2 of 2 images (100 %)" in printed.err
+
+    (images / "a.jpg").unlink()
+    assert cli.main([*flags.split(), "--overwrite"]) == 1
+    assert "1 images: 0 labelled, 1 failed" in capsys.readouterr().out

@@ -1,0 +1,241 @@
+"""Evaluations from files to report: counts against a loop, failures as rows, resuming, and the grid."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
+from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
+from ovss_core.evaluation.benchmarks import get_benchmark
+from ovss_core.vocabulary import Vocabulary
+from pipelines.evaluate import EvaluateJob, PairOptions, run_evaluate
+from pipelines.evaluation.grid import GridBase, GridRow, grid_rows
+from pipelines.evaluation.pairs import BenchmarkSource, FolderPairsSource, spread
+from pipelines.evaluation.report import grid_markdown
+from pipelines.label import LabelJob, run_label
+from pipelines.masks import decode_mask
+from pipelines.options import PoolOptions, RunOptions, SourceOptions
+
+VOCABULARY = Vocabulary.from_names(["background", "cat", "dog, puppy", "grass"], "test")
+SEGMENTER = SegmenterConfig(
+    model=ModelConfig("demo", "random"),
+    windows=WindowConfig(size=32, stride=32, short_side=32),
+    purification=PurificationConfig(thresholds="fixed", redundancy_threshold=0.01, crop_size=32),
+    window_batch=8,
+)
+POOLS = PoolOptions(actors=1, batch_size=4, torch_threads=1)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Eight images with masks of blocks, void strips among them."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    rng = np.random.default_rng(5)
+    for number in range(8):
+        pixels = rng.integers(0, 255, (3, 4, 3), np.uint8).repeat(12, 0).repeat(12, 1)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.jpg")
+        labels = rng.integers(0, 4, (3, 4), np.uint8).repeat(12, 0).repeat(12, 1)
+        labels[:, 11:13] = 255
+        Image.fromarray(labels).save(tmp_path / "masks" / f"{number}.png")
+    return tmp_path
+
+
+def _job(pairs: Path, output: str = "out", **options: object) -> EvaluateJob:
+    chosen = PairOptions(images=str(pairs / "images"), masks=str(pairs / "masks"), **options)  # type: ignore[arg-type]
+    run = RunOptions(str(pairs / output), shard_size=3, no_progress_s=120.0)
+    return EvaluateJob(chosen, run, VOCABULARY, SEGMENTER, pools=POOLS)
+
+
+def _written_labels(output: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for file in sorted((output / "labels").glob("*.parquet")):
+        for row in pq.read_table(file).to_pylist():
+            yield row["image_id"], decode_mask(row["mask"])
+
+
+def _loop_counts(output: Path, masks: Path) -> dict[int, list[int]]:
+    """Intersection, predicted and actual pixels of each class over all written masks, pixel by pixel."""
+    counts = {index: [0, 0, 0] for index in range(4)}
+    for image_id, label_map in _written_labels(output):
+        truth = np.asarray(Image.open(masks / f"{Path(image_id).stem}.png"))
+        for said, actual in zip(label_map.ravel().tolist(), truth.ravel().tolist(), strict=True):
+            if actual != 255:
+                counts[said][1] += 1
+                counts[actual][2] += 1
+                counts[actual][0] += said == actual
+    return counts
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_counts_equal_a_loop_over_the_masks_that_labelling_writes(pairs: Path) -> None:
+    label = LabelJob(
+        SourceOptions(images=str(pairs / "images")),
+        RunOptions(str(pairs / "labels"), shard_size=3, no_progress_s=120.0),
+        VOCABULARY,
+        SEGMENTER,
+        pools=replace(POOLS, resolve_actors=0),
+    )
+    run_label(label)
+
+    report = run_evaluate(_job(pairs))
+
+    counts = _loop_counts(pairs / "labels", pairs / "masks")
+    for row in report["classes"]:
+        intersection, predicted, actual = counts[row["index"]]
+        assert row["intersection"] == intersection
+        assert row["union"] == predicted + actual - intersection
+        assert row["iou"] == pytest.approx(intersection / row["union"])
+    assert report["miou"] == pytest.approx(np.mean([row["iou"] for row in report["classes"]]))
+    assert report["pixel_accuracy"] == pytest.approx(
+        sum(count[0] for count in counts.values()) / sum(count[2] for count in counts.values())
+    )
+    assert report["measured"] == 8
+    assert report["oracle"]["gap"] == pytest.approx(report["oracle"]["miou"] - report["miou"])
+    assert json.loads((pairs / "out" / "evaluation.json").read_text()) == report
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_unusable_pairs_become_failures_and_a_second_run_does_nothing_anew(pairs: Path) -> None:
+    (pairs / "masks" / "1.png").unlink()
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(pairs / "masks" / "2.png")
+    Image.new("RGB", (48, 36)).save(pairs / "masks" / "3.png")
+    Image.fromarray(np.full((36, 48), 9, np.uint8)).save(pairs / "masks" / "4.png")
+    (pairs / "images" / "5.jpg").write_bytes(b"no image")
+
+    report = run_evaluate(_job(pairs))
+
+    assert (report["measured"], report["failed"]) == (3, 5)
+    reasons = {
+        row["image_id"]: row["reason"]
+        for file in (pairs / "out" / "failures").glob("*.parquet")
+        for row in pq.read_table(file).to_pylist()
+    }
+    assert set(reasons) == {f"{number}.jpg" for number in range(1, 6)}
+    assert "cannot be read" in reasons["1.jpg"]
+    assert "5 x 5 pixels, the image 36 x 48" in reasons["2.jpg"]
+    assert "mode RGB" in reasons["3.jpg"]
+    assert "the value 9" in reasons["4.jpg"]
+    written = {path: path.stat().st_mtime_ns for path in (pairs / "out" / "measurements").iterdir()}
+
+    again = run_evaluate(_job(pairs))
+
+    assert again == report
+    assert {path: path.stat().st_mtime_ns for path in (pairs / "out" / "measurements").iterdir()} == written
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_other_settings_do_not_go_into_the_same_output(pairs: Path) -> None:
+    run_evaluate(_job(pairs, limit=2))
+
+    other = replace(_job(pairs, limit=2), segmenter=replace(SEGMENTER, host="clearclip"))
+
+    with pytest.raises(OutputMismatchError, match="host"):
+        run_evaluate(other)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_grid_prints_every_row_with_its_settings(pairs: Path) -> None:
+    report = run_evaluate(_job(pairs, limit=2, grid=True))
+
+    names = [(row["table"], row["name"]) for row in report["rows"]]
+    assert len(set(names)) == len(names) >= 30
+    assert all(0 <= row["miou"] <= 1 for row in report["rows"])
+    assert json.loads((pairs / "out" / "grid.json").read_text()) == report
+    markdown = (pairs / "out" / "grid.md").read_text()
+    assert markdown == grid_markdown(report["rows"])
+    for row in report["rows"]:
+        assert f"| {row['name']} | {100 * row['miou']:.1f} |" in markdown
+
+
+def test_the_grid_of_a_benchmark_covers_hosts_purification_thresholds_and_ablations() -> None:
+    rows = grid_rows(GridBase(SegmenterConfig(model=ModelConfig("demo", "random")), "voc21"))
+
+    by_name = {row.name: row for row in rows}
+    assert {"clip", "sfp", "gem + FreeCP, tuned", "scclip + FreeCP, auto", "+ SOM", "+ SAE", "+ HAI"} <= set(
+        by_name
+    )
+    assert {"from block 1", "from block 11", "sfp, neither", "sfp, RP", "sfp, RP + AP"} <= set(by_name)
+    assert by_name["sfp"].published == 63.9
+    assert by_name["gem + FreeCP, tuned"].published == 64.7
+    assert by_name["scclip + FreeCP, auto"].published is None
+    assert by_name["gem + FreeCP, tuned"].vocabulary.name == "voc21.freecp"
+    assert by_name["sclip"].vocabulary.name == "voc21.sfp"
+    assert all(row.config.model.name == "demo" for row in rows)
+    assert _active_parts(by_name["ClearCLIP"]) == []
+    assert _active_parts(by_name["+ SAE"]) == ["outlier_mitigation", "attention_enhancement"]
+    assert len(_active_parts(by_name["+ HAI"])) == 3
+    assert len({row.key for row in rows}) == len(rows)
+
+
+def _active_parts(row: GridRow) -> list[str]:
+    parts = ("outlier_mitigation", "attention_enhancement", "attention_integration")
+    return [part for part in parts if getattr(row.config.sfp, part)]
+
+
+def _voc(tmp_path: Path) -> Path:
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for name in ("a", "b", "c"):
+        Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8)).save(root / f"JPEGImages/{name}.jpg")
+        labels = Image.fromarray(rng.choice(np.array([0, 1, 20, 255], np.uint8), (24, 32)))
+        labels.putpalette(list(range(256)) * 3)
+        labels.save(root / f"SegmentationClass/{name}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("a\nb\nc\n")
+    return tmp_path
+
+
+def test_a_benchmark_lists_its_split_with_masks_relative_to_the_root(tmp_path: Path) -> None:
+    source = BenchmarkSource(get_benchmark("voc20"), str(_voc(tmp_path)))
+
+    records = list(source.records())
+
+    assert [record.image_id for record in records] == [
+        f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg" for name in "abc"
+    ]
+    assert records[0].annotation == "VOCdevkit/VOC2012/SegmentationClass/a.png"
+    assert source.conversion(np.array([[0, 20, 255]], np.uint8)).tolist() == [[-1, 19, -1]]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("purify", ["none", "freecp"])
+def test_a_benchmark_is_measured_by_one_command(tmp_path: Path, purify: str) -> None:
+    from jobs.evaluate import main
+
+    output = tmp_path / "out"
+    flags = f"--benchmark voc21 --root {_voc(tmp_path)} --output {output} --model demo --pretrained random --purify {purify}"
+
+    status = main([*flags.split(), "--windows.short_side", "48", "--actors", "1", "--torch-threads", "1"])
+
+    assert status == 0
+    report = json.loads((output / "evaluation.json").read_text())
+    assert report["measured"] == 3
+    assert report["published_miou"] == (0.639 if purify == "none" else None)
+    assert report["settings"]["windows"]["short_side"] == 48
+    assert report["settings"]["labels"]["logit_scale"] == (50.0 if purify == "none" else 40.0)
+    assert (report["purified_vocabulary"] is None) == (purify == "none")
+    assert report["vocabulary"]["name"] == ("voc21.sfp" if purify == "none" else "voc21.freecp")
+
+
+def test_missing_choices_are_answered_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--benchmark with --root"):
+        PairOptions(benchmark="voc21").open(Vocabulary.load("voc21"))
+    with pytest.raises(ConfigError, match="21 classes, the vocabulary 4"):
+        PairOptions(benchmark="voc21", root=str(tmp_path)).open(VOCABULARY)
+    with pytest.raises(StorageError, match="check --masks"):
+        FolderPairsSource(str(_voc(tmp_path)), str(tmp_path / "nowhere"), 4)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 10), (3, 3), (10, 10), (99, 10)])
+def test_a_limit_takes_images_from_all_over_the_split(limit: int | None, expected: int) -> None:
+    chosen = spread(range(10), limit)
+
+    assert len(chosen) == len(set(chosen)) == expected
+    assert chosen[0] == 0
