@@ -1,0 +1,287 @@
+"""Measure labels against reference masks: a benchmark by the papers' protocols, or any two folders."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ovss_core.config import SegmenterConfig
+from ovss_core.encoders.checkpoints import load_clip
+from ovss_core.errors import ConfigError, StorageError
+from ovss_core.evaluation.benchmarks import get_benchmark, published_miou
+from ovss_core.segmenter import classify_text
+from ovss_core.vocabulary import Vocabulary
+from pipelines.capacity import cluster_nodes, wait_for_capacity
+from pipelines.cluster import connected, run_near_gpu
+from pipelines.evaluation.grid import GridBase, GridRow, grid_rows
+from pipelines.evaluation.pairs import BenchmarkSource, FolderPairsSource, PairSource
+from pipelines.evaluation.report import (
+    EVALUATION,
+    GRID,
+    GRID_TABLE,
+    grid_entries,
+    grid_markdown,
+    run_facts,
+    score_variant,
+    write_json,
+)
+from pipelines.evaluation.stage import STAGE, MeasureStage, Variant
+from pipelines.evaluation.table import MEASUREMENT_TABLE, MEASUREMENTS
+from pipelines.manifest import Manifest, prepare_manifest
+from pipelines.options import PoolOptions, RunOptions
+from pipelines.pools import WorkerPlan, plan_workers
+from pipelines.progress import ProgressReport
+from pipelines.record import check_identity, remove_run, write_run
+from pipelines.runner import ActorStage, Job, run_job
+from pipelines.sink import reopen_part
+from pipelines.storage import Folder
+from pipelines.summary import read_markers, write_summary
+
+SINGLE = "evaluation"
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What to measure on; give --benchmark and --root, or --images, --masks and --vocabulary.
+
+    Attributes:
+        benchmark: voc21, context60, coco_object, voc20, context59, coco_stuff164k, ade20k or cityscapes; its
+            vocabulary and constants take the place of the defaults.
+        root: Folder of the benchmark's data set, as mmsegmentation lays it out; local path or URI.
+        images: Folder, glob or file of your own images.
+        masks: Folder of index PNGs named as the images; a pixel's value is its class's position in the
+            vocabulary, 255 is ignored.
+        vocabulary: Shipped name (such as voc21) or file, a class a line.
+        limit: Measure only so many images, evenly spread.
+        oracle: Also label with only each image's present classes offered, and report the gap.
+        grid: Measure hosts x purification x thresholds and the papers' ablations, as one table.
+        max_bytes: Image files with more bytes are refused before they are read.
+    """
+
+    benchmark: str | None = None
+    root: str | None = None
+    images: str | None = None
+    masks: str | None = None
+    vocabulary: str | None = None
+    limit: int | None = None
+    oracle: bool = True
+    grid: bool = False
+    max_bytes: int = 1 << 28
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}; give at least 1")
+
+    def open(self, vocabulary: Vocabulary) -> PairSource:
+        """Open the pairs that were asked for.
+
+        Raises:
+            ConfigError: What was given is not one of the two ways, or the vocabulary does not fit.
+            StorageError: The files are not there.
+        """
+        if self.benchmark and self.root and not self.images and not self.masks:
+            benchmark = get_benchmark(self.benchmark)
+            if len(vocabulary) != benchmark.classes:
+                raise ConfigError(
+                    f"{benchmark.name} has {benchmark.classes} classes, the vocabulary {len(vocabulary)}; give one with "
+                    "a line for each, or leave --vocabulary out"
+                )
+            return BenchmarkSource(benchmark, self.root, self.limit)
+        if self.images and self.masks and not self.root:
+            return FolderPairsSource(self.images, self.masks, len(vocabulary), self.limit)
+        raise ConfigError(
+            "give --benchmark with --root, or --images with --masks (and --vocabulary, or --benchmark for its "
+            "vocabulary and constants)"
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """An evaluation.
+
+    Attributes:
+        vocabulary: The classes, in the order of the masks' values.
+        segmenter: What decides the labels; in a grid of a benchmark only the model and memory of it apply.
+        descriptions: Sentences by class name for the ambiguity step.
+    """
+
+    pairs: PairOptions
+    run: RunOptions
+    vocabulary: Vocabulary
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    descriptions: Mapping[str, list[str]] | None = None
+    pools: PoolOptions = field(default_factory=PoolOptions)
+
+    def rows(self) -> list[GridRow]:
+        """Return the settings to measure: those of the grid, or the one of this job."""
+        if self.pairs.grid:
+            own = Vocabulary.load(self.pairs.vocabulary) if self.pairs.vocabulary else None
+            vocabulary = own if self.pairs.benchmark else self.vocabulary
+            return grid_rows(GridBase(self.segmenter, self.pairs.benchmark, vocabulary))
+        config, benchmark = self.segmenter, self.pairs.benchmark
+        published = published_miou(benchmark, config.host, config.purification.method) if benchmark else None
+        return [GridRow(SINGLE, "", config, self.vocabulary, published)]
+
+
+def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
+    """Measure every pair, and return what `evaluation.json` (or `grid.json`) holds.
+
+    Raises:
+        ConfigError: Before any worker starts: settings that cannot work, or an output of another run.
+        StorageError: Before any worker starts: no pairs, or an output that cannot be written.
+        WeightsError: Before any worker starts: the model's weights are missing.
+        ClusterError: Before any worker starts: the cluster is too small.
+        OvssError: The run stopped, or its counts do not add up.
+    """
+    source, output, rows = job.pairs.open(job.vocabulary), Folder(job.run.output), job.rows()
+    if next(iter(source.records()), None) is None:
+        raise StorageError(
+            f"no image in {source.describe()['uri']}; check the path and the files' extensions"
+        )
+    output.check_writable()
+    with connected(job.run.address):
+        use_gpu = job.pools.num_gpus != 0 and not job.pools.device.startswith("cpu")
+        variants, weights_hash = run_near_gpu(encode_texts, rows, job.descriptions, use_gpu=use_gpu)
+        identity = _identity(job, source, rows, weights_hash)
+        if not job.run.overwrite:
+            check_identity(output, identity)
+        plan = plan_workers(job.pools, cluster_nodes(), two_stages=False)
+        wait_for_capacity(plan.pools, job.run.cluster_wait_s)
+        if job.run.overwrite:
+            remove_run(output, MEASUREMENT_TABLE.name)
+            _remove_reports(output)
+        details = {**asdict(job.run), "output": output.public_uri}
+        write_run(output, identity, {"pools": asdict(plan), "run": details})
+        manifest = prepare_manifest(output, source, job.run.shard_size)
+        summary = _measure(job, source, manifest, plan, variants)
+    return _report(job, output, rows, summary)
+
+
+def encode_texts(
+    rows: Sequence[GridRow], descriptions: Mapping[str, list[str]] | None, device: str
+) -> tuple[list[Variant], str]:
+    """Encode the vocabulary of every row, each once; returns the variants and the weights' hash."""
+    clip = load_clip(rows[0].config.model)
+    encoded: dict[tuple[str, bool], bytes] = {}
+    variants = []
+    for row in rows:
+        purification = row.config.purification
+        wants_null = purification.method == "freecp" and purification.redundancy
+        key = row.vocabulary.content_hash, wants_null and purification.thresholds == "auto"
+        if key not in encoded:
+            encoded[key] = classify_text(clip, row.config, row.vocabulary, descriptions, device).to_bytes()
+        variants.append(Variant(row.key, row.config, encoded[key]))
+    return variants, clip.weights_hash()
+
+
+def _measure(
+    job: EvaluateJob,
+    source: PairSource,
+    manifest: Manifest,
+    plan: WorkerPlan,
+    variants: Sequence[Variant],
+) -> dict[str, Any]:
+    output = Folder(job.run.output)
+    if job.run.retry_failed:
+        for marker in list(read_markers(output, manifest)):
+            if marker["failed"]:
+                reopen_part(output, marker["part"], MEASUREMENT_TABLE)
+    arguments = {
+        "variants": list(variants),
+        "masks": source.masks,
+        "conversion": source.conversion,
+        "oracle": job.pairs.oracle,
+        "device": job.pools.device,
+        "torch_threads": plan.torch_threads,
+    }
+    work = Job(
+        output,
+        source,
+        [ActorStage(STAGE, MeasureStage, arguments, plan.propose, plan.batch_size)],
+        MEASUREMENT_TABLE,
+        max_bytes=job.pairs.max_bytes,
+        fragment_rows=2 * plan.batch_size,
+        no_progress_s=job.run.no_progress_s,
+    )
+    start = time.monotonic()
+    with ProgressReport(manifest.images, interval_s=job.run.progress_s) as progress:
+        run_job(work, manifest, progress)
+    seconds = time.monotonic() - start
+    return write_summary(output, manifest, {"images": progress.fresh, "seconds": round(seconds, 3)})
+
+
+def _report(
+    job: EvaluateJob, output: Folder, rows: Sequence[GridRow], summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    facts = {"benchmark": job.pairs.benchmark, **run_facts(output, summary)}
+    statistics = summary["statistics"]
+    if job.pairs.grid:
+        entries = grid_entries(rows, statistics)
+        report: dict[str, Any] = {**facts, "rows": entries}
+        write_json(output, GRID, report)
+        output.write(GRID_TABLE, grid_markdown(entries).encode())
+        return report
+    [row] = rows
+    published = None if row.published is None else row.published / 100
+    report = {
+        **score_variant(statistics.get(row.key, {}), row.config, row.vocabulary),
+        "published_miou": published,
+        **facts,
+    }
+    write_json(output, EVALUATION, report)
+    return report
+
+
+def _remove_reports(output: Folder) -> None:
+    for name in (EVALUATION, GRID, GRID_TABLE):
+        output.remove(name)
+
+
+def _identity(
+    job: EvaluateJob, source: PairSource, rows: Sequence[GridRow], weights_hash: str
+) -> dict[str, Any]:
+    return {
+        "job": "evaluate",
+        "schema": MEASUREMENTS.metadata[b"ovss_schema"].decode(),
+        "source": source.describe(),
+        "variants": {row.key: _deciding(row) for row in rows},
+        "weights_hash": weights_hash,
+        "descriptions": job.descriptions,
+        "oracle": job.pairs.oracle,
+        "shard_size": job.run.shard_size,
+    }
+
+
+def _deciding(row: GridRow) -> dict[str, Any]:
+    """Return the settings that decide a row's figures; those of speed and memory are left out."""
+    config = row.config.to_dict()
+    config.pop("window_batch")
+    config["purification"].pop("phrase_chunk")
+    return {"config": config, "vocabulary_hash": row.vocabulary.content_hash}
+
+
+def describe_result(job: EvaluateJob, report: Mapping[str, Any]) -> int:
+    """Print what came out, and return the exit status: 1 if not a single pair could be measured."""
+    place = Folder(job.run.output).public_uri
+    print(f"{report['images']:,} images: {report['measured']:,} measured, {report['failed']:,} failed")
+    if job.pairs.grid:
+        print(grid_markdown(report["rows"]))
+        print(f"report: {place}/{GRID}, {place}/{GRID_TABLE}")
+    else:
+        print(_headline(report))
+        print(f"report: {place}/{EVALUATION}")
+    if report["failed"]:
+        print(f"why images failed: {place}/failures; try them again with --retry-failed")
+    return 0 if report["measured"] else 1
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    named = {
+        "mIoU": report["miou"],
+        "published": report["published_miou"],
+        "pixel accuracy": report["pixel_accuracy"],
+        "boundary mIoU": report["boundary_miou"],
+        "oracle mIoU": (report["oracle"] or {}).get("miou"),
+        "purified vocabulary F1": (report["purified_vocabulary"] or {}).get("f1"),
+    }
+    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in named.items() if value is not None)

@@ -1,0 +1,123 @@
+"""The settings that one grid run measures: hosts x purification x thresholds, and both papers' ablations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ovss_core.config import PurificationConfig, SegmenterConfig, SfpConfig
+from ovss_core.dense_heads import HEADS
+from ovss_core.evaluation.benchmarks import protocol_config, published_miou
+from ovss_core.evaluation.benchmarks.protocols import Purify
+from ovss_core.vocabulary import Vocabulary
+
+MAIN, SFP_PARTS, SFP_LAYERS, FREECP_PARTS = (
+    "Hosts, purification and thresholds",
+    "SFP: parts one by one (paper, Table 2)",
+    "SFP: first block of the layer sum (paper, Table 3)",
+    "FreeCP: parts one by one",
+)
+_LAYER_STARTS = (1, 3, 5, 7, 9, 11)
+_PART_NAMES = ("ClearCLIP", "+ SOM", "+ SAE", "+ HAI")
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """One row of the table.
+
+    Attributes:
+        table: Heading it stands under.
+        name: What the row is called; unique under its heading.
+        config: The settings that make it.
+        published: Published mIoU in percent.
+    """
+
+    table: str
+    name: str
+    config: SegmenterConfig
+    vocabulary: Vocabulary
+    published: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Unique in the grid."""
+        return f"{self.table} | {self.name}"
+
+
+@dataclass(frozen=True)
+class GridBase:
+    """What all rows start from.
+
+    Attributes:
+        config: Model and memory for every row; for folders everything else too.
+        benchmark: Whose protocols apply, or None for folders.
+        vocabulary: Takes the place of the protocols' vocabularies; required for folders.
+    """
+
+    config: SegmenterConfig
+    benchmark: str | None = None
+    vocabulary: Vocabulary | None = None
+
+    def settings(self, host: str, purify: Purify) -> tuple[SegmenterConfig, Vocabulary]:
+        """Return the settings of one host with ("freecp") or without ("none") class purification."""
+        if self.benchmark is None:
+            assert self.vocabulary is not None, "folders come with a vocabulary"
+            purification = replace(self.config.purification, method=purify)
+            background = self.config.labels.background
+            fits = background != "residual" or purify == "freecp"
+            labels = replace(self.config.labels, background=background if fits else "auto")
+            return replace(self.config, host=host, purification=purification, labels=labels), self.vocabulary
+        config, vocabulary = protocol_config(self.benchmark, host, purify)
+        config = replace(
+            config,
+            model=self.config.model,
+            window_batch=self.config.window_batch,
+            max_pixels=self.config.max_pixels,
+        )
+        return config, self.vocabulary or vocabulary
+
+
+def grid_rows(base: GridBase) -> list[GridRow]:
+    """List every row of the grid."""
+    return [*_main_rows(base), *_sfp_rows(base), *_freecp_rows(base)]
+
+
+def _main_rows(base: GridBase) -> Iterator[GridRow]:
+    for host in HEADS:
+        config, vocabulary = base.settings(host, "none")
+        yield GridRow(MAIN, host, config, vocabulary, _published(base, host, "none"))
+        config, vocabulary = base.settings(host, "freecp")
+        tuned = _purify(config, thresholds="fixed")
+        yield GridRow(MAIN, f"{host} + FreeCP, tuned", tuned, vocabulary, _published(base, host, "freecp"))
+        auto = _purify(config, thresholds="auto", variant="image")
+        yield GridRow(MAIN, f"{host} + FreeCP, auto", auto, vocabulary)
+
+
+def _sfp_rows(base: GridBase) -> Iterator[GridRow]:
+    config, vocabulary = base.settings("sfp", "none")
+    for count, name in enumerate(_PART_NAMES):
+        sfp = SfpConfig("paper", count > 0, count > 1, count > 2)
+        yield GridRow(SFP_PARTS, name, replace(config, sfp=sfp), vocabulary)
+    for start in _LAYER_STARTS:
+        sfp = SfpConfig(variant="paper", integration_start=start)
+        yield GridRow(SFP_LAYERS, f"from block {start}", replace(config, sfp=sfp), vocabulary)
+
+
+def _freecp_rows(base: GridBase) -> Iterator[GridRow]:
+    host = base.config.host
+    config, vocabulary = base.settings(host, "freecp")
+    for name, redundancy, ambiguity in (
+        (f"{host}, neither", False, False),
+        (f"{host}, RP", True, False),
+        (f"{host}, RP + AP", True, True),
+    ):
+        fixed = _purify(config, thresholds="fixed", redundancy=redundancy, ambiguity=ambiguity)
+        yield GridRow(FREECP_PARTS, name, fixed, vocabulary)
+
+
+def _purify(config: SegmenterConfig, **changes: Any) -> SegmenterConfig:
+    purification: PurificationConfig = replace(config.purification, **changes)
+    return replace(config, purification=purification)
+
+
+def _published(base: GridBase, host: str, purify: str) -> float | None:
+    return published_miou(base.benchmark, host, purify) if base.benchmark else None
