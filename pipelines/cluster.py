@@ -31,7 +31,7 @@ def connected(address: str | None) -> Iterator[None]:
     )  # Ray's core reports Ray Data's own actors as errors
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     remote = address or os.environ.get("RAY_ADDRESS")
-    options = {"address": remote} if remote else {"include_dashboard": False}
+    options = {"address": remote} if remote else {"address": "local", "include_dashboard": False}
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:

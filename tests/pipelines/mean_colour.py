@@ -105,7 +105,9 @@ def main() -> None:
     from pipelines.sources import FolderSource
 
     images, output, seconds = sys.argv[1:]
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, logging_level="ERROR")
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, logging_level="ERROR"
+    )
     source = FolderSource(images)
     manifest = prepare_manifest(Folder(output), source, 8)
     with ProgressReport(manifest.images, interval_s=1.0) as progress:
