@@ -34,7 +34,9 @@ def set_initial_weights(visual: Any, samples: Tensor) -> None:
     width, patch = visual.conv1.weight.shape[0], visual.conv1.weight.shape[-1]
     filters = _cosine_filters(width, patch)
     spread = F.conv2d(samples, filters, stride=patch).transpose(0, 1).flatten(1).std(1)
-    visual.conv1.weight.copy_(filters / (spread * spread.median()).sqrt()[:, None, None, None].clamp(min=1e-3))
+    visual.conv1.weight.copy_(
+        filters / (spread * spread.median()).sqrt()[:, None, None, None].clamp(min=1e-3)
+    )
     visual.positional_embedding[1:] = _wave_positions(width, visual.grid_size[0])
     for block in visual.transformer.resblocks:
         _set_attention(block.attn)

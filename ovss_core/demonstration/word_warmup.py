@@ -30,7 +30,9 @@ def warm_up_words(model: Any, bank: WordBank, steps: int, learning_rate: float, 
         seed: Of the words and wordings drawn.
     """
     parameters = [p for name, p in model.named_parameters() if not name.startswith(("visual.", "logit_"))]
-    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
     _centre(model, bank, random.Random(f"ovss words {seed}"))
     value = 0.0
     for step in range(steps):
@@ -64,7 +66,9 @@ def _centre(model: Any, bank: WordBank, rng: random.Random) -> None:
     texts = _wordings(rng.sample(DISTRACTORS, _DISTRACTORS_A_STEP), rng)
     tokens = bank.tokens(texts)
     last = tokens.argmax(-1)
-    hook = model.ln_final.register_forward_hook(lambda _, __, out: seen.append(out[torch.arange(len(out)), last]))
+    hook = model.ln_final.register_forward_hook(
+        lambda _, __, out: seen.append(out[torch.arange(len(out)), last])
+    )
     with torch.no_grad():
         encode_text(model, tokens)
     hook.remove()

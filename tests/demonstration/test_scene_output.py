@@ -99,7 +99,7 @@ def test_the_same_command_draws_only_what_is_missing(tmp_path: Path) -> None:
 def test_a_run_that_dies_leaves_no_half_file_under_a_final_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = formats.render_scene
+    original = render_scene
 
     def dies_at_the_fourth(seed: int, size: int) -> object:
         if seed % SEED_SPACING == 3:
@@ -130,13 +130,13 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path, name: str, value: o
         config(tmp_path, **{name: value})
 
 
-def test_the_command_says_what_is_wrong_and_exits_with_one(
+def test_the_command_says_what_is_wrong_and_exits_with_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert main(["--count", "0", "--output", str(tmp_path / "scenes")]) == 1
+    assert main(["--count", "0", "--output", str(tmp_path / "scenes")]) == 2
     assert "--count is 0" in capsys.readouterr().err
-    assert main(["--count", "2", "--size", "64", "--output", str(tmp_path / "file" / "scenes")]) == 1
+    assert main(["--count", "2", "--size", "64", "--output", str(tmp_path / "file" / "scenes")]) == 2
     assert "cannot write" in capsys.readouterr().err
 
 
