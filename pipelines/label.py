@@ -78,7 +78,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         wait_for_capacity(plan.pools, job.run.cluster_wait_s)
         if job.run.overwrite:
             remove_run(output, LABEL_TABLE.name)
-        write_run(output, identity, {"pools": asdict(plan), "run": _recordable(job.run)})
+        write_run(output, identity, _details(job, plan))
         manifest = prepare_manifest(output, source, job.run.shard_size)
         return _label(job, source, manifest, plan, text)
 
@@ -153,6 +153,7 @@ def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
         "text": text,
         "device": job.pools.device,
         "torch_threads": plan.torch_threads,
+        "worker_threads": plan.worker_threads,
     }
     if plan.resolve is None:
         return [ActorStage("segment", SegmentStage, arguments, plan.propose, plan.batch_size)]
@@ -164,16 +165,17 @@ def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
 
 
 def _identity(job: LabelJob, source: Source, weights_hash: str) -> dict[str, Any]:
+    """Say what decides the results: contents, not the paths of vocabulary and weights, nor speed and memory."""
     config = job.segmenter.to_dict()
-    for name in ("window_batch",):  # decides speed and memory, not the masks
-        config.pop(name)
+    config.pop("window_batch")
     config["purification"].pop("phrase_chunk")
+    config["model"].pop("pretrained")
     return {
         "job": "label",
         "schema": LABELS.metadata[b"ovss_schema"].decode(),
         "source": source.describe(),
         "config": config,
-        "vocabulary": job.vocabulary.to_dict(),
+        "vocabulary": job.vocabulary.to_dict()["classes"],
         "vocabulary_hash": job.vocabulary.content_hash,
         "weights_hash": weights_hash,
         "descriptions": job.descriptions,
@@ -181,8 +183,14 @@ def _identity(job: LabelJob, source: Source, weights_hash: str) -> dict[str, Any
     }
 
 
-def _recordable(options: RunOptions) -> dict[str, Any]:
-    return {**asdict(options), "output": Folder(options.output).public_uri}
+def _details(job: LabelJob, plan: WorkerPlan) -> dict[str, Any]:
+    return {
+        "vocabulary": job.vocabulary.name,
+        "segmenter": job.segmenter.to_dict(),
+        "pools": asdict(plan),
+        "cluster": [asdict(node) for node in cluster_nodes()],
+        "run": {**asdict(job.run), "output": Folder(job.run.output).public_uri, "address": None},
+    }
 
 
 def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:

@@ -22,12 +22,14 @@ class WorkerPlan:
         propose: Stage 1, or both stages where `resolve` is None.
         torch_threads: Threads of a worker of stage 1 on CPUs; None on GPUs.
         batch_size: Images of one call.
+        worker_threads: Threads of a worker that decode images or encode masks.
     """
 
     propose: Pool
     resolve: Pool | None
     torch_threads: int | None
     batch_size: int
+    worker_threads: int
 
     @property
     def pools(self) -> list[Pool]:
@@ -59,6 +61,7 @@ def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) 
         Pool("resolve", resolvers, _LEAST_CPUS, share_resolve if on_gpus else 0.0) if split else None,
         threads,
         options.batch_size or (_GPU_BATCH if on_gpus else _CPU_BATCH),
+        max(4, math.floor(sum(node.cpus for node in nodes) / actors)) if on_gpus else _THREADS,
     )
     if options.num_cpus is not None:
         return _with_cpus(plan, options.num_cpus)

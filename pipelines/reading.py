@@ -16,7 +16,8 @@ from pipelines.schema import CARRIER
 from pipelines.storage import Folder, open_storage
 
 STAGE = "read"
-ROWS = 32
+ROWS = 16
+_SPAN_BYTES = 1 << 24
 Row = dict[str, Any]
 Fetched = bytes | Failure
 
@@ -95,15 +96,21 @@ class ReadImages:
         fetched: list[Fetched] = []
         try:
             with open_storage(self.source)[0].open_input_file(rows[0]["path"]) as stream:
-                for row in rows:
-                    try:
-                        self._check_size(row["length"])
-                        fetched.append(stream.read_at(row["length"], row["offset"]))
-                    except ImageError as error:
-                        fetched.append(Failure.of(STAGE, error))
+                for span in _spans(rows, self.max_bytes):
+                    fetched.extend(self._tar_span(stream, span))
         except (OSError, pa.ArrowException) as error:
             fetched += [Failure.of(STAGE, error)] * (len(rows) - len(fetched))
         return fetched
+
+    def _tar_span(self, stream: Any, rows: list[Row]) -> list[Fetched]:
+        """Read neighbouring members at once: a request to an object store costs more than the bytes between."""
+        try:
+            self._check_size(rows[0]["length"])
+        except ImageError as error:
+            return [Failure.of(STAGE, error)]
+        start = rows[0]["offset"]
+        data = stream.read_at(rows[-1]["offset"] + rows[-1]["length"] - start, start)
+        return [data[row["offset"] - start : row["offset"] - start + row["length"]] for row in rows]
 
     def _rows_of_group(self, rows: list[Row]) -> list[Fetched]:
         wanted = {row["row"]: place for place, row in enumerate(rows)}
@@ -146,6 +153,19 @@ class ReadImages:
 def pack_slice(part: int, start: int, stop: int, finished: np.ndarray) -> Row:
     """Describe images `start` to `stop` of a part for `ReadImages`; `finished` is bool, one an image."""
     return {"part": part, "start": start, "stop": stop, "skip": np.packbits(finished).tobytes()}
+
+
+def _spans(rows: Sequence[Row], limit: int) -> list[list[Row]]:
+    """Cut members of one tar, in its order, into runs that one request reads; too large a member stands alone."""
+    spans: list[list[Row]] = []
+    for row in rows:
+        together = spans and row["length"] <= limit and spans[-1][0]["length"] <= limit
+        end, start = row["offset"] + row["length"], spans[-1][0]["offset"] if spans else 0
+        if together and start < row["offset"] and end - start <= _SPAN_BYTES:
+            spans[-1].append(row)
+        else:
+            spans.append([row])
+    return spans
 
 
 def _unfinished(part: pa.Table, slice_: Row) -> list[Row]:

@@ -112,7 +112,10 @@ def run_job(job: Job, manifest: Manifest, progress: ProgressReport) -> None:
         if missing == before:
             break
         before = missing
-        _run_round(job, finished, progress)
+        try:
+            _run_round(job, finished, progress)
+        except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
+            raise OvssError(f"the job stopped: {root_cause(error)}; the same command goes on") from error
     left = _pending_parts(job.output, manifest)
     if left:
         raise OvssError(
@@ -147,6 +150,11 @@ def _merge(state: _Round, merge: Any, job: Job, part: int, table: Any) -> None:
         ready, state.merges = ray.wait(state.merges, num_returns=1)
         ray.get(ready)
     state.merges.append(merge.remote(job.output.uri, part, table))
+
+
+def plan_work(job: Job, manifest: Manifest) -> list[dict[str, Any]]:
+    """List what a run would read now: the slices of all unfinished parts."""
+    return plan_slices(_finished_masks(job.output, _pending_parts(job.output, manifest)), job)
 
 
 def _pending_parts(output: Folder, manifest: Manifest) -> list[int]:
@@ -209,10 +217,7 @@ def _written(job: Job, slices: Sequence[Mapping[str, Any]]) -> Iterator[dict[str
         written = rows.map_batches(
             writer.write, batch_size=job.fragment_rows, batch_format="pyarrow", num_cpus=WRITE_CPUS
         )
-        try:
-            yield from written.iter_rows()
-        except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
-            raise OvssError(f"the job stopped: {root_cause(error)}") from error
+        yield from written.iter_rows()
 
 
 @contextmanager
