@@ -28,6 +28,7 @@ from pipelines.sources import ParquetSource, Source
 from pipelines.storage import Folder
 
 _SIDE = 420
+_FAINT, _STRONG = 70, 150
 _MAX_PIXELS = 100_000_000
 _FAILURES_SHOWN = 50
 _STYLE = """
@@ -60,7 +61,7 @@ def write_previews(
             picture = Image.fromarray(decode_image(data, _MAX_PIXELS))
         except ImageError:  # it could be decoded before; the file must have changed since
             continue
-        for kind, image in draw(picture, row, colours).items():
+        for kind, image in draw(picture, row, colours, vocabulary.background_index).items():
             output.write(f"{PREVIEWS}/{number:05d}-{kind}.png", _png(image))
         articles.append(_article(number, row, colours))
     page = _page(articles, manifest, vocabulary, _failures(output, manifest))
@@ -80,13 +81,17 @@ def class_colours(vocabulary: Vocabulary) -> np.ndarray:
     return colours
 
 
-def draw(picture: Image.Image, row: dict[str, Any], colours: np.ndarray) -> dict[str, Image.Image]:
+def draw(
+    picture: Image.Image, row: dict[str, Any], colours: np.ndarray, background: int | None = None
+) -> dict[str, Image.Image]:
     """Draw a labelled image: as it is, its mask in colours, and both with the ambiguous regions."""
-    mask = Image.fromarray(colours[decode_mask(row["mask"])])
+    classes = decode_mask(row["mask"])
+    mask = Image.fromarray(colours[classes])
     scale = min(1.0, _SIDE / max(picture.size))
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     scene, flat = picture.resize(size), mask.resize(size, Image.Resampling.NEAREST)
-    overlay = Image.blend(scene, flat, 0.55)
+    strength = np.where(classes == background, _FAINT, _STRONG).astype(np.uint8)
+    overlay = Image.composite(flat, scene, Image.fromarray(strength).resize(size, Image.Resampling.NEAREST))
     pen = ImageDraw.Draw(overlay)
     for group in row["groups"]:
         for box in group["boxes"]:

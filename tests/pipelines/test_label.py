@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
@@ -15,9 +16,10 @@ from ovss_core.config import ModelConfig, SegmenterConfig, WindowConfig
 from ovss_core.errors import OutputMismatchError, StorageError
 from ovss_core.segmenter import OpenVocabSegmenter
 from ovss_core.vocabulary import Vocabulary
-from pipelines.label import LabelJob, run_label
+from pipelines.label import LabelJob, encode_text, run_label
 from pipelines.masks import decode_mask
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.stages import SegmentStage
 from pipelines.storage import Folder
 from tests.conftest import encode_image
 from tests.inference.test_decoding import encoded, png_header_only
@@ -150,6 +152,25 @@ def test_parquet_and_webdataset_and_a_vocabulary_above_255_classes(ray_session: 
     masks = [decode_mask(row["mask"]) for row in rows.values()]  # type: ignore[arg-type]
     assert {mask.dtype for mask in masks} == {np.dtype(np.uint16)}
     assert all(row["kept"] == row["groups"] == [] for row in rows.values())
+
+
+def test_the_stages_fit_into_somebody_elses_ray_data_pipeline(ray_session: None, tmp_path: Path) -> None:
+    text, _ = encode_text(SEGMENTER, VOCABULARY, None, "cpu")
+    (tmp_path / "a.jpg").write_bytes(encode_image(3))
+    (tmp_path / "b.jpg").write_bytes(b"broken")
+    dataset = ray.data.read_binary_files(str(tmp_path), include_paths=True).map_batches(
+        SegmentStage,
+        fn_constructor_kwargs={"config": SEGMENTER, "text": text, "image_column": "bytes"},
+        batch_format="pyarrow",
+        batch_size=4,
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=0.5,
+    )
+    rows = {Path(row["path"]).name: row for row in dataset.take_all()}
+    assert rows["b.jpg"]["failure"]["error_type"] == "ImageError"
+    segmenter = OpenVocabSegmenter.from_pretrained("demo", "random", vocabulary=VOCABULARY, config=SEGMENTER)
+    expected = segmenter.segment(tmp_path / "a.jpg").label_map
+    np.testing.assert_array_equal(decode_mask(rows["a.jpg"]["result"]["mask"]), expected)
 
 
 @pytest.fixture
