@@ -278,7 +278,7 @@ def describe_result(job: EvaluateJob, report: Mapping[str, Any]) -> int:
 def _headline(report: Mapping[str, Any]) -> str:
     named = {
         "mIoU": report["miou"],
-        "published": report["published_miou"],
+        "published with ViT-B/16": report["published_miou"],
         "pixel accuracy": report["pixel_accuracy"],
         "boundary mIoU": report["boundary_miou"],
         "oracle mIoU": (report["oracle"] or {}).get("miou"),

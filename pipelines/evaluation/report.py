@@ -13,7 +13,15 @@ from pipelines.record import RUN
 from pipelines.storage import Folder
 
 EVALUATION, GRID, GRID_TABLE = "evaluation.json", "grid.json", "grid.md"
-_COLUMNS = ("mIoU", "published", "oracle", "gap", "pixel accuracy", "boundary mIoU", "vocabulary F1")
+_COLUMNS = (
+    "mIoU",
+    "published (ViT-B/16)",
+    "oracle",
+    "gap",
+    "pixel accuracy",
+    "boundary mIoU",
+    "vocabulary F1",
+)
 
 
 def score_variant(
