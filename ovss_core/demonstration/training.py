@@ -57,9 +57,9 @@ class TrainingConfig:
 
     scenes: int = 8_000
     word_steps: int = 100
-    small_steps: int = 3000
+    small_steps: int = 3800
     small_batch: int = 32
-    large_steps: int = 1000
+    large_steps: int = 700
     large_batch: int = 12
     learning_rate: float = 1e-3
     warmup_steps: int = 150
@@ -69,7 +69,7 @@ class TrainingConfig:
     lanes: int = 2
     checkpoint_every: int = 100
     check_every: int = 250
-    check_scenes: int = 24
+    check_scenes: int = 16
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -144,6 +144,7 @@ def write_weights(model: Any, path: Path) -> Path:
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)
     partial.replace(path)
     return path
 
