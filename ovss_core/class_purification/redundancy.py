@@ -18,6 +18,7 @@ from ovss_core.class_purification.boxes import component_boxes, paint_boxes, qua
 from ovss_core.class_purification.evidence import ActiveRows, SoftmaxStatistics, collect_rows
 
 EPSILON = 1e-8
+FLATNESS = 1e-5  # range of a map, as a share of its peak, that float32 sums leave of a constant one
 ScoreRule = Callable[[ActiveRows, Tensor], Tensor]
 
 
@@ -53,10 +54,15 @@ def _pair_sum(values: Tensor, rows: ActiveRows) -> Tensor:
 
 
 def normalise_pairs(maps: Float[Tensor, "rows patches"], rows: ActiveRows) -> Float[Tensor, "rows patches"]:
-    """Min-max normalise each pair's maps together; an empty map stays 0."""
+    """Min-max normalise each pair's maps together; an empty map stays 0.
+
+    A map whose range is no more than rounding (a flat picture) becomes 1 throughout: stretching it, as the
+    released code does, would let the order of additions decide the labels.
+    """
     low = _pair_extreme(maps.amin(1), rows, "amin")[:, None]
     high = _pair_extreme(maps.amax(1), rows, "amax")[:, None]
-    return (maps - low) / (high - low + EPSILON)
+    flat = (high > 0) & (high - low <= FLATNESS * high)
+    return torch.where(flat, 1.0, (maps - low) / (high - low + EPSILON))
 
 
 def refine(

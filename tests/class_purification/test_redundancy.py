@@ -4,7 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovss_core.class_purification.evidence import ActiveRows
-from ovss_core.class_purification.redundancy import released_bound, released_score, spatial_consistency
+from ovss_core.class_purification.redundancy import (
+    normalise_pairs,
+    released_bound,
+    released_score,
+    spatial_consistency,
+)
 from tests.oracles_freecp import min_max, soft_iou
 
 
@@ -57,3 +62,15 @@ def test_consistency_is_the_soft_iou_of_both_normalised_maps(seed: int) -> None:
     refined = torch.rand(1, 12, generator=generator, dtype=torch.float64)
     expected = soft_iou(min_max(raw.numpy()), refined.numpy())
     assert spatial_consistency(rows_of(raw), refined).item() == pytest.approx(expected)
+
+
+def test_a_map_that_is_constant_but_for_rounding_becomes_one_throughout() -> None:
+    rounding = torch.tensor([[0.2, 0.2 + 6e-8, 0.2 - 6e-8, 0.2]])
+    assert torch.equal(normalise_pairs(rounding, rows_of(rounding)), torch.ones(1, 4))
+    uneven = torch.tensor([[0.2, 0.2002, 0.2, 0.2]])
+    assert normalise_pairs(uneven, rows_of(uneven)).min().item() == 0
+
+
+def test_an_empty_map_stays_empty() -> None:
+    empty = torch.zeros(1, 4)
+    assert torch.equal(normalise_pairs(empty, rows_of(empty)), empty)
