@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ import ray
 
 from ovss_core.errors import ClusterError
 from pipelines.capacity import cluster_nodes
+
+_CONNECT_S = 20.0
 
 
 @contextmanager
@@ -33,15 +36,24 @@ def connected(address: str | None) -> Iterator[None]:
     remote = address or os.environ.get("RAY_ADDRESS")
     options = {"address": remote} if remote else {"address": "local", "include_dashboard": False}
     try:
+        _check_reachable(remote)
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ClusterError(
-            f"cannot join the Ray cluster at {remote or 'this machine'}: {str(error).splitlines()[0]}; check --address"
+            f"cannot join the Ray cluster at {remote or 'this machine'}: {reason}; check --address"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Try a host and port first: Ray itself tries for minutes where nobody answers."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 def run_near_gpu(function: Callable[..., Any], *arguments: Any, use_gpu: bool = True) -> Any:

@@ -43,7 +43,6 @@ def run(capsys: pytest.CaptureFixture[str], *flags: object) -> tuple[int, str]:
         ),
         (["--images", "IMAGES", "--vocabulary", "voc21", "--output", "IMAGES/a.jpg"], "cannot write"),
         (["--images", "IMAGES", "--vocabulary", "voc21", "--output", "memory://x"], "memory of one process"),
-        (["--images", "IMAGES", "--vocabulary", "voc21", "--address", "ray://127.0.0.1:1"], "cannot join"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_status_2(
@@ -111,6 +110,16 @@ def test_help_needs_no_heavy_import_and_lists_the_commands() -> None:
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.endswith("False 0\n")
     assert all(name in output for name in ("label", "evaluate", "scenes", "train-demo", "measure"))
+
+
+def test_a_cluster_that_is_not_there_is_one_line_and_status_2(images: Path) -> None:
+    output = images.parent / "out"
+    flags = ["--images", images, "--vocabulary", "voc21", "--output", output, "--address", "127.0.0.1:1"]
+    command = [sys.executable, "-m", "jobs.cli", "label", *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ovss: error: cannot join the Ray cluster at 127.0.0.1:1: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_unknown_command_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
