@@ -23,14 +23,14 @@ def cells(request: pytest.FixtureRequest) -> Cells:
 
 def test_most_pixels_get_their_class_from_the_full_vocabulary(cells: Cells) -> None:
     confusion = cells["none", "full"].confusion
-    assert confusion.intersection.sum() / confusion.actual.sum() > 0.55
-    assert cells["none", "full"].mean_iou > 0.25
+    assert confusion.intersection.sum() / confusion.actual.sum() > 0.65
+    assert cells["none", "full"].mean_iou > 0.36
 
 
 def test_sky_and_sea_are_found_wherever_they_are(cells: Cells) -> None:
     iou = cells["none", "full"].confusion.iou
-    assert iou[CLASS_NAMES.index("sky")] > 0.6
-    assert np.nanmean(iou[[CLASS_NAMES.index(name) for name in ("sea", "snow", "grass", "mountain")]]) > 0.3
+    assert iou[CLASS_NAMES.index("sky")] > 0.8
+    assert np.nanmean(iou[[CLASS_NAMES.index(name) for name in ("sea", "snow", "grass", "mountain")]]) > 0.5
 
 
 def test_knowing_which_classes_are_there_helps(cells: Cells) -> None:
@@ -39,11 +39,11 @@ def test_knowing_which_classes_are_there_helps(cells: Cells) -> None:
 
 def test_words_for_things_never_drawn_take_almost_no_pixels(cells: Cells) -> None:
     predicted = cells["none", "over"].confusion.predicted
-    assert predicted[len(CLASS_NAMES) :].sum() < 0.05 * predicted.sum()
+    assert predicted[len(CLASS_NAMES) :].sum() < 0.01 * predicted.sum()
 
 
 def test_purification_removes_more_absent_words_than_present_ones(cells: Cells) -> None:
     presence = cells["freecp", "over"].presence
     chance = (presence.hits + presence.misses) / (SCENES * 2 * len(CLASS_NAMES))
     assert presence.precision > 2 * chance
-    assert presence.recall > 0.5
+    assert presence.recall > 0.75

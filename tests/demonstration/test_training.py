@@ -13,6 +13,7 @@ from ovss_core.errors import ConfigError
 
 TINY = TrainingConfig(
     scenes=4,
+    word_steps=2,
     small_steps=2,
     small_batch=2,
     large_steps=2,
