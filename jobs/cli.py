@@ -10,6 +10,7 @@ COMMANDS = {
     "scenes": ("jobs.scenes", "paint synthetic scenes with exact labels"),
     "train-demo": ("jobs.train_demo", "train the small model that ships with ovss"),
     "measure": ("jobs.measure", "measure speed against plain open_clip"),
+    "measure-demo": ("jobs.measure_demo", "measure the demonstration model on scenes it never saw"),
 }
 
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """Return the list of commands."""
-    lines = [f"  {name:<12}{meaning}" for name, (_, meaning) in COMMANDS.items()]
+    lines = [f"  {name:<14}{meaning}" for name, (_, meaning) in COMMANDS.items()]
     return (
         "usage: ovss COMMAND [flags]\n\n"
         + "\n".join(lines)
