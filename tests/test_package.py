@@ -13,7 +13,7 @@ def test_the_public_names_can_be_imported_from_the_package() -> None:
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Segmentor'"):
-        _ = ovss_core.Segmentor  # type: ignore[attr-defined]
+        _ = ovss_core.Segmentor
 
 
 def test_errors_can_be_imported_without_torch() -> None:
