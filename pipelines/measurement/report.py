@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pipelines.measurement.engine_times import end_to_end_rows, headline_ratios, loop_ratios, stage_rows
+from pipelines.measurement.levers import lever_rows
 from pipelines.measurement.ray_times import ray_over_engine, scaling
 from pipelines.measurement.workload import MeasureConfig, load_workload
 from pipelines.record import machine_facts, package_versions
@@ -27,7 +28,7 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
     """Measure everything, in one process and one run.
 
     Returns:
-        `machine`, `settings`, `ratios` (medians of paired runs), `stages`, `end_to_end`, `ray`.
+        `machine`, `settings`, `ratios` (medians of paired runs), `stages`, `end_to_end`, `levers`, `ray`.
     """
     workload = load_workload(config)
     ratios = headline_ratios(workload) | loop_ratios(workload)
@@ -36,6 +37,7 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
         "settings": _plain(asdict(config)),
         "stages": [asdict(row) for row in stage_rows(workload)],
         "end_to_end": end_to_end_rows(workload),
+        "levers": [asdict(row) for row in lever_rows(workload)],
         "ray": {},
     }
     if config.ray_images:
@@ -86,6 +88,10 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             f"| {row['windows']} | {row['host']} | {row['purify']} | {row['classes']} | "
             f"{row['images_a_second']:.3f} | {row['over_floor']:.2f} |"
         )
+    lines += ["", "| lever | time with it over time without |", "|---|---|"]
+    for row in result["levers"]:
+        over = f"{row['over']:.2f}" if row["over"] is not None else f"not to be had here: {row['reason']}"
+        lines.append(f"| {row['name']} | {over} |")
     lines += ["", *(f"- {name}: {value}" for name, value in result["ray"].items())]
     return "\n".join(lines)
 

@@ -8,28 +8,70 @@ times are given with and without it.
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.trace import EncoderTrace
+from ovss_core.inference.engine import PreparedImage, SegmentationEngine
+from ovss_core.inference.windows import WindowLayout
 
 ROUNDS = 3
 BOX_SHARE = 0.4
+KEEP_ABOVE = 0.05
+
+
+@torch.inference_mode()
+def label_picture(
+    engine: SegmentationEngine, image: PreparedImage, embeddings: Float[Tensor, "classes features"]
+) -> Int[Tensor, "height width"]:
+    """Label one picture by the engine's host and FreeCP's redundancy purification, window by window.
+
+    Maps of all classes are upsampled, summed and resized in full. Ambiguity purification is left out.
+
+    Args:
+        engine: Provides the tower and the host.
+        image: The picture, resized.
+        embeddings: Unit class vectors.
+    """
+    encoder = engine.encoder
+    layout = WindowLayout.of(image.pixels.shape[0], image.pixels.shape[1], engine.config.windows)
+    total = torch.zeros(len(embeddings), *layout.image_size, device=engine.device)
+    count = torch.zeros(layout.image_size, device=engine.device)
+    height, width = layout.window_size
+    for (top, left), window in zip(layout.origins, layout.cut(image.pixels), strict=True):
+        trace, maps = encode_window(encoder, engine.normalise(window[None]))
+        for layer in engine.request.hidden_sum:
+            hidden = trace.hidden[layer]
+            trace.hidden_sum = hidden if trace.hidden_sum is None else trace.hidden_sum + hidden
+        features = F.normalize(engine.head.features(encoder, trace), dim=-1)[0]
+        refined, scores = score_window(maps, 100 * features @ embeddings.T, trace.grid)
+        kept = torch.where((scores > KEEP_ABOVE)[:, None], refined, 0).view(1, -1, *trace.grid)
+        upsampled = F.interpolate(kept, size=(height, width), mode="bilinear")[0]
+        total[:, top : top + height, left : left + width] += upsampled
+        count[top : top + height, left : left + width] += 1
+    return F.interpolate((total / count)[None], size=image.size, mode="bilinear")[0].argmax(0)
 
 
 def encode_window(
     encoder: ImageEncoder, window: Float[Tensor, "1 3 height width"]
-) -> tuple[Float[Tensor, "1 tokens width"], list[Tensor]]:
-    """Run blocks 1 to L-1 on one window and keep the attention maps of all heads."""
+) -> tuple[EncoderTrace, list[Tensor]]:
+    """Run blocks 1 to L-1 on one window; keep every block's tokens and the attention maps of all heads."""
     tokens = encoder.embed(window)
-    maps = []
-    for block in encoder.blocks[:-1]:
+    trace, maps = EncoderTrace(encoder.grid_of((window.shape[2], window.shape[3])), tokens), []
+    for layer, block in enumerate(encoder.blocks[:-1], 1):
         query, key, value = block.query_key_value(tokens)
         weights = (query @ key.transpose(-1, -2) * block.scale).softmax(-1)
-        maps.append(weights)
         tokens = tokens + block.output(weights @ value)
         tokens = tokens + block.feed_forward(tokens)
-    return tokens, maps
+        maps.append(weights)
+        trace.hidden[layer] = tokens
+        mean = weights.mean(1)
+        trace.class_attention[layer] = mean[:, 0, 1:]
+        trace.self_attention[layer] = mean.diagonal(dim1=1, dim2=2)[:, 1:]
+    trace.tokens = tokens
+    return trace, maps
 
 
 def score_window(

@@ -45,6 +45,7 @@ class MeasureConfig:
         ray_images: Pictures of the Ray comparison; 0 leaves it out.
         ray_model: Model of the Ray comparison; a light one shows Ray's own cost best.
         scaling: Also measure 1 and 2 actors, many small images, and the driver's memory.
+        compiled: Also measure torch.compile, which takes a minute to compile.
     """
 
     images: Path | None = None
@@ -58,6 +59,7 @@ class MeasureConfig:
     ray_images: int = 500
     ray_model: str = "demo"
     scaling: bool = True
+    compiled: bool = True
 
 
 @dataclass(frozen=True)

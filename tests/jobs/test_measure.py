@@ -1,10 +1,14 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.measure import main
+from ovss_core.config import ModelConfig, PurificationConfig
+from pipelines.measurement.window_loop import KEEP_ABOVE, label_picture
+from pipelines.measurement.workload import MeasureConfig, load_workload
 
 
 def test_the_measurement_runs_and_writes_its_ratios_as_json(
@@ -16,6 +20,7 @@ def test_the_measurement_runs_and_writes_its_ratios_as_json(
     result = json.loads(output.read_text())
     expected = {
         "engine_over_floor",
+        "loop_over_floor",
         "loop_over_refinement_150",
         "loop_over_refinement_1200",
         "classes_1200_over_21",
@@ -24,4 +29,20 @@ def test_the_measurement_runs_and_writes_its_ratios_as_json(
     assert all(math.isfinite(value) and value > 0 for value in result["ratios"].values())
     assert {row["name"] for row in result["stages"]} >= {"floor: encode_image", "stitching and labels"}
     assert len(result["end_to_end"]) == 8
+    assert len(result["levers"]) == 7
+    assert all(row["over"] > 0 for row in result["levers"])
     assert "| engine_over_floor |" in capsys.readouterr().out
+
+
+def test_the_one_window_loop_gives_the_labels_of_the_released_form() -> None:
+    config = MeasureConfig(image_count=1, model=ModelConfig("demo"), vocabularies=(21,), threads=1)
+    workload = load_workload(config)
+    engine = workload.engine("sfp", "freecp", 21)
+    released = PurificationConfig(
+        variant="released", thresholds="fixed", redundancy_threshold=KEEP_ABOVE, ambiguity=False
+    )
+    engine = engine.with_vocabulary(engine.text, replace(engine.config, purification=released))
+    [expected] = engine.segment(workload.pictures)
+    labels = label_picture(engine, engine.prepare(workload.pictures[0]), engine.text.phrase_embeddings)
+    assert len(expected.present) > 3
+    assert (labels.numpy() == expected.label_map).mean() > 0.995
