@@ -23,6 +23,7 @@ from pipelines.measurement.workload import WINDOWS, Workload
 HOSTS = ("clearclip", "sfp")
 PURIFICATIONS = ("none", "freecp")
 LOOP_CLASSES = (150, 1200)
+FLOOR, ENGINE = "floor: encode_image", "engine, end to end"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def stage_rows(workload: Workload) -> list[Row]:
     trace = engine.encoder.trace(pixels[: workload.config.window_batch], engine.request)
     part = len(windows) / len(pixels[: workload.config.window_batch])
     candidates: dict[str, Callable[[], object]] = {
-        "floor: encode_image": floor(workload, "sfp"),
+        FLOOR: floor(workload, "sfp"),
         "decode": lambda: [decode_image(data, 100_000_000) for data in workload.files],
         "resize": lambda: [engine.prepare(picture) for picture in workload.pictures],
         "windows": lambda: engine.normalise(
@@ -114,13 +115,13 @@ def stage_rows(workload: Workload) -> list[Row]:
             engine.resolver.label(proposal, won) for proposal, won in zip(proposals, winners, strict=True)
         ],
         "mask encoding": lambda: [encode_mask(mask) for mask in masks],
-        "engine, end to end": lambda: engine.segment(workload.pictures),
+        ENGINE: lambda: engine.segment(workload.pictures),
     }
     with torch.inference_mode():
         seconds = take_turns(candidates, workload.config.repeats)
         peaks = {name: peak_megabytes(run) for name, run in candidates.items()}
     seconds["SFP head"] = [value * part for value in seconds["SFP head"]]
-    base = seconds["floor: encode_image"]
+    base = seconds[FLOOR]
     return [
         Row(name, statistics.median(times), median_ratio(times, base), peaks[name])
         for name, times in seconds.items()

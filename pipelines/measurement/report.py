@@ -12,6 +12,7 @@ import torch
 from pipelines.measurement.engine_times import end_to_end_rows, headline_ratios, loop_ratios, stage_rows
 from pipelines.measurement.levers import lever_rows
 from pipelines.measurement.ray_times import ray_over_engine, scaling
+from pipelines.measurement.throughput import throughput
 from pipelines.measurement.workload import MeasureConfig, load_workload
 from pipelines.record import machine_facts, package_versions
 
@@ -28,14 +29,16 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
     """Measure everything, in one process and one run.
 
     Returns:
-        `machine`, `settings`, `ratios` (medians of paired runs), `stages`, `end_to_end`, `levers`, `ray`.
+        `machine`, `settings`, `ratios` (medians of paired runs), `throughput`, `stages`, `end_to_end`, `levers`, `ray`.
     """
     workload = load_workload(config)
     ratios = headline_ratios(workload) | loop_ratios(workload)
+    stages = stage_rows(workload)
     result: dict[str, Any] = {
         "machine": machine(),
         "settings": _plain(asdict(config)),
-        "stages": [asdict(row) for row in stage_rows(workload)],
+        "throughput": throughput(workload, stages),
+        "stages": [asdict(row) for row in stages],
         "end_to_end": end_to_end_rows(workload),
         "levers": [asdict(row) for row in lever_rows(workload)],
         "ray": {},
@@ -88,6 +91,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             f"| {row['windows']} | {row['host']} | {row['purify']} | {row['classes']} | "
             f"{row['images_a_second']:.3f} | {row['over_floor']:.2f} |"
         )
+    lines += ["", *(f"- {name}: {value:.4g}" for name, value in result["throughput"].items())]
     lines += ["", "| lever | time with it over time without |", "|---|---|"]
     for row in result["levers"]:
         over = f"{row['over']:.2f}" if row["over"] is not None else f"not to be had here: {row['reason']}"
