@@ -137,7 +137,8 @@ class PurificationConfig:
         redundancy: Remove the classes that are absent from the image.
         ambiguity: Let one class win where several claim the same region.
         thresholds: "auto" derives the redundancy decision from the image itself; "fixed" uses the two numbers.
-        redundancy_threshold: Keep a class when its score is above this (fixed only); larger removes more.
+        redundancy_threshold: Keep a class when its score is above this (fixed only); larger removes more. Scores
+            are below 0.5, mostly far below ("image", "released"), or a soft IoU from 0 to 1 ("paper").
         ambiguity_threshold: Classes whose maps' soft IoU reaches this are ambiguous; larger groups fewer.
         score_scale: Factor on cosines before the softmax; larger is more peaked.
         crop_size: Side in pixels to which an ambiguous region is resized before it is encoded.

@@ -27,7 +27,7 @@ class PresentClass:
 
 @dataclass(frozen=True)
 class ScoredClass:
-    """A class that redundancy purification kept or removed, with its score."""
+    """A class that redundancy purification kept or removed, with its score (nan: a background, kept unscored)."""
 
     index: int
     name: str

@@ -101,7 +101,7 @@ class SegmentationEngine:
             config: May differ in purification and labels only.
         """
         other = copy(self)
-        other.config = config
+        other.config, other.timings = config, defaultdict(float)
         other._offer(text)
         return other
 
