@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovss_core.demonstration.objective import BASE_GRID, encode_image
+from ovss_core.demonstration.tower_reader import TowerReader
 from ovss_core.demonstration.word_warmup import centre_norm
-from ovss_core.encoders.positional import resample_positions
 
 _QUERY_KEY = (0.7, 0.7)  # noise and identity in the product of queries and keys
 _VALUE_OUTPUT = (0.4, 0.4)  # noise and (negative) identity in the product of values and output projection
@@ -41,9 +40,10 @@ def set_initial_weights(visual: Any, samples: Tensor) -> None:
     for block in visual.transformer.resblocks:
         _set_attention(block.attn)
     seen: list[Tensor] = []
-    hook = visual.ln_post.register_forward_hook(lambda _, __, out: seen.append(out[:, 1:]))
-    positions = resample_positions(visual.positional_embedding, BASE_GRID, (samples.shape[2] // patch,) * 2)
-    encode_image(visual, samples, positions)
+    hook = visual.ln_post.register_forward_hook(lambda _, __, out: seen.append(out))
+    reader = TowerReader(visual)
+    grid = (samples.shape[2] // patch, samples.shape[3] // patch)
+    reader.patch_features(reader.trace(samples, reader.draw_positions(grid)), "clearclip")
     hook.remove()
     centre_norm(visual.ln_post, seen[0])
 

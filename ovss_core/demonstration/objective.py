@@ -1,24 +1,32 @@
-"""What the demonstration model is trained for: image against caption, and patches against words.
+"""What the demonstration model is trained for: image against caption, patches against words, and coherent patches.
 
-Three terms are summed. The first is CLIP's. The other two are region-level and use the scenes' label maps:
-the class token of a crop against the words of its classes, and the patches against the words of theirs. The patch
-term is taken where the training-free hosts read: the last block's values without residual and feed-forward network,
-once as they are (maskclip) and once after query-query attention (clearclip).
+The first term is CLIP's. The others are region-level and use the scenes' label maps: the class token of a crop
+against the words of its classes; the patches against the words of theirs, as clearclip and one other host, drawn anew
+each time, read them; and, because SFP and FreeCP build on them, the attention of the blocks (it should stay within a
+class) and the similarities of the middle layers (high within a class, low across classes). A CLIP trained on
+millions of captions has much of the latter two without being told.
 """
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from ovss_core.demonstration.crops import CropBatch
+from ovss_core.demonstration.crops import PATCH, CropBatch
+from ovss_core.demonstration.tower_reader import TowerReader, draw_host
 from ovss_core.demonstration.words import CLASS_NAMES, DISTRACTORS, phrases_of
-from ovss_core.encoders.positional import resample_positions
+from ovss_core.feature_purification.similarity import patch_similarity
 
-BASE_GRID = (14, 14)
+MIDDLE_LAYERS = (4, 9)
+_READING = {"caption": 0.4, "words": 0.5, "clear": 1.0, "other": 0.7}
+FIRST_WEIGHTS = {**_READING, "attention": 0.2, "similarity": 1.0}
+SECOND_WEIGHTS = {**_READING, "attention": 0.6, "similarity": 4.0}
+"""How much each term counts in the two parts of the training: coherence matters once there is meaning to cohere."""
 _DISTRACTORS_A_STEP = 20
 _TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
 
@@ -45,46 +53,6 @@ class WordBank:
         return [rng.choice(_TEMPLATES)(word) if rng.random() < 0.9 else word for word in words]
 
 
-def position_table(visual: Any, grid: tuple[int, int], rng: random.Random) -> Tensor:
-    """Return positions for a grid: the table itself, resampled, or (for smaller grids) a random part of it."""
-    table: Tensor = visual.positional_embedding
-    if grid == BASE_GRID or rng.random() < 0.4:
-        return resample_positions(table, BASE_GRID, grid)
-    row, column = rng.randint(0, BASE_GRID[0] - grid[0]), rng.randint(0, BASE_GRID[1] - grid[1])
-    patches = table[1:].reshape(*BASE_GRID, -1)[row : row + grid[0], column : column + grid[1]]
-    return torch.cat([table[:1], patches.flatten(0, 1)])
-
-
-def encode_image(visual: Any, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the image tower once and read it three ways.
-
-    Returns:
-        Unit features of the class token [batch, features], of the patches' values [batch, patches, features], and
-        of their values after query-query attention [batch, patches, features].
-    """
-    patches = visual.conv1(images).flatten(2).transpose(1, 2)
-    first = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
-    tokens = visual.ln_pre(torch.cat([first, patches], 1) + positions)
-    *blocks, last = visual.transformer.resblocks
-    for block in blocks:
-        tokens = block(tokens)
-    attention = last.attn
-    mixed = F.linear(last.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
-    query, key, value = (
-        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in mixed.chunk(3, dim=-1)
-    )
-    class_out = F.scaled_dot_product_attention(query[:, :, :1], key, value)
-    clear_out = F.scaled_dot_product_attention(query, query, value)[:, :, 1:]
-    read = torch.cat([class_out, value[:, :, 1:], clear_out], 2).transpose(1, 2).flatten(2)
-    read = attention.out_proj(read)
-    summary = tokens[:, :1] + read[:, :1]
-    summary = summary + last.mlp(last.ln_2(summary))
-    features = visual.ln_post(torch.cat([summary, read[:, 1:]], 1)) @ visual.proj
-    features = F.normalize(features.float(), dim=-1)
-    count = patches.shape[1]
-    return features[:, 0], features[:, 1 : 1 + count], features[:, 1 + count :]
-
-
 def encode_text(model: Any, tokens: Tensor) -> Tensor:
     """Return unit text features [texts, features]; the tokens [texts, longest] may be shorter than the context."""
     length = tokens.shape[1]
@@ -95,36 +63,79 @@ def encode_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 def training_loss(
-    model: Any, batch: CropBatch, bank: WordBank, class_weights: Tensor, rng: random.Random, half: bool
+    model: Any,
+    reader: TowerReader,
+    batch: CropBatch,
+    bank: WordBank,
+    class_weights: Tensor,
+    weights: Mapping[str, float],
+    rng: random.Random,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss of a batch and its terms.
 
     Args:
         model: The open_clip model.
+        reader: Reads its image tower.
         batch: Crops of one size.
         bank: Where phrases come from.
         class_weights: float32 [classes], how much a patch of each class counts.
+        weights: How much each term counts.
         rng: Where every choice comes from.
-        half: Whether the image tower computes in bfloat16.
     """
-    side = batch.images.shape[-1] // 16
-    positions = position_table(model.visual, (side, side), rng)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        summary, values, clear = encode_image(model.visual, batch.images, positions)
-    phrases = bank.draw_phrases(rng)
-    words = encode_text(model, bank.tokens(phrases))
+    side = batch.images.shape[-1] // PATCH
+    trace = reader.trace(batch.images, reader.draw_positions((side, side), rng))
+    words = encode_text(model, bank.tokens(bank.draw_phrases(rng)))
     captions = encode_text(model, bank.tokens(batch.captions))
     scale = model.logit_scale.exp().clamp(max=100)
-    shares = batch.patch_shares
+    summary, shares = reader.class_features(trace), batch.patch_shares
+    clear, other = reader.patch_features(trace, "clearclip"), reader.patch_features(trace, *draw_host(rng))
     whole = shares.mean(1).sqrt()
+    same = shares @ shares.transpose(1, 2)
+    assert trace.mean_attention is not None
     terms = {
         "caption": _caption_loss(scale * summary @ captions.T, batch.captions),
         "words": _share_loss(scale * summary @ words.T, whole / whole.sum(1, keepdim=True), None),
-        "values": _share_loss(scale * values @ words.T, shares, class_weights),
         "clear": _share_loss(scale * clear @ words.T, shares, class_weights),
+        "other": _share_loss(scale * other @ words.T, shares, class_weights),
+        "attention": attention_loss(trace.mean_attention, same, shares @ class_weights),
+        "similarity": torch.stack(
+            [similarity_loss(trace.hidden[layer], same) for layer in MIDDLE_LAYERS]
+        ).sum(),
     }
-    loss = 0.4 * terms["caption"] + 0.5 * terms["words"] + 0.5 * terms["values"] + terms["clear"]
+    loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return loss, {name: float(term.detach()) for name, term in terms.items()}
+
+
+def attention_loss(
+    attention: Float[Tensor, "batch patches patches"],
+    same: Float[Tensor, "batch patches patches"],
+    weights: Float[Tensor, "batch patches"],
+) -> Float[Tensor, ""]:
+    """Minus the logarithm of the share of its attention that a patch pays to patches of its own class.
+
+    Args:
+        attention: Non-negative; rows need not sum to 1.
+        same: Share of one class that two patches have in common.
+        weights: How much each patch counts.
+    """
+    share = (attention * same).sum(-1) / attention.sum(-1)
+    return -((share + 1e-3).log() * weights).sum() / weights.sum()
+
+
+def similarity_loss(
+    tokens: Float[Tensor, "batch tokens width"], same: Float[Tensor, "batch patches patches"]
+) -> Float[Tensor, ""]:
+    """Squared hinge on the cosines of patches: at least 0.7 within a class, at most 0.2 across classes.
+
+    Args:
+        tokens: The class token, which does not count, and the patches.
+        same: As for `attention_loss`.
+    """
+    cosine = patch_similarity(tokens[:, 1:])
+    other = 1 - same
+    near = (same * F.relu(0.7 - cosine).square()).sum() / same.sum()
+    far = (other * F.relu(cosine - 0.2).square()).sum() / other.sum().clamp(min=1)
+    return near + far
 
 
 def _share_loss(logits: Tensor, shares: Tensor, class_weights: Tensor | None) -> Tensor:

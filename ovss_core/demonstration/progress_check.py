@@ -1,6 +1,5 @@
-"""A quick look at how well the model in training segments held-out scenes, as the clearclip and maskclip hosts would."""
+"""A quick look at how well the model in training segments held-out scenes, as a few hosts would."""
 
-import random
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_core.demonstration.crops import normalise
-from ovss_core.demonstration.objective import BASE_GRID, WordBank, encode_image, encode_text, position_table
+from ovss_core.demonstration.objective import WordBank, encode_text
 from ovss_core.demonstration.scene_store import HELD_OUT_SEED, SCENE_SIZE
 from ovss_core.demonstration.scenes import render_scene
+from ovss_core.demonstration.tower_reader import TowerReader
 from ovss_core.demonstration.words import CLASS_NAMES
 
+HOSTS = ("clearclip", "sfp")
 _WINDOW, _STRIDE, _TEMPLATES = 224, 112, 8
 # apart from the 300 measured scenes
 CHECK_SEED = HELD_OUT_SEED + 500_000
@@ -33,18 +34,17 @@ def class_embeddings(model: Any, bank: WordBank) -> Tensor:
 def check_progress(model: Any, bank: WordBank, scenes: int) -> dict[str, np.ndarray]:
     """Return each host's IoU of each class, [classes], nan for classes that never occur."""
     words = class_embeddings(model, bank)
-    confusion = {
-        "clearclip": np.zeros((len(CLASS_NAMES),) * 2),
-        "maskclip": np.zeros((len(CLASS_NAMES),) * 2),
-    }
-    positions = position_table(model.visual, BASE_GRID, random.Random(0))
+    confusion = {host: np.zeros((len(CLASS_NAMES),) * 2) for host in HOSTS}
+    reader = TowerReader(model.visual)
+    positions = reader.draw_positions(reader.base_grid)
     starts = range(0, SCENE_SIZE - _WINDOW + 1, _STRIDE)
     for index in range(scenes):
         scene = render_scene(CHECK_SEED + index, SCENE_SIZE)
         windows = np.stack([scene.image[y : y + _WINDOW, x : x + _WINDOW] for y in starts for x in starts])
-        _, values, clear = encode_image(model.visual, normalise(windows), positions)
-        for host, features in (("clearclip", clear), ("maskclip", values)):
-            label_map = _label_map(features @ words.T, starts)
+        trace = reader.trace(normalise(windows), positions)
+        for host in HOSTS:
+            scores = reader.patch_features(trace, host) @ words.T
+            label_map = _label_map(scores.transpose(1, 2).unflatten(2, reader.base_grid), starts)
             pairs = scene.labels.astype(np.int64) * len(CLASS_NAMES) + label_map
             confusion[host] += np.bincount(pairs.ravel(), minlength=len(CLASS_NAMES) ** 2).reshape(
                 len(CLASS_NAMES), -1
@@ -53,9 +53,8 @@ def check_progress(model: Any, bank: WordBank, scenes: int) -> dict[str, np.ndar
 
 
 def _label_map(scores: Tensor, starts: range) -> np.ndarray:
-    grids = scores.transpose(1, 2).unflatten(2, BASE_GRID)
-    maps = F.interpolate(grids, size=(_WINDOW, _WINDOW), mode="bilinear")
-    total = torch.zeros(scores.shape[-1], SCENE_SIZE, SCENE_SIZE)
+    maps = F.interpolate(scores, size=(_WINDOW, _WINDOW), mode="bilinear")
+    total = torch.zeros(scores.shape[1], SCENE_SIZE, SCENE_SIZE)
     count = torch.zeros(SCENE_SIZE, SCENE_SIZE)
     for index, (y, x) in enumerate((y, x) for y in starts for x in starts):
         total[:, y : y + _WINDOW, x : x + _WINDOW] += maps[index]

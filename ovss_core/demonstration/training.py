@@ -21,9 +21,10 @@ from torch import Tensor
 from ovss_core.demonstration import DEMO_ARCHITECTURE, register_demo_model
 from ovss_core.demonstration.crops import draw_crops
 from ovss_core.demonstration.initial_weights import set_initial_weights
-from ovss_core.demonstration.objective import WordBank, training_loss
+from ovss_core.demonstration.objective import FIRST_WEIGHTS, SECOND_WEIGHTS, WordBank, training_loss
 from ovss_core.demonstration.progress_check import check_progress
 from ovss_core.demonstration.scene_store import TRAINING_SEED, open_scene_store
+from ovss_core.demonstration.tower_reader import TowerReader
 from ovss_core.demonstration.word_warmup import warm_up_words
 from ovss_core.demonstration.words import CLASS_NAMES
 from ovss_core.errors import ConfigError
@@ -47,7 +48,6 @@ class TrainingConfig:
         warmup_steps: See `learning_rate`.
         weight_decay: On matrices of the towers.
         seed: Of the initial weights and of every draw.
-        half: Compute the image tower in bfloat16.
         lanes: Parts of a batch that are computed side by side, one thread each; their gradients are averaged.
         checkpoint_every: Steps between checkpoints.
         check_every: Steps between quick measurements.
@@ -57,18 +57,17 @@ class TrainingConfig:
 
     scenes: int = 8_000
     word_steps: int = 100
-    small_steps: int = 3800
+    small_steps: int = 4200
     small_batch: int = 32
-    large_steps: int = 700
+    large_steps: int = 3700
     large_batch: int = 12
     learning_rate: float = 1e-3
     warmup_steps: int = 150
     weight_decay: float = 0.02
     seed: int = 0
-    half: bool = False
     lanes: int = 2
     checkpoint_every: int = 100
-    check_every: int = 250
+    check_every: int = 500
     check_scenes: int = 16
     workers: int | None = None
 
@@ -172,9 +171,10 @@ class _Lanes:
 
     def __init__(self, model: Any, store: np.ndarray, config: TrainingConfig) -> None:
         self.model, self.store, self.config = model, store, config
+        self.reader = TowerReader(model.visual)
         self.parameters = list(model.parameters())
         self.bank = WordBank(open_clip.get_tokenizer(DEMO_ARCHITECTURE))
-        self.weights = class_weights(store[:: max(1, len(store) // 500), ::8, ::8, 3])
+        self.class_weights = class_weights(store[:: max(1, len(store) // 500), ::8, ::8, 3])
         torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(config.lanes, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -198,7 +198,10 @@ class _Lanes:
             batch = draw_crops(self.store, max(1, config.large_batch // config.lanes), 224, LARGE_SIDES, rng)
         else:
             batch = draw_crops(self.store, max(1, config.small_batch // config.lanes), 112, SMALL_SIDES, rng)
-        loss, terms = training_loss(self.model, batch, self.bank, self.weights, rng, config.half)
+        weights = FIRST_WEIGHTS if step < config.small_steps else SECOND_WEIGHTS
+        loss, terms = training_loss(
+            self.model, self.reader, batch, self.bank, self.class_weights, weights, rng
+        )
         return torch.autograd.grad(loss, self.parameters), terms
 
 

@@ -110,7 +110,7 @@ class SfpHead(DenseHead):
             return norm_outliers(patches)
         if self.options.sfp.outlier_rule == "local_outlier_factor":
             return local_outlier_factor_outliers(patches)
-        (layer,) = trace.class_attention
+        layer = max(trace.class_attention)  # block L-1, the last that a trace can hold
         return attention_outliers(
             trace.class_attention[layer], trace.self_attention[layer], self._factor, self._limit
         )

@@ -4,7 +4,8 @@ from safetensors.torch import load_file
 
 from ovss_core.config import ModelConfig
 from ovss_core.demonstration import DEMO_ARCHITECTURE, demo_weights_path, register_demo_model
-from ovss_core.demonstration.objective import WordBank, encode_image, encode_text
+from ovss_core.demonstration.objective import WordBank, encode_text
+from ovss_core.demonstration.tower_reader import TowerReader
 from ovss_core.demonstration.words import ABSENT_WORDS, CLASS_NAMES
 from ovss_core.encoders.checkpoints import load_clip
 
@@ -31,7 +32,8 @@ def test_training_reads_both_towers_as_open_clip_does() -> None:
     expected = model.encode_text(open_clip.get_tokenizer(DEMO_ARCHITECTURE)(texts), normalize=True)
     torch.testing.assert_close(encode_text(model, bank.tokens(texts)), expected, atol=1e-5, rtol=0)
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    summary, _, _ = encode_image(model.visual, images, model.visual.positional_embedding)
+    reader = TowerReader(model.visual)
+    summary = reader.class_features(reader.trace(images, reader.draw_positions((14, 14))))
     torch.testing.assert_close(summary, model.encode_image(images, normalize=True), atol=1e-5, rtol=0)
 
 
