@@ -23,14 +23,14 @@ def cells(request: pytest.FixtureRequest) -> Cells:
 
 def test_most_pixels_get_their_class_from_the_full_vocabulary(cells: Cells) -> None:
     confusion = cells["none", "full"].confusion
-    assert confusion.intersection.sum() / confusion.actual.sum() > 0.65
-    assert cells["none", "full"].mean_iou > 0.36
+    assert confusion.intersection.sum() / confusion.actual.sum() > 0.78
+    assert cells["none", "full"].mean_iou > 0.48
 
 
 def test_sky_and_sea_are_found_wherever_they_are(cells: Cells) -> None:
     iou = cells["none", "full"].confusion.iou
-    assert iou[CLASS_NAMES.index("sky")] > 0.8
-    assert np.nanmean(iou[[CLASS_NAMES.index(name) for name in ("sea", "snow", "grass", "mountain")]]) > 0.5
+    assert iou[CLASS_NAMES.index("sky")] > 0.87
+    assert np.nanmean(iou[[CLASS_NAMES.index(name) for name in ("sea", "snow", "grass", "mountain")]]) > 0.7
 
 
 def test_knowing_which_classes_are_there_helps(cells: Cells) -> None:
@@ -45,5 +45,9 @@ def test_words_for_things_never_drawn_take_almost_no_pixels(cells: Cells) -> Non
 def test_purification_removes_more_absent_words_than_present_ones(cells: Cells) -> None:
     presence = cells["freecp", "over"].presence
     chance = (presence.hits + presence.misses) / (SCENES * 2 * len(CLASS_NAMES))
-    assert presence.precision > 2 * chance
-    assert presence.recall > 0.75
+    assert presence.precision > 2.5 * chance
+    assert presence.recall > 0.8
+
+
+def test_purification_finds_nearly_the_labels_that_the_host_finds(cells: Cells) -> None:
+    assert cells["freecp", "over"].mean_iou > cells["none", "over"].mean_iou - 0.05
