@@ -81,30 +81,24 @@ def grid_markdown(entries: Sequence[Mapping[str, Any]]) -> str:
             table = entry["table"]
             lines += ["", f"### {table}", "", f"| | {' | '.join(_COLUMNS)} |", "|---" + "|---:" * 7 + "|"]
         lines.append(f"| {entry['name']} | {' | '.join(_percent(value) for value in _figures(entry))} |")
-    lines += ["", "Settings of the rows:", ""]
-    lines += [f"- {entry['table']}, {entry['name']}: `{settings_line(entry)}`" for entry in entries]
+    lines += ["", f"Settings of the rows where they differ from the defaults; `{GRID}` has all of them:", ""]
+    lines += [f"- {entry['table']}, {entry['name']}: {settings_line(entry)}" for entry in entries]
     return "\n".join(lines).strip() + "\n"
 
 
 def settings_line(entry: Mapping[str, Any]) -> str:
-    """Name the settings that tell the rows of a grid apart, as JSON on one line."""
-    settings, purification = entry["settings"], entry["settings"]["purification"]
-    shown: dict[str, Any] = {"host": settings["host"], "vocabulary": entry["vocabulary"]["name"]}
-    shown |= {name: settings["windows"][name] for name in ("size", "stride", "short_side")}
-    shown |= settings["labels"]
-    if settings["host"] == "sfp":
-        shown["sfp"] = {
-            name: settings["sfp"][name]
-            for name in (
-                "variant",
-                "outlier_mitigation",
-                "attention_enhancement",
-                "attention_integration",
-                "integration_start",
-            )
+    """Name a row's host, purification, vocabulary and the settings that differ from the defaults, as flags."""
+    settings, defaults = entry["settings"], SegmenterConfig().to_dict()
+    purify = settings["purification"]["method"]
+    named = {"host": settings["host"], "purify": purify, "vocabulary": entry["vocabulary"]["name"]}
+    acting = {"windows", "labels"} | ({"purification"} if purify != "none" else set())
+    for group in sorted(acting | ({"sfp"} if settings["host"] == "sfp" else set())):
+        named |= {
+            f"{group}.{name}": value
+            for name, value in settings[group].items()
+            if value != defaults[group][name]
         }
-    shown["purification"] = purification if purification["method"] != "none" else "none"
-    return json.dumps(shown, ensure_ascii=False)
+    return ", ".join(f"{name} `{json.dumps(value).strip(chr(34))}`" for name, value in named.items())
 
 
 def _figures(entry: Mapping[str, Any]) -> list[float | None]:

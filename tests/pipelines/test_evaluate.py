@@ -151,6 +151,8 @@ def test_a_grid_prints_every_row_with_its_settings(pairs: Path) -> None:
     assert markdown == grid_markdown(report["rows"])
     for row in report["rows"]:
         assert f"| {row['name']} | {100 * row['miou']:.1f} |" in markdown
+        assert f"- {row['table']}, {row['name']}: host `{row['settings']['host']}`, purify `" in markdown
+    assert "sfp.integration_start `7`" in markdown
 
 
 def test_the_grid_of_a_benchmark_covers_hosts_purification_thresholds_and_ablations() -> None:
