@@ -43,7 +43,7 @@ def decode_image(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height widt
     Raises:
         ImageError: The bytes are empty, truncated, too large or no image that ovss decodes.
     """
-    with _one_line_errors(), _open(data, max_pixels) as image:
+    with one_line_errors(), open_image(data, max_pixels) as image:
         image.load()
         return to_rgb(_upright(image))
 
@@ -54,7 +54,7 @@ def read_size(data: bytes, max_pixels: int) -> tuple[int, int]:
     Raises:
         ImageError: The header cannot be read, or names more than `max_pixels`.
     """
-    with _one_line_errors(), _open(data, max_pixels) as image:
+    with one_line_errors(), open_image(data, max_pixels) as image:
         return image.height, image.width
 
 
@@ -99,7 +99,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if transposition is None else image.transpose(transposition)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Open an image without decoding it.
+
+    Raises:
+        ImageError: The data is empty, or has more than `max_pixels` pixels; others as Pillow raises them.
+    """
     if not data:
         raise ImageError("the file is empty")
     try:
@@ -137,7 +142,7 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Turn whatever Pillow raises on bad data (there is no common base) into one `ImageError`."""
     try:
         yield

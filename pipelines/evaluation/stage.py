@@ -150,9 +150,9 @@ class MeasureStage:
     def _truth(self, annotation: str) -> np.ndarray:
         try:
             data = self.masks.read(annotation)
-        except OSError as error:
+        except (OSError, ValueError, ImportError, pa.ArrowException) as error:
             raise ImageError(f"the mask {annotation} cannot be read: {type(error).__name__}") from error
-        return self.conversion(decode_labels(data))
+        return self.conversion(decode_labels(data, self.variants[0].config.max_pixels))
 
     def _measure(self, pairs: Sequence[_Pair]) -> list[list[dict[str, Any]]]:
         results: list[list[dict[str, Any]]] = [[] for _ in pairs]

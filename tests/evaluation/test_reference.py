@@ -1,6 +1,8 @@
 """Reference masks are read as the values they store."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -46,3 +48,28 @@ def test_a_colour_image_is_refused_with_its_mode() -> None:
 def test_what_cannot_be_read_is_refused(data: bytes) -> None:
     with pytest.raises(ImageError, match="cannot be read"):
         decode_labels(data)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_greyscale_of_few_bits_gives_the_values_it_stores(bits: int) -> None:
+    assert decode_labels(_grey_png(8, 1, bits, bytes([0b00011011] * bits))).tolist() == [
+        [0, 1, 2, 3] * 2 if bits == 2 else [1, 11] * 4
+    ]
+
+
+def test_a_mask_with_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(ImageError, match="max_pixels"):
+        decode_labels(_grey_png(60_000, 60_000, 8, b"\0"))
+    with pytest.raises(ImageError, match="max_pixels"):
+        decode_labels(_png(Image.fromarray(VALUES)), max_pixels=VALUES.size - 1)
+
+
+def _grey_png(width: int, height: int, bits: int, row: bytes) -> bytes:
+    """Write a greyscale PNG of any depth with one row of data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
