@@ -134,6 +134,13 @@ def test_the_pairs_of_a_documented_layout_are_found(name: str, tmp_path: Path) -
     assert {pair.sample_id[-1] for pair in found.pairs} == {"a", "b"}
 
 
+def test_raw_stuff_ids_are_not_taken_for_objects(tmp_path: Path) -> None:
+    raw = [name for name in LAYOUTS["coco_stuff164k"] if "TrainIds" not in name]
+
+    with pytest.raises(StorageError, match=r"_instanceTrainIds\.png"):
+        get_benchmark("coco_object").find(_fill(tmp_path, raw))
+
+
 def test_train_ids_are_preferred_to_raw_ids_where_both_are_there(tmp_path: Path) -> None:
     found = get_benchmark("coco_stuff164k").find(_fill(tmp_path, LAYOUTS["coco_stuff164k"]))
 

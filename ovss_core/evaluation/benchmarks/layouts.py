@@ -131,7 +131,7 @@ def _pairs(layout: Layout, prefix: str, tree: FileTree) -> list[SamplePair]:
     if lacking:
         raise StorageError(
             f"{tree.name}: {len(lacking)} of {len(pairs)} images have no mask, such as {lacking[0].mask} for "
-            f"{lacking[0].image}; complete the masks, or take the images out"
+            f"{lacking[0].image}; complete the masks, or take the images out (of the split file where there is one)"
         )
     return pairs
 

@@ -48,7 +48,6 @@ def _context(conversion: LabelConversion) -> tuple[Layout, ...]:
 
 _COCO_OBJECT = (
     Layout("images/val2017", "annotations/val2017", ".jpg", "_instanceTrainIds.png", class_indices),
-    Layout("images/val2017", "annotations/val2017", ".jpg", ".png", class_indices),
     Layout("images", "labels", ".jpg", ".png", class_indices),
 )
 _COCO_STUFF = (
