@@ -47,8 +47,8 @@ def add_fields(parser: ArgumentParser, kind: type, prefix: str = "", skip: tuple
 
 
 def take_fields(values: Namespace, kind: type[Settings]) -> Settings:
-    """Build a dataclass from the flags that `add_fields` added without a prefix."""
-    return kind(**{entry.name: values[entry.name] for entry in fields(kind)})  # type: ignore[arg-type]
+    """Build a dataclass from the flags that `add_fields` added without a prefix; skipped ones keep their default."""
+    return kind(**{entry.name: values[entry.name] for entry in fields(kind) if entry.name in values})  # type: ignore[arg-type]
 
 
 def add_segmenter(parser: ArgumentParser) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli
+from jobs import cli, evaluate
 from jobs.arguments import add_segmenter, segmenter_defaults, take_segmenter
 from jobs.label import main
 from jobs.reporting import make_parser
 from ovss_core.config import ModelConfig, SegmenterConfig
 from ovss_core.evaluation.benchmarks.protocols import protocol_config
+from pipelines.evaluate import EvaluateJob
 from tests.conftest import encode_image
 
 
@@ -103,6 +104,18 @@ def test_a_benchmark_sets_its_constants_and_flags_still_win(purify: str) -> None
     parser.set_defaults(segmenter_defaults(expected))
     assert take_segmenter(parser.parse_args([])) == expected
     assert take_segmenter(parser.parse_args(["--windows.short_side", "99"])).windows.short_side == 99
+
+
+def test_an_evaluation_without_an_output_gets_a_folder_named_by_its_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs: list[EvaluateJob] = []
+    monkeypatch.setattr(evaluate, "run_evaluate", jobs.append)
+    monkeypatch.setattr(evaluate, "describe_result", lambda job, report: 0)
+    benchmark = ["--benchmark", "voc21", "--root", "VOC2012"]
+    for flags in (["--host", "sfp", "--purify", "freecp"], ["--grid"], ["--output", "mine"]):
+        assert evaluate.main([*benchmark, *flags]) == 0
+    assert [job.run.output for job in jobs] == ["out/voc21-sfp-freecp", "out/voc21-grid", "mine"]
 
 
 def test_help_needs_no_heavy_import_and_lists_the_commands() -> None:
