@@ -1,8 +1,9 @@
 """Measure labels against reference masks: a benchmark by the papers' protocols, or any two folders."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ovss_core.config import SegmenterConfig
@@ -38,6 +39,10 @@ from pipelines.storage import Folder
 from pipelines.summary import read_markers, write_summary
 
 SINGLE = "evaluation"
+GRID_BATCH_DIVISOR, GRID_PATIENCE = 8, 4
+"""A grid labels each image some forty times, so its batches are smaller and may take longer."""
+ZERO_IGNORED = ("voc20", "context59", "ade20k")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,9 @@ class PairOptions:
         vocabulary: Shipped name (such as voc21) or file, a class a line.
         limit: Measure only so many images, evenly spread.
         oracle: Also label with only each image's present classes offered, and report the gap.
-        grid: Measure hosts x purification x thresholds and the papers' ablations, as one table.
+        grid: Measure hosts x purification x thresholds and the papers' ablations, as one table. On a benchmark
+            every row takes its protocol's settings (of your flags: the model, `--host` for FreeCP's ablations,
+            memory and workers); on folders it takes yours.
         max_bytes: Image files with more bytes are refused before they are read.
     """
 
@@ -88,6 +95,12 @@ class PairOptions:
                 )
             return BenchmarkSource(benchmark, self.root, self.limit)
         if self.images and self.masks and not self.root:
+            if self.benchmark in ZERO_IGNORED:
+                _log.warning(
+                    "the masks are read as positions in the vocabulary, from 0; the data set's own masks, where 0 is "
+                    "ignored, want --benchmark %s --root instead",
+                    self.benchmark,
+                )
             return FolderPairsSource(self.images, self.masks, len(vocabulary), self.limit)
         raise ConfigError(
             "give --benchmark with --root, or --images with --masks (and --vocabulary, or --benchmark for its "
@@ -146,6 +159,8 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         if not job.run.overwrite:
             check_identity(output, identity)
         plan = plan_workers(job.pools, cluster_nodes(), two_stages=False)
+        if job.pairs.grid and job.pools.batch_size is None:
+            plan = replace(plan, batch_size=max(1, plan.batch_size // GRID_BATCH_DIVISOR))
         wait_for_capacity(plan.pools, job.run.cluster_wait_s)
         if job.run.overwrite:
             remove_run(output, MEASUREMENT_TABLE.name)
@@ -201,7 +216,7 @@ def _measure(
         MEASUREMENT_TABLE,
         max_bytes=job.pairs.max_bytes,
         fragment_rows=2 * plan.batch_size,
-        no_progress_s=job.run.no_progress_s,
+        no_progress_s=job.run.no_progress_s * (GRID_PATIENCE if job.pairs.grid else 1),
     )
     start = time.monotonic()
     with ProgressReport(manifest.images, interval_s=job.run.progress_s) as progress:

@@ -23,7 +23,8 @@ class Measurement:
         confusion: Pixels by class.
         boundary: Pixels of the bands along edges by class.
         predicted_classes: Classes in the label map against those in the ground truth.
-        purified_classes: Classes that purification kept, likewise; None without redundancy purification.
+        purified_classes: Classes that redundancy purification kept (all with a map where it is off), before
+            ambiguity is settled, likewise; None without FreeCP.
         oracle: Pixels by class where only present classes are offered; None if that was not asked for.
     """
 

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
-from ovss_core.config import PurificationConfig, SegmenterConfig, SfpConfig
+from ovss_core.config import PurificationConfig, PurificationVariant, SegmenterConfig, SfpConfig
 from ovss_core.dense_heads import HEADS
 from ovss_core.evaluation.benchmarks import protocol_config, published_miou
 from ovss_core.evaluation.benchmarks.protocols import Purify
 from ovss_core.vocabulary import Vocabulary
 
-MAIN, SFP_PARTS, SFP_LAYERS, FREECP_PARTS = (
+MAIN, SFP_PARTS, SFP_LAYERS, FREECP_PARTS, FREECP_FORMS = (
     "Hosts, purification and thresholds",
     "SFP: parts one by one (paper, Table 2)",
     "SFP: first block of the layer sum (paper, Table 3)",
     "FreeCP: parts one by one",
+    "FreeCP: form and thresholds",
 )
 _LAYER_STARTS = (1, 3, 5, 7, 9, 11)
 _PART_NAMES = ("ClearCLIP", "+ SOM", "+ SAE", "+ HAI")
@@ -111,7 +112,12 @@ def _freecp_rows(base: GridBase) -> Iterator[GridRow]:
         (f"{host}, RP + AP", True, True),
     ):
         fixed = _purify(config, thresholds="fixed", redundancy=redundancy, ambiguity=ambiguity)
-        yield GridRow(FREECP_PARTS, name, fixed, vocabulary)
+        published = _published(base, host, "freecp") if redundancy and ambiguity else None
+        yield GridRow(FREECP_PARTS, name, fixed, vocabulary, published)
+    for variant in get_args(PurificationVariant):
+        for thresholds, called in (("fixed", "tuned"), ("auto", "auto")):
+            form = _purify(config, variant=variant, thresholds=thresholds)
+            yield GridRow(FREECP_FORMS, f"{host}, {variant}, {called}", form, vocabulary)
 
 
 def _purify(config: SegmenterConfig, **changes: Any) -> SegmenterConfig:

@@ -163,6 +163,9 @@ def test_the_grid_of_a_benchmark_covers_hosts_purification_thresholds_and_ablati
         by_name
     )
     assert {"from block 1", "from block 11", "sfp, neither", "sfp, RP", "sfp, RP + AP"} <= set(by_name)
+    forms = {f"sfp, {form}, {way}" for form in ("image", "released", "paper") for way in ("tuned", "auto")}
+    assert forms <= set(by_name)
+    assert by_name["sfp, paper, auto"].config.purification.variant == "paper"
     assert by_name["sfp"].published == 63.9
     assert by_name["gem + FreeCP, tuned"].published == 64.7
     assert by_name["scclip + FreeCP, auto"].published is None
