@@ -31,16 +31,19 @@ class Pool:
 
 @dataclass(frozen=True)
 class Node:
-    """Logical resources of one node."""
+    """Logical resources of one node; memory in bytes, 0 where it is not known."""
 
     cpus: float
     gpus: float
+    memory: float = 0.0
 
 
 def cluster_nodes() -> list[Node]:
     """Return the nodes of the connected cluster that are alive."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(float(found.get("CPU", 0)), float(found.get("GPU", 0))) for found in alive]
+    return [
+        Node(*(float(found.get(resource, 0)) for resource in ("CPU", "GPU", "memory"))) for found in alive
+    ]
 
 
 def check_capacity(pools: Sequence[Pool], nodes: Sequence[Node]) -> None:

@@ -13,6 +13,9 @@ from ovss_core.errors import ClusterError
 from pipelines.capacity import cluster_nodes
 
 _CONNECT_S = 20.0
+_KEEP_IDLE_MS = 600_000
+"""How long workers without a task stay. Ray ends them after a second where actors fill the node's CPUs, and then
+every task that writes pays a second of processor time for a new process."""
 
 
 @contextmanager
@@ -33,6 +36,7 @@ def connected(address: str | None) -> Iterator[None]:
         "RAY_BACKEND_LOG_LEVEL", "fatal"
     )  # Ray's core reports Ray Data's own actors as errors
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_KEEP_IDLE_MS))
     remote = address or os.environ.get("RAY_ADDRESS")
     options = {"address": remote} if remote else {"address": "local", "include_dashboard": False}
     try:

@@ -10,7 +10,9 @@ from pipelines.options import PoolOptions
 
 _GPU_SHARE, _GPU_SHARE_RESOLVE = 0.75, 0.25
 _GPU_BATCH, _CPU_BATCH = 64, 8
-_THREADS = 2
+_DECODE_THREADS = 2
+_WORKER_BYTES = 9 << 29
+"""Memory of a worker of stage 1 and half a one of stage 2, with ViT-L/14 in float32."""
 _LEAST_CPUS = 0.25
 
 
@@ -41,8 +43,9 @@ def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) 
     """Fill in what the user left open.
 
     With GPUs, every GPU gets one worker of each stage: the memory of both is small, and neither stage waits for
-    the other's GPU. Without, stage 1 gets a worker for every two CPUs of a node, and stage 2, which has much less
-    to do, one for every two of those.
+    the other's GPU. Without, stage 1 gets a worker of one thread for every CPU of a node, or fewer with more
+    threads where memory is short (threads of one worker wait for each other at every operation), and stage 2,
+    which has much less to do, one for every two of those.
 
     Args:
         nodes: What the cluster has.
@@ -61,7 +64,7 @@ def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) 
         Pool("resolve", resolvers, _LEAST_CPUS, share_resolve if on_gpus else 0.0) if split else None,
         threads,
         options.batch_size or (_GPU_BATCH if on_gpus else _CPU_BATCH),
-        max(4, math.floor(sum(node.cpus for node in nodes) / actors)) if on_gpus else _THREADS,
+        max(4, math.floor(sum(node.cpus for node in nodes) / actors)) if on_gpus else _DECODE_THREADS,
     )
     if options.num_cpus is not None:
         return _with_cpus(plan, options.num_cpus)
@@ -74,7 +77,9 @@ def _actors_and_threads(options: PoolOptions, nodes: Sequence[Node], on_gpus: bo
     if on_gpus:
         return options.actors or max(1, sum(math.floor(node.gpus) for node in nodes)), options.torch_threads
     largest = max((math.floor(node.cpus) for node in nodes), default=1)
-    threads = options.torch_threads or max(1, min(_THREADS, largest))
+    sizes = [node.cpus * _WORKER_BYTES / node.memory for node in nodes if node.memory]
+    wanted = math.ceil(max(sizes, default=1))
+    threads = options.torch_threads or max(1, min(wanted, largest))
     actors = options.actors or max(1, sum(math.floor(node.cpus / threads) for node in nodes))
     cpus = math.floor(sum(node.cpus for node in nodes))
     return actors, options.torch_threads or max(1, min(threads, cpus // actors))

@@ -15,7 +15,6 @@ from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.text_encoder import TextClassifier
@@ -23,6 +22,7 @@ from ovss_core.errors import ImageError
 from ovss_core.inference.decoding import decode_image, read_size
 from ovss_core.inference.engine import PreparedImage, SegmentationEngine
 from ovss_core.inference.proposal import Proposal
+from pipelines.compute import pick_device, use_threads
 from pipelines.faults import Failure, process_all
 from pipelines.label_rows import label_row
 from pipelines.ledger import AttemptLedger
@@ -62,13 +62,13 @@ class _EngineStage:
         image_column: str = "image",
         ledger: AttemptLedger | None = None,
     ) -> None:
-        if torch_threads:
-            torch.set_num_threads(torch_threads)
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        use_threads(torch_threads and 1)
+        chosen = pick_device(device)
         classifier = TextClassifier.from_bytes(text) if isinstance(text, bytes) else text
         self.engine = SegmentationEngine.build(config, classifier, chosen)
         self.image_column = image_column
         self.ledger = ledger
+        self._torch_threads = torch_threads
         self._threads = ThreadPoolExecutor(worker_threads)
         self._large = threading.Lock()
         self._seconds: dict[str, float] = {}
@@ -79,6 +79,7 @@ class _EngineStage:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Work on the rows that have not failed; every row stays one row."""
+        use_threads(self._torch_threads)
         payload = self.image_column if self.payload == "image" else self.payload
         items = batch[payload].to_pylist()
         failures = batch["failure"].to_pylist() if "failure" in batch.column_names else [None] * len(items)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.checkpoints import load_clip
@@ -23,6 +22,7 @@ from ovss_core.evaluation.oracle import Oracle
 from ovss_core.inference.decoding import decode_image
 from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.inference.variants import EncodedImages, VariantEngines
+from pipelines.compute import pick_device, use_threads
 from pipelines.evaluation.table import MEASUREMENTS
 from pipelines.faults import Failure, process_all
 from pipelines.ledger import AttemptLedger
@@ -78,9 +78,8 @@ class MeasureStage:
         worker_threads: int = 4,
         ledger: AttemptLedger | None = None,
     ) -> None:
-        if torch_threads:
-            torch.set_num_threads(torch_threads)
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        use_threads(torch_threads and 1)
+        chosen = pick_device(device)
         clip = load_clip(variants[0].config.model)
         texts = {data: TextClassifier.from_bytes(data) for data in {variant.text for variant in variants}}
         self.variants = tuple(variants)
@@ -94,11 +93,13 @@ class MeasureStage:
         self.conversion = conversion
         self.oracle = oracle
         self.ledger = ledger
+        self._torch_threads = torch_threads
         self._threads = ThreadPoolExecutor(worker_threads)
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Measure the rows that have not failed; every row stays one row."""
+        use_threads(self._torch_threads)
         rows = batch.select(["image_id", "image", "annotation"]).to_pylist()
         failures = batch["failure"].to_pylist()
         live = [place for place, failure in enumerate(failures) if failure is None]

@@ -47,6 +47,17 @@ def test_the_default_plan_always_fits_its_cluster(count: int, cpus: int, gpus: i
     assert (plan.resolve is not None) == two_stages
 
 
+def test_workers_on_cpus_have_one_thread_each_unless_memory_is_short() -> None:
+    def shape(*nodes: Node) -> tuple[int, int | None]:
+        plan = plan_workers(PoolOptions(), nodes, True)
+        return plan.propose.actors, plan.torch_threads
+
+    assert shape(Node(2, 0, 16 << 30)) == (2, 1)
+    assert shape(Node(8, 0, 10 << 30)) == (2, 4)
+    assert shape(Node(8, 0)) == (8, 1)
+    assert shape(Node(8, 0, 64 << 30), Node(8, 0, 20 << 30)) == (8, 2)
+
+
 def test_one_pool_does_both_stages_on_demand() -> None:
     plan = plan_workers(PoolOptions(actors=2, resolve_actors=0, batch_size=3), [Node(2, 0)], True)
     assert (plan.resolve, plan.propose.actors, plan.torch_threads, plan.batch_size) == (None, 2, 1, 3)
