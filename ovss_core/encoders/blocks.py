@@ -5,7 +5,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from open_clip.transformer import QuickGELU
 from torch import Tensor
+
+QUICK_GELU_SLOPE = 1.702
 
 
 class TransformerBlock:
@@ -58,7 +61,9 @@ class TransformerBlock:
         self, tokens: Float[Tensor, "windows tokens width"]
     ) -> Float[Tensor, "windows tokens width"]:
         """Return mlp(ln_2(tokens)), without the residual."""
-        result: Tensor = self._block.ls_2(self._block.mlp(self._block.ln_2(tokens)))
+        normed, network = self._block.ln_2(tokens), self._block.mlp
+        quick = isinstance(network.gelu, QuickGELU)
+        result: Tensor = self._block.ls_2(_quick_network(network, normed) if quick else network(normed))
         return result
 
     def forward(self, tokens: Float[Tensor, "windows tokens width"]) -> Float[Tensor, "windows tokens width"]:
@@ -92,6 +97,19 @@ class TransformerBlock:
         query, key, value = self.query_key_value(tokens)
         first = tokens[:, :1] + self.output(F.scaled_dot_product_attention(query[:, :, :1], key, value))
         return first + self.feed_forward(first)
+
+
+def _quick_network(network: Any, tokens: Float[Tensor, "windows tokens width"]) -> Tensor:
+    """Run a feed-forward network with QuickGELU, x sigmoid(a x), in one pass over its widest tensor instead of three.
+
+    The function is silu(a x) / a, and both factors go into the matrix products, which scale for nothing.
+    """
+    inner, outer = network.c_fc, network.c_proj
+    slope = QUICK_GELU_SLOPE
+    hidden = torch.addmm(inner.bias * slope, tokens.flatten(0, 1), inner.weight.mT, alpha=slope)
+    hidden = F.silu(hidden, inplace=True)
+    result = torch.addmm(outer.bias, hidden, outer.weight.mT, alpha=1 / slope)
+    return result.view_as(tokens)
 
 
 def _windows_at_once(tokens: Tensor) -> int:
