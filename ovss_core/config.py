@@ -201,7 +201,8 @@ class SegmenterConfig:
 
     Attributes:
         host: The dense head, by the name of its file in `ovss_core.dense_heads`.
-        window_batch: Windows encoded at once; larger fills a GPU better and takes more memory.
+        window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 64 on a GPU, 8
+            on a CPU, whose caches hold no more.
         max_pixels: Images with more pixels are refused before they are decoded.
     """
 
@@ -211,11 +212,14 @@ class SegmenterConfig:
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
-    window_batch: int = 32
+    window_batch: int | None = None
     max_pixels: int = 100_000_000
 
     def __post_init__(self) -> None:
-        _require(self.window_batch >= 1, f"window_batch is {self.window_batch}; give at least 1")
+        _require(
+            self.window_batch is None or self.window_batch >= 1,
+            f"window_batch is {self.window_batch}; give at least 1, or none for the device's own",
+        )
         _require(self.max_pixels >= 1, f"max_pixels is {self.max_pixels}; give at least 1")
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ovss_core.segmentation import Segmentation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WAVE_BATCHES = 4
+WINDOW_BATCH, WINDOW_BATCH_CPU = 64, 8
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class SegmentationEngine:
         purifying = purification.method == "freecp"
         self.purifier = ClassPurifier(purification, text, policy, self.device) if purifying else None
         self._phrases = text.phrase_embeddings.to(self.device)
-        self.resolver = Resolver(self.config, text, self.encoder, self.device)
+        self.resolver = Resolver(self.config, text, self.encoder, self.device, self.window_batch)
 
     def with_vocabulary(self, text: TextClassifier, config: SegmenterConfig) -> "SegmentationEngine":
         """Return an engine on the same image tower and host for another vocabulary.
@@ -111,6 +112,11 @@ class SegmentationEngine:
     ) -> "SegmentationEngine":
         """Load the model that `config` names and build the engine."""
         return cls(config, load_clip(config.model), text, device)
+
+    @property
+    def window_batch(self) -> int:
+        """Windows encoded at once."""
+        return self.config.window_batch or (WINDOW_BATCH_CPU if self.device.type == "cpu" else WINDOW_BATCH)
 
     @property
     def needs_resolution(self) -> bool:
@@ -148,7 +154,7 @@ class SegmentationEngine:
             for image in prepared
         ]
         proposals: list[Proposal | None] = [None] * len(prepared)
-        for wave in plan_waves(layouts, self.config.window_batch * WAVE_BATCHES):
+        for wave in plan_waves(layouts, self.window_batch * WAVE_BATCHES):
             found = self._propose_wave([prepared[i] for i in wave], [layouts[i] for i in wave])
             for index, proposal in zip(wave, found, strict=True):
                 proposals[index] = proposal
@@ -218,9 +224,9 @@ class SegmentationEngine:
             The host's features as unit vectors, and the mean attention where purification follows.
         """
         features, attention = [], []
-        for start in range(0, len(windows), self.config.window_batch):
+        for start in range(0, len(windows), self.window_batch):
             with self._timed("windows"):
-                pixels = self.normalise(windows[start : start + self.config.window_batch])
+                pixels = self.normalise(windows[start : start + self.window_batch])
             with self._timed("encoder"):
                 trace = self.encoder.trace(pixels, self.request)
             with self._timed("dense_head"):

@@ -79,15 +79,22 @@ class Resolver:
         text: Class descriptions and names.
         encoder: Encodes the crops.
         device: Where to compute.
+        window_batch: Windows whose tokens are encoded at once.
     """
 
     def __init__(
-        self, config: SegmenterConfig, text: TextClassifier, encoder: ImageEncoder, device: torch.device
+        self,
+        config: SegmenterConfig,
+        text: TextClassifier,
+        encoder: ImageEncoder,
+        device: torch.device,
+        window_batch: int,
     ) -> None:
         self._config = config
         self._vocabulary = text.vocabulary
         self._encoder = encoder
         self._device = device
+        self._crop_batch = window_batch * CROPS_PER_WINDOW
         self._phrases = text.phrase_embeddings.to(device)
         self._phrase_class = text.phrase_class.to(device)
         self._descriptions = text.description_embeddings.to(device)
@@ -117,10 +124,9 @@ class Resolver:
         if not candidates:
             return []
         stacked = torch.from_numpy(np.concatenate(crops))
-        step = self._config.window_batch * CROPS_PER_WINDOW
         features = [
             F.normalize(self._encoder.class_features(part.to(self._device)).float(), dim=-1)
-            for part in stacked.split(step)
+            for part in stacked.split(self._crop_batch)
         ]
         return pick_winners(torch.cat(features), self._descriptions, candidates)
 

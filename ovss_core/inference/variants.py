@@ -101,7 +101,7 @@ class VariantEngines:
             layouts = [
                 WindowLayout.of(image.pixels.shape[0], image.pixels.shape[1], windows) for image in prepared
             ]
-            for wave in plan_waves(layouts, first.config.window_batch * WAVE_BATCHES):
+            for wave in plan_waves(layouts, first.window_batch * WAVE_BATCHES):
                 chosen = tuple(prepared[place] for place in wave), tuple(layouts[place] for place in wave)
                 pixels = np.concatenate(
                     [layout.cut(image.pixels) for image, layout in zip(*chosen, strict=True)]
@@ -140,8 +140,8 @@ class _Trunk:
         heads = {_head_key(engines[member]): engines[member].head for member in self.members}
         features: dict[_HeadKey, list[Tensor]] = {key: [] for key in heads}
         attention = []
-        for start in range(0, len(windows), first.config.window_batch):
-            pixels = first.normalise(windows[start : start + first.config.window_batch])
+        for start in range(0, len(windows), first.window_batch):
+            pixels = first.normalise(windows[start : start + first.window_batch])
             trace = first.encoder.trace(pixels, self.request)
             for key, head in heads.items():
                 features[key].append(F.normalize(head.features(first.encoder, trace).float(), dim=-1))

@@ -60,7 +60,7 @@ def floor(workload: Workload, protocol: str) -> Callable[[], None]:
     engine = workload.engine("clearclip", "none", 21, protocol)
     _, _, cut = cut_windows(workload, protocol)
     pixels = engine.normalise(np.concatenate(cut)).to(engine.encoder.dtype)
-    batches = pixels.split(workload.config.window_batch)
+    batches = pixels.split(engine.window_batch)
     encode = partial(_plain_encode, workload, engine)
 
     def run() -> None:
@@ -94,8 +94,8 @@ def stage_rows(workload: Workload) -> list[Row]:
     masks = [segmentation.label_map for segmentation in engine.resolve(proposals)]
     redundancy = _purifier(workload, 150, ambiguity=False)
     purifier = _purifier(workload, 150, ambiguity=True)
-    trace = engine.encoder.trace(pixels[: workload.config.window_batch], engine.request)
-    part = len(windows) / len(pixels[: workload.config.window_batch])
+    trace = engine.encoder.trace(pixels[: engine.window_batch], engine.request)
+    part = len(windows) / len(pixels[: engine.window_batch])
     candidates: dict[str, Callable[[], object]] = {
         FLOOR: floor(workload, "sfp"),
         "decode": lambda: [decode_image(data, 100_000_000) for data in workload.files],
@@ -104,8 +104,7 @@ def stage_rows(workload: Workload) -> list[Row]:
             np.concatenate([lay.cut(im.pixels) for im, lay in zip(prepared, layouts, strict=True)])
         ),
         "encoder, blocks 1 to L-1 with attention": lambda: [
-            engine.encoder.trace(group, engine.request)
-            for group in pixels.split(workload.config.window_batch)
+            engine.encoder.trace(group, engine.request) for group in pixels.split(engine.window_batch)
         ],
         "SFP head": lambda: engine.head.features(engine.encoder, trace),
         "refinement and redundancy": lambda: redundancy.purify(batch),

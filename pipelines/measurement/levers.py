@@ -43,7 +43,7 @@ def lever_rows(workload: Workload) -> list[Lever]:
     with torch.inference_mode():
         pixels = engine.normalise(np.concatenate(cut)).to(engine.encoder.dtype)
         tower = engine.encoder
-        batch = pixels[: workload.config.window_batch]
+        batch = pixels[: engine.window_batch]
         tokens, block = tower.embed(batch), tower.blocks[0]
         plain = partial(_encode, tower, batch)
         levers: dict[str, tuple[Run, Callable[[], Run]]] = {

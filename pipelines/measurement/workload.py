@@ -40,7 +40,7 @@ class MeasureConfig:
         model: The image tower; random weights cost what real ones cost.
         device: Where to compute; None takes a GPU where there is one.
         threads: Threads of torch; None leaves torch's choice.
-        window_batch: Windows encoded at once.
+        window_batch: Windows encoded at once, by the floor too; None takes the engine's choice for the device.
         vocabularies: Numbers of classes of the end-to-end table.
         ray_images: Pictures of the Ray comparison; 0 leaves it out.
         ray_model: Model of the Ray comparison; a light one shows Ray's own cost best.
@@ -54,7 +54,7 @@ class MeasureConfig:
     model: ModelConfig = field(default_factory=lambda: ModelConfig("ViT-B-16", "random"))
     device: str | None = None
     threads: int | None = None
-    window_batch: int = 32
+    window_batch: int | None = None
     vocabularies: tuple[int, ...] = (21, 60, 150, 1200)
     ray_images: int = 500
     ray_model: str = "demo"
