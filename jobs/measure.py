@@ -6,7 +6,7 @@ from pathlib import Path
 from jobs.arguments import add_fields
 from jobs.reporting import Arguments, make_parser, reported
 from ovss_core.config import ModelConfig
-from pipelines.measurement.report import as_markdown, measure, write_json
+from pipelines.measurement.report import as_markdown, measure
 from pipelines.measurement.workload import MeasureConfig
 
 
@@ -15,7 +15,12 @@ def main(arguments: Arguments = None) -> int:
     """Measure, print the tables, and return the exit status."""
     parser = make_parser("measure", "Measure speed: medians and paired ratios of one run.")
     add_fields(parser, MeasureConfig, skip=("model",))
-    parser.add_argument("--model", type=str, default="ViT-B-16", help="Architecture that is measured.")
+    parser.add_argument(
+        "--model",
+        type=str,
+        default="ViT-B-16-quickgelu",
+        help="Architecture that is measured; OpenAI's weights go with QuickGELU.",
+    )
     parser.add_argument("--pretrained", type=str, default="random", help="Random weights cost the same.")
     parser.add_argument("--precision", type=str, default="float32", help="float32, bfloat16 or float16.")
     parser.add_argument("--quick", action="store_true", help="One picture, once: shows that it runs.")
@@ -26,10 +31,7 @@ def main(arguments: Arguments = None) -> int:
     config = MeasureConfig(model=model, **given)
     if quick:
         config = replace(config, image_count=1, repeats=1, vocabularies=(21,), scaling=False, compiled=False)
-    result = measure(config)
-    print(as_markdown(result))
-    if output:
-        write_json(result, output)
+    print(as_markdown(measure(config, output)))
     return 0
 
 

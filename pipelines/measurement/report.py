@@ -2,20 +2,24 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.measurement.encoder_levers import encoder_levers
+from pipelines.measurement.engine_levers import engine_levers
 from pipelines.measurement.engine_times import end_to_end_rows, headline_ratios, loop_ratios, stage_rows
-from pipelines.measurement.levers import lever_rows
+from pipelines.measurement.levers import measure_levers
 from pipelines.measurement.ray_times import ray_over_engine, scaling
 from pipelines.measurement.throughput import throughput
 from pipelines.measurement.workload import MeasureConfig, load_workload
 from pipelines.record import machine_facts, package_versions
 
+NO_GPU = "No GPU here: all of this is the CPU's. Where there is one, the same command measures it (add --precision bfloat16)."
 AIMS = {
     "engine_over_floor": ("at most", 1.25),
     "loop_over_refinement_150": ("at least", 10.0),
@@ -25,29 +29,43 @@ AIMS = {
 }
 
 
-def measure(config: MeasureConfig) -> dict[str, Any]:
+def measure(config: MeasureConfig, output: Path | None = None) -> dict[str, Any]:
     """Measure everything, in one process and one run.
 
+    Args:
+        config: What to measure.
+        output: JSON file for the result; written anew after every part, so that a long run that is stopped
+            leaves what it has.
+
     Returns:
-        `machine`, `settings`, `ratios` (medians of paired runs), `throughput`, `stages`, `end_to_end`, `levers`, `ray`.
+        `ratios` (medians of paired runs), `machine`, `settings`, `throughput`, `stages`, `end_to_end`, `levers`, `ray`.
     """
+    result: dict[str, Any] = {"ratios": {}, "machine": machine(), "settings": _plain(asdict(config))}
+    for part in _parts(config):
+        result["ratios"] |= part.pop("ratios", {})
+        result |= part
+        if output:
+            write_json(result, output)
+    return result
+
+
+def _parts(config: MeasureConfig) -> Iterator[dict[str, Any]]:
     workload = load_workload(config)
-    ratios = headline_ratios(workload) | loop_ratios(workload)
+    yield {"ratios": headline_ratios(workload) | loop_ratios(workload)}
     stages = stage_rows(workload)
-    result: dict[str, Any] = {
-        "machine": machine(),
-        "settings": _plain(asdict(config)),
-        "throughput": throughput(workload, stages),
-        "stages": [asdict(row) for row in stages],
-        "end_to_end": end_to_end_rows(workload),
-        "levers": [asdict(row) for row in lever_rows(workload)],
-        "ray": {},
-    }
-    if config.ray_images:
-        rates = ray_over_engine(config)
-        ratios["ray_over_engine"] = rates.pop("ray_over_engine")
-        result["ray"] = rates | (scaling(config) if config.scaling else {})
-    return {"ratios": ratios, **result}
+    yield {"throughput": throughput(workload, stages), "stages": [asdict(row) for row in stages]}
+    levers = measure_levers(workload, chain(encoder_levers(workload), engine_levers(workload)))
+    yield {"levers": [asdict(lever) for lever in levers]}
+    yield {"end_to_end": end_to_end_rows(workload)}
+    rates: dict[str, Any] = {}
+    for model in config.ray_models if config.ray_images else ():
+        rates[model] = ray_over_engine(config, model)
+        yield {
+            "ratios": {"ray_over_engine": rates[config.ray_models[0]]["ray_over_engine"]},
+            "ray": {"models": rates},
+        }
+    if config.ray_images and config.scaling:
+        yield {"ray": {"models": rates, **scaling(config)}}
 
 
 def machine() -> dict[str, Any]:
@@ -92,11 +110,13 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             f"{row['images_a_second']:.3f} | {row['over_floor']:.2f} |"
         )
     lines += ["", *(f"- {name}: {value:.4g}" for name, value in result["throughput"].items())]
-    lines += ["", "| lever | time with it over time without |", "|---|---|"]
+    lines += ["", "| lever | in use | time with it over time without |", "|---|---|---|"]
     for row in result["levers"]:
         over = f"{row['over']:.2f}" if row["over"] is not None else f"not to be had here: {row['reason']}"
-        lines.append(f"| {row['name']} | {over} |")
-    lines += ["", *(f"- {name}: {value}" for name, value in result["ray"].items())]
+        lines.append(f"| {row['name']} | {'yes' if row['in_use'] else 'no'} | {over} |")
+    lines += ["", *(f"- {name}: {value}" for name, value in result.get("ray", {}).items())]
+    if result["machine"]["gpu"] is None:
+        lines += ["", NO_GPU]
     return "\n".join(lines)
 
 

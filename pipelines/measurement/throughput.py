@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ovss_core.inference.proposal import PurifiedClasses
 from pipelines.measurement.engine_times import ENGINE, FLOOR, Row, cut_windows
 from pipelines.measurement.timing import seconds_of
 from pipelines.measurement.workload import Workload
@@ -19,7 +20,8 @@ def throughput(workload: Workload, stages: Sequence[Row]) -> dict[str, float]:
     """Turn the stage times into rates.
 
     Returns:
-        Windows of the run; windows a second of the floor and of the engine with SFP and FreeCP; images a second;
+        Windows of the run, and per image the classes that are kept and the ambiguity crops of the synthetic
+        vocabulary (real ones have fewer); windows a second of the floor and of the engine with SFP and FreeCP; images a second;
         10^9 operations of a window in the plain encoder; 10^12 operations a second of the floor and of a large
         matrix product in the same number format, and the floor's share of the latter.
     """
@@ -28,8 +30,14 @@ def throughput(workload: Workload, stages: Sequence[Row]) -> dict[str, float]:
     windows = sum(len(part) for part in cut)
     operations = _operations(workload)
     reached, possible = operations * windows / seconds[FLOOR], _matrix_rate(workload)
+    found = [
+        proposal.content for proposal in workload.engine("sfp", "freecp", 150).propose(workload.pictures)
+    ]
+    purified = [content for content in found if isinstance(content, PurifiedClasses)]
     return {
         "windows": windows,
+        "kept_classes_an_image": statistics.mean(len(content.kept) for content in purified),
+        "ambiguity_crops_an_image": statistics.mean(len(content.crops) for content in purified),
         "floor_windows_a_second": windows / seconds[FLOOR],
         "engine_windows_a_second": windows / seconds[ENGINE],
         "engine_images_a_second": len(workload.pictures) / seconds[ENGINE],

@@ -43,7 +43,8 @@ class MeasureConfig:
         window_batch: Windows encoded at once, by the floor too; None takes the engine's choice for the device.
         vocabularies: Numbers of classes of the end-to-end table.
         ray_images: Pictures of the Ray comparison; 0 leaves it out.
-        ray_model: Model of the Ray comparison; a light one shows Ray's own cost best.
+        ray_models: Models of the Ray comparison: the first gives `ray_over_engine`; a light one shows Ray's own
+            cost best, and the last, which should be one, measures actors and numbers of images.
         scaling: Also measure 1 and 2 actors, many small images, and the driver's memory.
         compiled: Also measure torch.compile, which takes a minute to compile.
     """
@@ -51,13 +52,13 @@ class MeasureConfig:
     images: Path | None = None
     image_count: int = 4
     repeats: int = 3
-    model: ModelConfig = field(default_factory=lambda: ModelConfig("ViT-B-16", "random"))
+    model: ModelConfig = field(default_factory=lambda: ModelConfig("ViT-B-16-quickgelu", "random"))
     device: str | None = None
     threads: int | None = None
     window_batch: int | None = None
     vocabularies: tuple[int, ...] = (21, 60, 150, 1200)
     ray_images: int = 500
-    ray_model: str = "demo"
+    ray_models: tuple[str, ...] = ("ViT-B-16-quickgelu", "demo")
     scaling: bool = True
     compiled: bool = True
 
