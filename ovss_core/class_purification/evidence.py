@@ -18,6 +18,8 @@ from ovss_core.class_purification.batch import Units
 from ovss_core.class_purification.boxes import LEVELS
 
 ACTIVITY_SLACK = 1e-3
+KEPT_SCORES = 1 << 25
+"""Scores that are kept from the first pass for the second; more are computed twice."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class PhraseScores:
         features: L2-normalised patch features; scored in float32 or wider.
         embeddings: L2-normalised phrase embeddings.
         scale: Factor on the cosines.
-        chunks: From `plan_chunks`. With one chunk the scores are computed once and kept.
+        chunks: From `plan_chunks`. All scores together are computed once and kept if they are few enough.
     """
 
     def __init__(
@@ -116,18 +118,18 @@ class PhraseScores:
         self._flat = features.to(wide).flatten(0, 1).mT
         self._embeddings = embeddings.to(features.device, wide) * scale
         self.chunks = chunks
-        self._kept: Tensor | None = None
+        self._keeps = len(embeddings) * self._flat.shape[1] <= KEPT_SCORES
+        self._kept: dict[int, Tensor] = {}
 
     def __iter__(self) -> Iterator[tuple[PhraseChunk, Tensor]]:
         """Yield each chunk with its scores [phrases, windows, patches]; callers may not write into them."""
-        for chunk in self.chunks:
-            if self._kept is not None:
-                yield chunk, self._kept
-                continue
-            phrases = chunk.phrases.to(self._embeddings.device)
-            scores = (self._embeddings[phrases] @ self._flat).view(len(phrases), *self.shape)
-            if len(self.chunks) == 1:
-                self._kept = scores
+        for place, chunk in enumerate(self.chunks):
+            scores = self._kept.get(place)
+            if scores is None:
+                phrases = chunk.phrases.to(self._embeddings.device)
+                scores = (self._embeddings[phrases] @ self._flat).view(len(phrases), *self.shape)
+            if self._keeps:
+                self._kept[place] = scores
             yield chunk, scores
 
 

@@ -21,7 +21,7 @@ from ovss_core.inference.windows import WindowLayout
 from pipelines.measurement.encoder_levers import encode
 from pipelines.measurement.engine_times import cut_windows
 from pipelines.measurement.levers import Comparison
-from pipelines.measurement.workload import Workload
+from pipelines.measurement.workload import PRESENT_CLASSES, Workload
 
 CLASSES = 150
 
@@ -38,9 +38,14 @@ def _purification_levers(workload: Workload, engine: SegmentationEngine) -> Iter
     windows = cut_windows(workload, "sfp")[2][0]
     _, attention = engine.encode_windows(windows)
     assert attention is not None
-    maps = torch.rand(len(windows), CLASSES, attention.shape[1], device=attention.device)
-    yield Comparison(
-        f"attention balanced and applied as two vectors, not as matrices ({CLASSES} maps)",
+    yield _balance_lever(attention, PRESENT_CLASSES)
+    yield _balance_lever(attention, CLASSES)
+
+
+def _balance_lever(attention: Float[Tensor, "windows patches patches"], count: int) -> Comparison:
+    maps = torch.rand(len(attention), count, attention.shape[1], device=attention.device)
+    return Comparison(
+        f"attention balanced and applied as two vectors, not as matrices ({count} maps a window)",
         True,
         lambda: maps @ _transfer_matrix(attention),
         lambda: lambda: spread(balance(attention), maps),

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ovss_core.class_purification import evidence
 from ovss_core.class_purification.batch import Units
 from ovss_core.class_purification.evidence import (
     PhraseScores,
@@ -83,3 +84,17 @@ def test_units_know_their_windows() -> None:
     values = torch.tensor([[1.0, 5, 2, -3, -1, -2]])
     assert units.reduce(values, "amax").tolist() == [[5, 2, -1]]
     assert units.reduce(values, "amin").tolist() == [[1, 2, -3]]
+
+
+@pytest.mark.parametrize("budget", [0, 10**6])
+def test_a_second_pass_sees_the_same_scores_whether_they_were_kept_or_not(
+    budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "KEPT_SCORES", budget)
+    generator = torch.Generator().manual_seed(0)
+    features, embeddings = (unit(torch.randn(*size, 16, generator=generator)) for size in ((3, 8), (30,)))
+    scores = PhraseScores(features, embeddings, 100.0, plan_chunks(np.arange(30), 7))
+    first, second = ([values for _, values in scores] for _ in range(2))
+    for before, after in zip(first, second, strict=True):
+        assert torch.equal(before, after)
+        assert (before is after) == (budget > 0)
