@@ -16,6 +16,7 @@ from ovss_core.inference.decoding import decode_image
 from ovss_core.inference.engine import PreparedImage, SegmentationEngine
 from ovss_core.inference.windows import WindowLayout
 from pipelines.masks import encode_mask
+from pipelines.measurement.stage_parts import purification_parts, stitching_part
 from pipelines.measurement.timing import median_ratio, peak_megabytes, take_turns
 from pipelines.measurement.window_loop import encode_window, label_picture, score_window
 from pipelines.measurement.workload import WINDOWS, Workload
@@ -81,7 +82,10 @@ def _plain_encode(workload: Workload, engine: SegmentationEngine, batch: Tensor)
 
 
 def stage_rows(workload: Workload) -> list[Row]:
-    """Time every stage of SFP with FreeCP at 150 classes by SFP's windows, each alone."""
+    """Time every stage of SFP with FreeCP at 150 classes by SFP's windows, each alone.
+
+    Refinement alone takes every class with a region; redundancy purification leaves those out that cannot be kept.
+    """
     engine = workload.engine("sfp", "freecp", 150)
     prepared, layouts, cut = cut_windows(workload, "sfp")
     windows = np.concatenate(cut)
@@ -96,6 +100,7 @@ def stage_rows(workload: Workload) -> list[Row]:
     purifier = _purifier(workload, 150, ambiguity=True)
     trace = engine.encoder.trace(pixels[: engine.window_batch], engine.request)
     part = len(windows) / len(pixels[: engine.window_batch])
+    purification = purification_parts(batch, workload.text(150))
     candidates: dict[str, Callable[[], object]] = {
         FLOOR: floor(workload, "sfp"),
         "decode": lambda: [decode_image(data, 100_000_000) for data in workload.files],
@@ -107,10 +112,12 @@ def stage_rows(workload: Workload) -> list[Row]:
             engine.encoder.trace(group, engine.request) for group in pixels.split(engine.window_batch)
         ],
         "SFP head": lambda: engine.head.features(engine.encoder, trace),
-        "refinement and redundancy": lambda: redundancy.purify(batch),
-        "the same and ambiguity groups": lambda: purifier.purify(batch),
+        **purification,
+        "redundancy, scores and refinement included": lambda: redundancy.purify(batch),
+        "ambiguity groups, these three included": lambda: purifier.purify(batch),
         "ambiguity crops": lambda: engine.resolver.winners(proposals),
-        "stitching and labels": lambda: [
+        "stitching": stitching_part(engine, proposals),
+        "label assignment, stitching included": lambda: [
             engine.resolver.label(proposal, won) for proposal, won in zip(proposals, winners, strict=True)
         ],
         "mask encoding": lambda: [encode_mask(mask) for mask in masks],

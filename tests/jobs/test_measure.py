@@ -27,7 +27,7 @@ def test_the_measurement_runs_and_writes_its_ratios_as_json(
     }
     assert expected <= set(result["ratios"])
     assert all(math.isfinite(value) and value > 0 for value in result["ratios"].values())
-    assert {row["name"] for row in result["stages"]} >= {"floor: encode_image", "stitching and labels"}
+    assert {row["name"] for row in result["stages"]} >= {"floor: encode_image", "stitching", "refinement"}
     rates = result["throughput"]
     assert rates["windows"] == 6
     assert 0.1 < rates["window_gigaflop"] < 10
