@@ -27,7 +27,7 @@ from pipelines.measurement.workload import MeasureConfig, picture_files
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
 
 DISTINCT_PICTURES = 50
-BATCH = 8
+BATCH, BATCH_GPU = 8, 64  # images of one call, as the job takes them
 SMALL_SIDE = 96
 SMALL_COUNTS = (100, 10_000)
 MEMORY_COUNTS = (10_000, 1_000_000)
@@ -52,7 +52,7 @@ def ray_over_engine(config: MeasureConfig, model: str) -> dict[str, float]:
     difference in seconds. The bare loop, which knows no start-up once it has run, takes that tenth once
     before and once after the job, so that a machine whose speed drifts does not favour either.
     """
-    settings, vocabulary = _settings(model)
+    settings, vocabulary = _settings(config, model)
     files = picture_files(config.images, min(DISTINCT_PICTURES, config.ray_images))
     few, many = max(1, config.ray_images // WARM_SHARE), config.ray_images
     with tempfile.TemporaryDirectory() as root:
@@ -67,8 +67,9 @@ def ray_over_engine(config: MeasureConfig, model: str) -> dict[str, float]:
 
 def scaling(config: MeasureConfig) -> dict[str, object]:
     """Measure 1 and 2 actors, 100 and 10,000 small images, and the driver's memory by number of images."""
-    settings, vocabulary = _settings(config.ray_models[-1])
+    settings, vocabulary = _settings(config, config.ray_models[-1])
     small = replace(settings, windows=WindowConfig(size=224, stride=224, short_side=224))
+    share = min(1.0, torch.cuda.device_count() / 2)
     result: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as root:
         few, many = max(1, config.ray_images // WARM_SHARE), config.ray_images
@@ -80,7 +81,7 @@ def scaling(config: MeasureConfig) -> dict[str, object]:
                 vocabulary,
                 folders,
                 Path(root) / f"actors-{actors}",
-                PoolOptions(actors=actors, resolve_actors=0, torch_threads=1),
+                PoolOptions(actors=actors, resolve_actors=0, torch_threads=1, num_gpus=share),
             )
             for actors in (1, 2)
         }
@@ -100,9 +101,10 @@ def scaling(config: MeasureConfig) -> dict[str, object]:
     return result
 
 
-def _settings(model: str) -> tuple[SegmenterConfig, Vocabulary]:
+def _settings(config: MeasureConfig, model: str) -> tuple[SegmenterConfig, Vocabulary]:
     pretrained = "openai" if model == "demo" else "random"
-    return SegmenterConfig(model=ModelConfig(model, pretrained)), Vocabulary.load("demo")
+    settings = SegmenterConfig(model=ModelConfig(model, pretrained, config.model.precision))
+    return settings, Vocabulary.load("demo")
 
 
 def _engine(settings: SegmenterConfig, vocabulary: Vocabulary, config: MeasureConfig) -> SegmentationEngine:
@@ -126,9 +128,10 @@ def _corpus(folder: Path, files: Sequence[bytes], count: int) -> Path:
 def _bare_loop(engine: SegmentationEngine, folder: Path) -> float:
     """Decode, label and encode the masks of all files in batches; returns the seconds."""
     paths = sorted(folder.iterdir())
+    size = BATCH if engine.device.type == "cpu" else BATCH_GPU
     start = time.perf_counter()
-    for first in range(0, len(paths), BATCH):
-        pictures = [decode_image(path.read_bytes(), 100_000_000) for path in paths[first : first + BATCH]]
+    for first in range(0, len(paths), size):
+        pictures = [decode_image(path.read_bytes(), 100_000_000) for path in paths[first : first + size]]
         for segmentation in engine.segment(pictures):
             encode_mask(segmentation.label_map)
     return time.perf_counter() - start

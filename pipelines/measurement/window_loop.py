@@ -45,7 +45,7 @@ def label_picture(
         for layer in engine.request.hidden_sum:
             hidden = trace.hidden[layer]
             trace.hidden_sum = hidden if trace.hidden_sum is None else trace.hidden_sum + hidden
-        features = F.normalize(engine.head.features(encoder, trace), dim=-1)[0]
+        features = F.normalize(engine.head.features(encoder, trace).float(), dim=-1)[0]
         refined, scores = score_window(maps, 100 * features @ embeddings.T, trace.grid)
         kept = torch.where((scores > KEEP_ABOVE)[:, None], refined, 0).view(1, -1, *trace.grid)
         upsampled = F.interpolate(kept, size=(height, width), mode="bilinear")[0]

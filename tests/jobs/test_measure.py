@@ -7,16 +7,18 @@ import pytest
 
 from jobs.measure import main
 from ovss_core.config import ModelConfig, PurificationConfig
+from pipelines.measurement.ray_times import ray_over_engine
 from pipelines.measurement.window_loop import KEEP_ABOVE, label_picture
 from pipelines.measurement.workload import MeasureConfig, load_workload
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_measurement_runs_and_writes_its_ratios_as_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "speed.json"
     flags = ["--quick", "--model", "demo", "--pretrained", "random", "--ray-images", "0", "--threads", "1"]
-    assert main([*flags, "--output", str(output)]) == 0
+    assert main([*flags, "--precision", precision, "--output", str(output)]) == 0
     result = json.loads(output.read_text())
     expected = {
         "engine_over_floor",
@@ -36,6 +38,15 @@ def test_the_measurement_runs_and_writes_its_ratios_as_json(
     assert len(result["levers"]) >= 13
     assert all(row["over"] > 0 for row in result["levers"])
     assert "| engine_over_floor |" in capsys.readouterr().out
+
+
+def test_the_ray_job_is_measured_beside_the_bare_engine(ray_session: None) -> None:
+    rates = ray_over_engine(MeasureConfig(ray_images=20), "demo")
+    assert set(rates) == {"ray_over_engine", "engine_images_a_second", "ray_images_a_second"}
+    assert 0.1 < rates["engine_images_a_second"] < 1000
+    assert rates["ray_over_engine"] == pytest.approx(
+        rates["ray_images_a_second"] / rates["engine_images_a_second"]
+    )
 
 
 def test_the_one_window_loop_gives_the_labels_of_the_released_form() -> None:
