@@ -49,9 +49,7 @@ def encoder_levers(workload: Workload) -> Iterator[Comparison]:
         lambda: _channels_last(workload, batch),
     )
     plain = partial(encode, tower, batch)
-    yield Comparison(
-        "bfloat16 (--precision bfloat16)", False, plain, lambda: _bfloat16(workload, batch)
-    )
+    yield Comparison("bfloat16 (--precision bfloat16)", False, plain, lambda: _bfloat16(workload, batch))
     if workload.config.compiled:
         yield Comparison("torch.compile of the blocks", False, plain, lambda: _compiled(tower, batch))
 
