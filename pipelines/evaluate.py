@@ -41,7 +41,6 @@ from pipelines.summary import read_markers, write_summary
 SINGLE = "evaluation"
 GRID_BATCH_DIVISOR, GRID_PATIENCE = 8, 4
 """A grid labels each image some forty times, so its batches are smaller and may take longer."""
-ZERO_IGNORED = ("voc20", "context59", "ade20k")
 _log = logging.getLogger(__name__)
 
 
@@ -95,7 +94,7 @@ class PairOptions:
                 )
             return BenchmarkSource(benchmark, self.root, self.limit)
         if self.images and self.masks and not self.root:
-            if self.benchmark in ZERO_IGNORED:
+            if self.benchmark and get_benchmark(self.benchmark).ignores_zero:
                 _log.warning(
                     "the masks are read as positions in the vocabulary, from 0; the data set's own masks, where 0 is "
                     "ignored, want --benchmark %s --root instead",

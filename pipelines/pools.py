@@ -9,7 +9,7 @@ from pipelines.capacity import Node, Pool, check_capacity
 from pipelines.options import PoolOptions
 
 _GPU_SHARE, _GPU_SHARE_RESOLVE = 0.75, 0.25
-_GPU_BATCH, _CPU_BATCH = 64, 8
+GPU_BATCH, CPU_BATCH = 64, 8
 _DECODE_THREADS = 2
 _WORKER_BYTES = 9 << 29
 """Memory of a worker of stage 1 and half a one of stage 2, with ViT-L/14 in float32."""
@@ -63,7 +63,7 @@ def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) 
         Pool("propose" if split else "segment", actors, _LEAST_CPUS, share if on_gpus else 0.0),
         Pool("resolve", resolvers, _LEAST_CPUS, share_resolve if on_gpus else 0.0) if split else None,
         threads,
-        options.batch_size or (_GPU_BATCH if on_gpus else _CPU_BATCH),
+        options.batch_size or (GPU_BATCH if on_gpus else CPU_BATCH),
         max(4, math.floor(sum(node.cpus for node in nodes) / actors)) if on_gpus else _DECODE_THREADS,
     )
     if options.num_cpus is not None:

@@ -103,7 +103,7 @@ class PhraseScores:
         features: L2-normalised patch features; scored in float32 or wider.
         embeddings: L2-normalised phrase embeddings.
         scale: Factor on the cosines.
-        chunks: From `plan_chunks`. All scores together are computed once and kept if they are few enough.
+        chunks: From `plan_chunks`. Scores are computed once and kept if there is one chunk, or if all are few.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class PhraseScores:
         self._flat = features.to(wide).flatten(0, 1).mT
         self._embeddings = embeddings.to(features.device, wide) * scale
         self.chunks = chunks
-        self._keeps = len(embeddings) * self._flat.shape[1] <= KEPT_SCORES
+        self._keeps = len(chunks) == 1 or len(embeddings) * self._flat.shape[1] <= KEPT_SCORES
         self._kept: dict[int, Tensor] = {}
 
     def __iter__(self) -> Iterator[tuple[PhraseChunk, Tensor]]:
@@ -128,8 +128,8 @@ class PhraseScores:
             if scores is None:
                 phrases = chunk.phrases.to(self._embeddings.device)
                 scores = (self._embeddings[phrases] @ self._flat).view(len(phrases), *self.shape)
-            if self._keeps:
-                self._kept[place] = scores
+                if self._keeps:
+                    self._kept[place] = scores
             yield chunk, scores
 
 

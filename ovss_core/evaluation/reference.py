@@ -4,16 +4,18 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image, ImageFile
 
+from ovss_core.config import SegmenterConfig
 from ovss_core.errors import ImageError
 from ovss_core.inference.decoding import one_line_errors, open_image
 
-MAX_PIXELS = 100_000_000
 _INDEX_MODES = {"L", "P", "I;16", "I;16B", "I;16L", "I", "1"}
 _STRETCHED = {"L;2": 85, "L;4": 17}
 """What Pillow multiplies the values of greyscale images of 2 and 4 bits by, so that white is 255."""
 
 
-def decode_labels(data: bytes, max_pixels: int = MAX_PIXELS) -> Int[np.ndarray, "height width"]:
+def decode_labels(
+    data: bytes, max_pixels: int = SegmenterConfig.max_pixels
+) -> Int[np.ndarray, "height width"]:
     """Decode a label image to the values it stores, uint8 or uint16; palette images give indices, not colours.
 
     Args:

@@ -132,11 +132,15 @@ class Resolver:
 
     def label(self, proposal: Proposal, winners: Winners) -> Segmentation:
         """Assign labels to one image at its own size."""
-        layout = WindowLayout.of(*proposal.resized, self._config.windows)
-        stitcher = Stitcher(layout, self._encoder.grid_of(layout.window_size), proposal.size)
+        stitcher = self.stitcher(proposal)
         if isinstance(proposal.content, PhraseFeatures):
             return self._summarise(self._label_phrases(proposal.content, stitcher))
         return self._label_purified(proposal, proposal.content, winners, stitcher)
+
+    def stitcher(self, proposal: Proposal) -> Stitcher:
+        """Return what stitches the window maps of one image at its own size."""
+        layout = WindowLayout.of(*proposal.resized, self._config.windows)
+        return Stitcher(layout, self._encoder.grid_of(layout.window_size), proposal.size)
 
     def _label_phrases(self, content: PhraseFeatures, stitcher: Stitcher) -> Labels:
         values = torch.from_numpy(content.values).to(self._device)

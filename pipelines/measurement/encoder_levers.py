@@ -106,21 +106,24 @@ def _maps_by_window(block: TransformerBlock, tokens: Tensor) -> list[Tensor]:
     return [block.forward_with_attention(one)[1] for one in tokens.split(1)]
 
 
-def _maps_at_once(block: TransformerBlock, tokens: Float[Tensor, "windows tokens width"]) -> Tensor:
+def _forward_with_maps(
+    block: TransformerBlock, tokens: Float[Tensor, "windows tokens width"]
+) -> tuple[Tensor, Float[Tensor, "windows heads tokens tokens"]]:
     query, key, value = block.query_key_value(tokens)
     weights = (query @ (key * block.scale).transpose(-1, -2)).softmax(-1, dtype=torch.float32)
-    weights.mean(1)
     tokens = tokens + block.output(weights.to(value.dtype) @ value)
-    return tokens + block.feed_forward(tokens)
+    return tokens + block.feed_forward(tokens), weights
+
+
+def _maps_at_once(block: TransformerBlock, tokens: Float[Tensor, "windows tokens width"]) -> Tensor:
+    return _forward_with_maps(block, tokens)[1].mean(1)
 
 
 def _keep_all_maps(tower: ImageEncoder, batch: Float[Tensor, "windows 3 height width"]) -> Tensor:
     tokens, maps = tower.embed(batch), []
     for block in tower.blocks[:-1]:
-        query, key, value = block.query_key_value(tokens)
-        maps.append((query @ (key * block.scale).transpose(-1, -2)).softmax(-1, dtype=torch.float32))
-        tokens = tokens + block.output(maps[-1].to(value.dtype) @ value)
-        tokens = tokens + block.feed_forward(tokens)
+        tokens, weights = _forward_with_maps(block, tokens)
+        maps.append(weights)
     return torch.stack(maps).mean((0, 2))
 
 

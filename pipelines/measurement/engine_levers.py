@@ -13,15 +13,13 @@ from torch import Tensor
 
 from ovss_core.class_purification.affinity import ROUNDS, balance, spread
 from ovss_core.encoders.text_encoder import TEMPLATES, encode_prompts
-from ovss_core.inference.decoding import decode_image
 from ovss_core.inference.engine import SegmentationEngine
-from ovss_core.inference.proposal import PurifiedClasses
 from ovss_core.inference.stitching import Stitcher, stitch_matrix
-from ovss_core.inference.windows import WindowLayout
 from pipelines.measurement.encoder_levers import encode
 from pipelines.measurement.engine_times import cut_windows
 from pipelines.measurement.levers import Comparison
-from pipelines.measurement.workload import PRESENT_CLASSES, Workload
+from pipelines.measurement.stage_parts import kept_maps
+from pipelines.measurement.workload import PRESENT_CLASSES, Workload, decode_pictures
 
 CLASSES = 150
 
@@ -62,11 +60,7 @@ def _transfer_matrix(attention: Float[Tensor, "windows patches patches"]) -> Ten
 
 def _stitching_levers(workload: Workload, engine: SegmentationEngine) -> Iterator[Comparison]:
     [proposal] = engine.propose(workload.pictures[:1])
-    content = proposal.content
-    assert isinstance(content, PurifiedClasses)
-    layout = WindowLayout.of(*proposal.resized, engine.config.windows)
-    stitcher = Stitcher(layout, engine.encoder.grid_of(layout.window_size), proposal.size)
-    kept = torch.from_numpy(content.maps).to(engine.device)
+    stitcher, kept = kept_maps(engine, proposal)
     whole = torch.rand(CLASSES, *kept.shape[1:], device=engine.device)
     tiled, tiled_whole = stitcher.side_by_side(kept), stitcher.side_by_side(whole)
     separable = partial(stitcher.stitch, tiled)
@@ -114,7 +108,7 @@ def _transport_levers(workload: Workload, engine: SegmentationEngine) -> Iterato
     yield Comparison(
         "decoding in a thread beside the encoder",
         True,
-        lambda: (_decode(workload), beside()),
+        lambda: (decode_pictures(workload.files), beside()),
         lambda: lambda: _decode_beside(workload, beside),
     )
     yield Comparison(
@@ -134,13 +128,9 @@ def _transport_levers(workload: Workload, engine: SegmentationEngine) -> Iterato
     )
 
 
-def _decode(workload: Workload) -> list[np.ndarray]:
-    return [decode_image(data, 100_000_000) for data in workload.files]
-
-
 def _decode_beside(workload: Workload, encode_batch: partial[Tensor]) -> None:
     with ThreadPoolExecutor(1) as pool:
-        decoded = pool.submit(_decode, workload)
+        decoded = pool.submit(decode_pictures, workload.files)
         encode_batch()
         decoded.result()
 

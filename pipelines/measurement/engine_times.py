@@ -12,14 +12,13 @@ from torch import Tensor
 
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.config import PurificationConfig
-from ovss_core.inference.decoding import decode_image
 from ovss_core.inference.engine import PreparedImage, SegmentationEngine
 from ovss_core.inference.windows import WindowLayout
 from pipelines.masks import encode_mask
 from pipelines.measurement.stage_parts import purification_parts, stitching_part
 from pipelines.measurement.timing import median_ratio, peak_megabytes, take_turns
 from pipelines.measurement.window_loop import encode_window, label_picture, score_window
-from pipelines.measurement.workload import WINDOWS, Workload
+from pipelines.measurement.workload import WINDOWS, Workload, decode_pictures
 
 HOSTS = ("clearclip", "sfp")
 PURIFICATIONS = ("none", "freecp")
@@ -103,7 +102,7 @@ def stage_rows(workload: Workload) -> list[Row]:
     purification = purification_parts(batch, workload.text(150))
     candidates: dict[str, Callable[[], object]] = {
         FLOOR: floor(workload, "sfp"),
-        "decode": lambda: [decode_image(data, 100_000_000) for data in workload.files],
+        "decode": lambda: decode_pictures(workload.files),
         "resize": lambda: [engine.prepare(picture) for picture in workload.pictures],
         "windows": lambda: engine.normalise(
             np.concatenate([lay.cut(im.pixels) for im, lay in zip(prepared, layouts, strict=True)])

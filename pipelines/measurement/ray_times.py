@@ -17,17 +17,17 @@ from PIL import Image
 
 from ovss_core.config import ModelConfig, SegmenterConfig, WindowConfig
 from ovss_core.encoders.checkpoints import load_clip
-from ovss_core.inference.decoding import decode_image
 from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
+from pipelines.compute import pick_device
 from pipelines.label import LabelJob, run_label
 from pipelines.masks import encode_mask
-from pipelines.measurement.workload import MeasureConfig, picture_files
+from pipelines.measurement.workload import MeasureConfig, decode_pictures, picture_files
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.pools import CPU_BATCH, GPU_BATCH
 
 DISTINCT_PICTURES = 50
-BATCH, BATCH_GPU = 8, 64  # images of one call, as the job takes them
 SMALL_SIDE = 96
 SMALL_COUNTS = (100, 10_000)
 MEMORY_COUNTS = (10_000, 1_000_000)
@@ -58,7 +58,7 @@ def ray_over_engine(config: MeasureConfig, model: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as root:
         folders = {count: _corpus(Path(root) / f"images-{count}", files, count) for count in (few, many)}
         engine = _engine(settings, vocabulary, config)
-        _bare_loop(engine, _corpus(Path(root) / "warm-up", files, min(few, BATCH)))
+        _bare_loop(engine, _corpus(Path(root) / "warm-up", files, min(few, CPU_BATCH)))
         before = _bare_loop(engine, folders[few])
         job = _job_rate(settings, vocabulary, folders, Path(root), PoolOptions())
         loop = 2 * few / (before + _bare_loop(engine, folders[few]))
@@ -109,10 +109,9 @@ def _settings(config: MeasureConfig, model: str) -> tuple[SegmenterConfig, Vocab
 
 def _engine(settings: SegmenterConfig, vocabulary: Vocabulary, config: MeasureConfig) -> SegmentationEngine:
     clip = load_clip(settings.model)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return SegmentationEngine(
-        settings, clip, classify_text(clip, settings, vocabulary, device=device), device
-    )
+    device = pick_device(config.device or "auto")
+    text = classify_text(clip, settings, vocabulary, device=device)
+    return SegmentationEngine(settings, clip, text, device)
 
 
 def _corpus(folder: Path, files: Sequence[bytes], count: int) -> Path:
@@ -128,10 +127,10 @@ def _corpus(folder: Path, files: Sequence[bytes], count: int) -> Path:
 def _bare_loop(engine: SegmentationEngine, folder: Path) -> float:
     """Decode, label and encode the masks of all files in batches; returns the seconds."""
     paths = sorted(folder.iterdir())
-    size = BATCH if engine.device.type == "cpu" else BATCH_GPU
+    size = CPU_BATCH if engine.device.type == "cpu" else GPU_BATCH
     start = time.perf_counter()
     for first in range(0, len(paths), size):
-        pictures = [decode_image(path.read_bytes(), 100_000_000) for path in paths[first : first + size]]
+        pictures = decode_pictures([path.read_bytes() for path in paths[first : first + size]])
         for segmentation in engine.segment(pictures):
             encode_mask(segmentation.label_map)
     return time.perf_counter() - start

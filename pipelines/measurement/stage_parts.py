@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ovss_core.class_purification.affinity import balance
 from ovss_core.class_purification.batch import PurificationInput, Units
@@ -23,7 +25,6 @@ from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.inference.proposal import Proposal, PurifiedClasses
 from ovss_core.inference.stitching import Stitcher
-from ovss_core.inference.windows import WindowLayout
 
 SCORES, REFINEMENT = "vocabulary scores and softmax", "refinement"
 
@@ -52,11 +53,14 @@ def purification_parts(batch: PurificationInput, text: TextClassifier) -> dict[s
 
 def stitching_part(engine: SegmentationEngine, proposals: Sequence[Proposal]) -> Callable[[], object]:
     """Return the stitching of all kept maps at the images' sizes."""
-    work = []
-    for proposal in proposals:
-        assert isinstance(proposal.content, PurifiedClasses)
-        layout = WindowLayout.of(*proposal.resized, engine.config.windows)
-        stitcher = Stitcher(layout, engine.encoder.grid_of(layout.window_size), proposal.size)
-        maps = torch.from_numpy(proposal.content.maps).to(engine.device)
-        work.append((stitcher, stitcher.side_by_side(maps)))
-    return lambda: [stitcher.stitch(tiled) for stitcher, tiled in work]
+    work = [kept_maps(engine, proposal) for proposal in proposals]
+    tiled = [(stitcher, stitcher.side_by_side(maps)) for stitcher, maps in work]
+    return lambda: [stitcher.stitch(maps) for stitcher, maps in tiled]
+
+
+def kept_maps(
+    engine: SegmentationEngine, proposal: Proposal
+) -> tuple[Stitcher, Float[Tensor, "kept windows rows columns"]]:
+    """Return an image's stitcher and the maps of its kept classes, on the engine's device."""
+    assert isinstance(proposal.content, PurifiedClasses)
+    return engine.resolver.stitcher(proposal), torch.from_numpy(proposal.content.maps).to(engine.device)

@@ -21,8 +21,7 @@ def throughput(workload: Workload, stages: Sequence[Row]) -> dict[str, float]:
 
     Returns:
         Windows of the run, and per image the classes that are kept and the ambiguity crops of the synthetic
-        vocabulary (real ones have fewer); windows a second of the floor and of the engine with SFP and FreeCP; images a second;
-        10^9 operations of a window in the plain encoder; 10^12 operations a second of the floor and of a large
+        vocabulary; windows a second of the floor and of the engine with SFP and FreeCP; images a second; 10^9 operations of a window in the plain encoder; 10^12 operations a second of the floor and of a large
         matrix product in the same number format, and the floor's share of the latter.
     """
     seconds = {row.name: row.seconds for row in stages}

@@ -2,6 +2,7 @@
 
 import io
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ovss_core.inference.decoding import decode_image
 from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.vocabulary import Vocabulary, VocabularyClass
+from pipelines.compute import pick_device, use_threads
 
 SCENE_SIZE = (375, 500)
 NULL_PHRASES = 150
@@ -84,7 +86,7 @@ class Workload:
     @property
     def device(self) -> str:
         """Where to compute."""
-        return self.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return pick_device(self.config.device or "auto")
 
     def text(self, classes: int) -> TextClassifier:
         """Return a vocabulary of the first `classes` vectors."""
@@ -113,10 +115,9 @@ def load_workload(config: MeasureConfig) -> Workload:
     Raises:
         StorageError: The folder holds no picture.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     files = picture_files(config.images, config.image_count)
-    pictures = [decode_image(data, 100_000_000) for data in files]
+    pictures = decode_pictures(files)
     clip = load_clip(config.model)
     width = int(clip.model.visual.output_dim)
     generator = torch.Generator().manual_seed(0)
@@ -127,6 +128,11 @@ def load_workload(config: MeasureConfig) -> Workload:
     present = _feature_directions(bare, generator)
     vectors[: len(present)] = F.normalize(present + 0.3 * vectors[: len(present)], dim=-1)
     return Workload(config, clip, files, pictures, vectors, null)
+
+
+def decode_pictures(files: Sequence[bytes]) -> list[np.ndarray]:
+    """Decode pictures one after the other."""
+    return [decode_image(data, SegmenterConfig.max_pixels) for data in files]
 
 
 def picture_files(folder: Path | None, count: int) -> list[bytes]:

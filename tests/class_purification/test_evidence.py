@@ -98,3 +98,6 @@ def test_a_second_pass_sees_the_same_scores_whether_they_were_kept_or_not(
     for before, after in zip(first, second, strict=True):
         assert torch.equal(before, after)
         assert (before is after) == (budget > 0)
+    alone = PhraseScores(features, embeddings, 100.0, plan_chunks(np.arange(30), 30))
+    [(_, once)], [(_, again)] = alone, alone
+    assert once is again

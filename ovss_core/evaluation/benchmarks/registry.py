@@ -31,6 +31,11 @@ class Benchmark:
     layouts: tuple[Layout, ...]
     prefixes: tuple[str, ...] = ("",)
 
+    @property
+    def ignores_zero(self) -> bool:
+        """Whether 0 in the data set's own masks is no class but a pixel that does not count."""
+        return any(layout.conversion is reduce_zero_label for layout in self.layouts)
+
     def find(self, tree: FileTree) -> FoundSamples:
         """Find the pairs below a root; see `find_samples`."""
         return find_samples(self.name, self.layouts, self.prefixes, tree)
