@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw
 from ovss_core.errors import ImageError
 from ovss_core.inference.decoding import decode_image
 from ovss_core.vocabulary import Vocabulary
+from pipelines.fetch import ImageFetcher
 from pipelines.manifest import Manifest, part_name, read_part
 from pipelines.masks import decode_mask
-from pipelines.reading import ReadImages
 from pipelines.record import PREVIEWS
 from pipelines.sink import FAILED
 from pipelines.sources import ParquetSource, Source
@@ -108,7 +108,7 @@ def _choose(
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Yield label rows with the bytes of their images, the same number from parts spread over the run."""
     column = source.image_column if isinstance(source, ParquetSource) else None
-    reader = ReadImages(output.uri, source.uri, column)
+    fetcher = ImageFetcher(source.uri, column)
     parts = len(manifest.counts)
     chosen = sorted({round(place) for place in np.linspace(0, parts - 1, min(parts, count))})
     left = count
@@ -122,7 +122,7 @@ def _choose(
             listed = read_part(output, part)
             names = pa.array([row["image_id"] for row in picked], pa.string())
             records = listed.filter(pc.is_in(listed["image_id"], names)).to_pylist()
-            data = reader.fetch(records, threads)
+            data = fetcher.fetch(records, threads)
             yield from (
                 (row, found) for row, found in zip(picked, data, strict=True) if isinstance(found, bytes)
             )

@@ -10,8 +10,8 @@ import pytest
 
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.faults import Failure
+from pipelines.fetch import ImageFetcher
 from pipelines.manifest import prepare_manifest, read_part
-from pipelines.reading import ReadImages
 from pipelines.sources import FolderSource, ImageRecord, ParquetSource, Source, WebDatasetSource
 from pipelines.sources.listing import expand_braces, matches
 from pipelines.storage import Folder
@@ -21,12 +21,12 @@ def read_everything(source: Source, output: Path, **options: object) -> dict[str
     """Return the bytes of every listed image, or the reason for which there are none."""
     manifest = prepare_manifest(Folder(str(output)), source, 7)
     column = source.image_column if isinstance(source, ParquetSource) else None
-    reader = ReadImages(str(output), source.uri, column, **options)  # type: ignore[arg-type]
+    fetcher = ImageFetcher(source.uri, column, **options)  # type: ignore[arg-type]
     found: dict[str, bytes | str] = {}
     with ThreadPoolExecutor(2) as threads:
         for part in range(len(manifest.counts)):
             rows = read_part(Folder(str(output)), part).to_pylist()
-            for row, value in zip(rows, reader.fetch(rows, threads), strict=True):
+            for row, value in zip(rows, fetcher.fetch(rows, threads), strict=True):
                 assert row["image_id"] not in found
                 found[row["image_id"]] = value.reason if isinstance(value, Failure) else value
     assert len(found) == manifest.images
@@ -228,7 +228,7 @@ def test_a_file_that_went_away_after_listing_is_a_failure(tmp_path: Path) -> Non
     (tmp_path / "images/a.jpg").unlink()
     rows = read_part(Folder(str(tmp_path / "out")), 0).to_pylist()
     with ThreadPoolExecutor(1) as threads:
-        gone, there = ReadImages(str(tmp_path / "out"), source.uri).fetch(rows, threads)
+        gone, there = ImageFetcher(source.uri).fetch(rows, threads)
     assert isinstance(gone, Failure)
     assert (gone.stage, gone.error_type, there) == ("read", "FileNotFoundError", b"1")
 

@@ -1,0 +1,142 @@
+"""Fetching the bytes of one image, wherever a record says they lie; what cannot be had is a failure with a reason."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovss_core.errors import ImageError
+from pipelines.faults import Failure
+from pipelines.storage import open_storage
+
+STAGE = "read"
+ROWS = 16
+_SPAN_BYTES = 1 << 24
+Row = dict[str, Any]
+Fetched = bytes | Failure
+
+
+class ImageFetcher:
+    """Fetches the bytes of manifest rows.
+
+    Args:
+        source: URI of the source's root, which opens the file system of the records' paths.
+        image_column: Column of the images in Parquet containers.
+        max_bytes: A larger file is refused before it is read.
+    """
+
+    def __init__(self, source: str, image_column: str | None = None, max_bytes: int = 1 << 28) -> None:
+        self.source = source
+        self.image_column = image_column
+        self.max_bytes = max_bytes
+
+    def fetch(self, rows: Sequence[Row], pool: ThreadPoolExecutor) -> list[Fetched]:
+        """Return the bytes of manifest rows, or why they cannot be had, in order."""
+        fetched: list[Fetched] = []
+        for (container, _, _), group in groupby(rows, _batch_key):
+            members = list(group)
+            if container == "parquet":
+                fetched.extend(self._rows_of_group(members))
+            elif container == "tar":
+                fetched.extend(self._tar_members(members))
+            elif container == "broken":
+                fetched.extend(Failure("list", "StorageError", row["reason"]) for row in members)
+            else:
+                fetched.extend(pool.map(self._file, members))
+        return fetched
+
+    def _file(self, row: Row) -> Fetched:
+        try:
+            if row["container"] == "uri":
+                return self._read_whole(*open_storage(row["path"]))
+            return self._read_whole(open_storage(self.source)[0], row["path"])
+        except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+            return Failure.of(STAGE, error)
+
+    def _read_whole(self, filesystem: Any, path: str) -> bytes:
+        with filesystem.open_input_file(path) as stream:
+            self._check_size(stream.size())
+            data: bytes = stream.read()
+            return data
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_bytes:
+            raise ImageError(f"the file has {size:,} bytes, more than max_bytes ({self.max_bytes:,})")
+
+    def _tar_members(self, rows: list[Row]) -> list[Fetched]:
+        fetched: list[Fetched] = []
+        try:
+            with open_storage(self.source)[0].open_input_file(rows[0]["path"]) as stream:
+                for span in _spans(rows, self.max_bytes):
+                    fetched.extend(self._tar_span(stream, span))
+        except (OSError, pa.ArrowException) as error:
+            fetched += [Failure.of(STAGE, error)] * (len(rows) - len(fetched))
+        return fetched
+
+    def _tar_span(self, stream: Any, rows: list[Row]) -> list[Fetched]:
+        """Read neighbouring members at once: a request to an object store costs more than the bytes between."""
+        try:
+            self._check_size(rows[0]["length"])
+        except ImageError as error:
+            return [Failure.of(STAGE, error)]
+        start = rows[0]["offset"]
+        data = stream.read_at(rows[-1]["offset"] + rows[-1]["length"] - start, start)
+        return [data[row["offset"] - start : row["offset"] - start + row["length"]] for row in rows]
+
+    def _rows_of_group(self, rows: list[Row]) -> list[Fetched]:
+        wanted = {row["row"]: place for place, row in enumerate(rows)}
+        fetched: list[Fetched] = [Failure(STAGE, "StorageError", "the row is gone from the file")] * len(rows)
+        filesystem = open_storage(self.source)[0]
+        try:
+            with pq.ParquetFile(rows[0]["path"], filesystem=filesystem) as file:
+                first = 0
+                for batch in file.iter_batches(ROWS, [rows[0]["row_group"]], [self.image_column]):
+                    for position in range(first, first + len(batch)):
+                        if position in wanted:
+                            cell = batch.column(0)[position - first]
+                            fetched[wanted[position]] = self._cell(cell, rows[wanted[position]])
+                    first += len(batch)
+                    if first > max(wanted):
+                        break
+        except (OSError, ValueError, pa.ArrowException) as error:
+            return [Failure.of(STAGE, error)] * len(rows)
+        return fetched
+
+    def _cell(self, cell: pa.Scalar, row: Row) -> Fetched:
+        value = cell.as_py()
+        data, address = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        try:
+            if data is not None:
+                self._check_size(len(data))
+                return bytes(data)
+            if address:
+                return self._linked(address, row["path"].rpartition("/")[0])
+        except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+            return Failure.of(STAGE, error)
+        return Failure(STAGE, "ImageError", "the image column is empty in this row")
+
+    def _linked(self, address: str, folder: str) -> bytes:
+        if "://" in address or address.startswith("/"):
+            return self._read_whole(*open_storage(address))
+        return self._read_whole(open_storage(self.source)[0], f"{folder}/{address}")
+
+
+def _spans(rows: Sequence[Row], limit: int) -> list[list[Row]]:
+    """Cut members of one tar, in its order, into runs that one request reads; too large a member stands alone."""
+    spans: list[list[Row]] = []
+    for row in rows:
+        together = spans and row["length"] <= limit and spans[-1][0]["length"] <= limit
+        end, start = row["offset"] + row["length"], spans[-1][0]["offset"] if spans else 0
+        if together and start < row["offset"] and end - start <= _SPAN_BYTES:
+            spans[-1].append(row)
+        else:
+            spans.append([row])
+    return spans
+
+
+def _batch_key(row: Row) -> tuple[str, str | None, int | None]:
+    together = row["container"] in ("tar", "parquet")
+    return row["container"], row["path"] if together else None, row["row_group"]
