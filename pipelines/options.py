@@ -17,6 +17,8 @@ class SourceOptions:
         image_column: Column of the Parquet table: bytes, a struct with bytes and path, or addresses. Found by its
             name where there is one such as "image".
         id_column: Column of the Parquet table whose values name the images; the default is file#row.
+        image_field: Field of a WebDataset sample that holds the picture, such as jpg or image.png; found by itself
+            by default. Several that samples may have instead: jpg;png.
         max_bytes: Image files with more bytes are refused before they are read.
     """
 
@@ -25,6 +27,7 @@ class SourceOptions:
     webdataset: str | None = None
     image_column: str | None = None
     id_column: str | None = None
+    image_field: str | None = None
     max_bytes: int = 1 << 28
 
     def open(self) -> Source:
@@ -39,11 +42,15 @@ class SourceOptions:
             raise ConfigError(
                 f"give exactly one of --images, --parquet and --webdataset; got {', '.join(given) or 'none'}"
             )
+        if self.image_field and not self.webdataset:
+            raise ConfigError("--image-field goes with --webdataset; leave it out here")
         if self.parquet:
             return ParquetSource(self.parquet, self.image_column, self.id_column)
         if self.image_column or self.id_column:
             raise ConfigError("--image-column and --id-column go with --parquet; leave them out here")
-        return WebDatasetSource(self.webdataset) if self.webdataset else FolderSource(self.images or "")
+        if self.webdataset:
+            return WebDatasetSource(self.webdataset, self.image_field)
+        return FolderSource(self.images or "")
 
 
 @dataclass(frozen=True)

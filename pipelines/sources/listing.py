@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -61,9 +62,19 @@ def matches(pieces: Sequence[str], patterns: Sequence[str]) -> bool:
         return not pieces
     if patterns[0] == "**":
         return matches(pieces, patterns[1:]) or (bool(pieces) and matches(pieces[1:], patterns))
-    if not pieces or not any(fnmatchcase(pieces[0], option) for option in expand_braces(patterns[0])):
+    if not pieces:
         return False
-    return matches(pieces[1:], patterns[1:])
+    names, globs = _options(patterns[0])
+    fits = pieces[0] in names or any(fnmatchcase(pieces[0], option) for option in globs)
+    return fits and matches(pieces[1:], patterns[1:])
+
+
+@lru_cache(maxsize=64)
+def _options(pattern: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Expand braces once for all files; names without a wildcard are looked up, thousands of them at once."""
+    options = expand_braces(pattern)
+    wild = tuple(option for option in options if re.search(r"[*?\[]", option))
+    return frozenset(options).difference(wild), wild
 
 
 def expand_braces(text: str) -> list[str]:

@@ -173,7 +173,13 @@ class _Storage:
         self.size: int | None = None
         if stream.seekable():
             self.start = stream.tell()
-            self.size = stream.seek(0, io.SEEK_END)
+            try:
+                self.size = stream.seek(0, io.SEEK_END)
+            except (
+                OSError,
+                ValueError,
+            ):  # streams of web servers that state no length say they can, and cannot
+                return
             stream.seek(self.start)
 
     def peek(self, count: int) -> bytes:

@@ -76,7 +76,7 @@ class Samples:
         self._seen_fields: set[str] = set()
         self._has_picture = False
         self._given: dict[str, int] = {}
-        self._without: dict[str, str] = {}
+        self._without: dict[str, tuple[str, int]] = {}
         self._some_fields: dict[str, None] = {}
 
     def picture_key(self, name: str, archive: int) -> str | None:
@@ -97,16 +97,17 @@ class Samples:
                 self._without.pop(key, None)
                 self.pictures += 1
                 return self._unique(key)
-            self._note_other(key, field)
+            self._note_other(key, field, name)
         self.ignored += 1
         return None
 
-    def _note_other(self, key: str, field: str) -> None:
+    def _note_other(self, key: str, field: str, name: str) -> None:
         if len(self._some_fields) < _FIELDS_SHOWN:
             self._some_fields[field] = None
         looks_so = f".{field.rpartition('.')[2]}" in IMAGE_EXTENSIONS
         if looks_so and key not in self._given:
-            self._without.setdefault(key, field)
+            first, count = self._without.get(key, (name, 0))
+            self._without[key] = first, count + 1
 
     def _unique(self, key: str) -> str:
         while True:
@@ -118,20 +119,22 @@ class Samples:
     def fault(self) -> str | None:
         """Say which samples have no picture although they look as if they should; None where all have one."""
         if self._without:
-            key, field = next(iter(self._without.items()))
+            name, _ = next(iter(self._without.values()))
+            files = sum(count for _, count in self._without.values())
+            what = "1 picture file belongs" if files == 1 else f"{files:,} picture files belong"
             return (
-                f"{len(self._without):,} samples have no picture under {self._wanted()}, such as {shown(key)} with "
-                f"the field {shown(field)}; --image-field names the field that holds it"
+                f"{what} to samples without a picture {self._wanted()}, such as {shown(name)}; --image-field names "
+                "the field that holds it (a field begins at the first dot of the file's name)"
             )
         if not self.pictures and self.ignored:
             there = ", ".join(shown(field) for field in self._some_fields) or "none"
             return (
-                f"none of {self.ignored:,} files is a picture under {self._wanted()} (fields there: {there}); "
+                f"none of {self.ignored:,} files is a picture {self._wanted()} (fields there: {there}); "
                 "--image-field names the field that holds it"
             )
         return None
 
     def _wanted(self) -> str:
-        return (
-            f"the field {' or '.join(self._fields.names)}" if self._fields.names else "an image's extension"
-        )
+        if self._fields.names:
+            return f"in the field {' or '.join(self._fields.names)}"
+        return "with an image's extension right behind the key"

@@ -157,7 +157,11 @@ class _Shard:
     def _read(self, file: Member, named: Sequence[_Named]) -> bytes | None:
         """Return the stored bytes of the file at hand if an image needs them; keep them where links could not."""
         asked = self._asked(file, named)
-        if not asked and (self._source.seekable or file.stored > self._kept.limit):
+        if not asked and self._source.seekable:
+            return None
+        if not asked and file.stored > self._kept.limit:
+            if not self._source.move_to(file.end):
+                raise cut_short(file.name, file.end - self._source.position)
             return None
         data = self._source.read(file.stored)
         if len(data) < file.stored:
