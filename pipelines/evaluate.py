@@ -33,10 +33,10 @@ from pipelines.options import PoolOptions, RunOptions
 from pipelines.pools import WorkerPlan, plan_workers
 from pipelines.progress import ProgressReport
 from pipelines.record import check_identity, remove_run, write_run
+from pipelines.retry import reopen_failed
 from pipelines.runner import ActorStage, Job, run_job
-from pipelines.sink import reopen_part
 from pipelines.storage import Folder
-from pipelines.summary import read_markers, write_summary
+from pipelines.summary import write_summary
 
 SINGLE = "evaluation"
 GRID_BATCH_DIVISOR, GRID_PATIENCE = 8, 4
@@ -197,9 +197,7 @@ def _measure(
 ) -> dict[str, Any]:
     output = Folder(job.run.output)
     if job.run.retry_failed:
-        for marker in list(read_markers(output, manifest)):
-            if marker["failed"]:
-                reopen_part(output, marker["part"], MEASUREMENT_TABLE)
+        manifest = reopen_failed(output, source, manifest, MEASUREMENT_TABLE, job.run.shard_size)
     arguments = {
         "variants": list(variants),
         "masks": source.masks,
@@ -214,12 +212,13 @@ def _measure(
         [ActorStage(STAGE, MeasureStage, arguments, plan.propose, plan.batch_size)],
         MEASUREMENT_TABLE,
         max_bytes=job.pairs.max_bytes,
+        shard_size=job.run.shard_size,
         fragment_rows=2 * plan.batch_size,
         no_progress_s=job.run.no_progress_s * (GRID_PATIENCE if job.pairs.grid else 1),
     )
     start = time.monotonic()
     with ProgressReport(manifest.images, interval_s=job.run.progress_s) as progress:
-        run_job(work, manifest, progress)
+        manifest = run_job(work, manifest, progress)
     seconds = time.monotonic() - start
     return write_summary(output, manifest, {"images": progress.fresh, "seconds": round(seconds, 3)})
 

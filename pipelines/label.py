@@ -15,19 +15,19 @@ from ovss_core.vocabulary import Vocabulary
 from pipelines.capacity import cluster_nodes, wait_for_capacity
 from pipelines.cluster import connected, run_near_gpu
 from pipelines.label_rows import LABEL_TABLE
-from pipelines.manifest import Manifest, prepare_manifest
+from pipelines.manifest import Manifest, is_streamed, prepare_manifest
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.pools import WorkerPlan, plan_workers
 from pipelines.previews import write_previews
 from pipelines.progress import ProgressReport
 from pipelines.record import check_identity, remove_run, write_run
+from pipelines.retry import reopen_failed
 from pipelines.runner import ActorStage, Job, run_job
 from pipelines.schema import LABELS
-from pipelines.sink import reopen_part
 from pipelines.sources import ParquetSource, Source
 from pipelines.stages import ProposeStage, ResolveStage, SegmentStage
 from pipelines.storage import Folder
-from pipelines.summary import read_markers, write_summary
+from pipelines.summary import write_summary
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         OvssError: The run stopped, or its counts do not add up.
     """
     source, output = job.source.open(), Folder(job.run.output)
-    if next(iter(source.records()), None) is None:
+    if not is_streamed(source) and next(iter(source.records()), None) is None:
         raise StorageError(
             f"no image in {source.describe()['uri']}; check the path and the files' extensions"
         )
@@ -119,9 +119,7 @@ def _label(
 ) -> dict[str, Any]:
     output = Folder(job.run.output)
     if job.run.retry_failed:
-        for marker in list(read_markers(output, manifest)):
-            if marker["failed"]:
-                reopen_part(output, marker["part"], LABEL_TABLE)
+        manifest = reopen_failed(output, source, manifest, LABEL_TABLE, job.run.shard_size)
     work = Job(
         output,
         source,
@@ -129,12 +127,13 @@ def _label(
         LABEL_TABLE,
         image_column=source.image_column if isinstance(source, ParquetSource) else None,
         max_bytes=job.source.max_bytes,
+        shard_size=job.run.shard_size,
         fragment_rows=2 * plan.batch_size,
         no_progress_s=job.run.no_progress_s,
     )
     start = time.monotonic()
     with ProgressReport(manifest.images, interval_s=job.run.progress_s) as progress:
-        run_job(work, manifest, progress)
+        manifest = run_job(work, manifest, progress)
     seconds = time.monotonic() - start
     speed = progress.fresh / seconds if seconds else 0.0
     summary = write_summary(

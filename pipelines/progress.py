@@ -31,6 +31,8 @@ class ProgressReport:
         self.done = 0
         self.failed = 0
         self._before = 0
+        self._reached = 0
+        self._final = True
         self._start = time.monotonic()
         self._interval = interval_s
         self._stream = stream or sys.stderr
@@ -64,6 +66,14 @@ class ProgressReport:
         """Count images that are stored."""
         self.done += labelled + failed
         self.failed += failed
+
+    def reach(self, images: int) -> None:
+        """Say how many images the last stage has finished in this start, stored or not; it never goes back."""
+        self._reached = max(self._reached, images)
+
+    def expect(self, total: int, final: bool) -> None:
+        """Set the number of images of the run as far as it is known; `final`: whether these are all."""
+        self.total, self._final = total, final
 
     def resume(self, done: int, failed: int) -> None:
         """Take over what earlier runs finished; it counts as done, not towards the speed."""

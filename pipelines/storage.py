@@ -7,8 +7,10 @@ closing a half-written upload after an error would publish it.
 
 import io
 import os
+import re
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -77,8 +79,15 @@ class Folder:
             parent = str(PurePosixPath(target).parent)
             self.filesystem.create_dir(parent, recursive=True)
             hidden = f"{parent}/.{uuid.uuid4().hex}.part"
-            _write_stream(self.filesystem, hidden, data)
-            self.filesystem.move(hidden, target)
+            try:
+                _write_stream(self.filesystem, hidden, data)
+                self.filesystem.move(hidden, target)
+            except BaseException:
+                with suppress(
+                    OSError, pa.ArrowException
+                ):  # on a full disk half a file is in the way of the rest
+                    self.filesystem.delete_file(hidden)
+                raise
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"cannot write {name} under {self.public_uri}: {_reason(error)}") from error
 
@@ -95,6 +104,16 @@ class Folder:
         selector = pafs.FileSelector(self._at(folder), recursive=False, allow_not_found=True)
         entries = self.filesystem.get_file_info(selector)
         return sorted(entry.base_name for entry in entries if entry.type == pafs.FileType.Directory)
+
+    def unfinished(self, folder: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
+        """Yield name, and size and time, of files directly in a folder that a writer has not renamed (yet)."""
+        if _is_object_store(self.filesystem):
+            return
+        selector = pafs.FileSelector(self._at(folder), recursive=False, allow_not_found=True)
+        for entry in self.filesystem.get_file_info(selector):
+            if entry.is_file and entry.base_name.startswith(".") and entry.base_name.endswith(".part"):
+                name = f"{folder}/{entry.base_name}" if folder else entry.base_name
+                yield name, (entry.size or 0, entry.mtime_ns or 0)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -226,3 +245,8 @@ def _is_object_store(filesystem: pafs.FileSystem) -> bool:
 
 def _reason(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def scrub(text: str) -> str:
+    """Take user names, passwords and queries out of the addresses in a text."""
+    return re.sub(r"\w+://[^\s'\"<>]+", lambda found: redact(found[0]), text)

@@ -1,7 +1,7 @@
 """Parquet tables with an image column: bytes, the Hugging Face struct, or addresses."""
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -89,15 +89,21 @@ class ParquetSource:
         """Return the Parquet files there are."""
         return list(self._files)
 
-    def records(self, skip: Collection[str] = ()) -> Iterator[ImageRecord]:
-        """List the images file by file, row by row; no image bytes are read."""
+    def records(
+        self, skip: Collection[str] = (), taken: Callable[[str], bool] | None = None
+    ) -> Iterator[ImageRecord]:
+        """List the images file by file, row by row; no image bytes are read.
+
+        Args:
+            taken: Says of an id whether an earlier listing gave it to an image of the files in `skip`.
+        """
         known = frozenset(skip)
         seen: set[bytes] = set()
         for name in self._files:
             if name in known:
                 continue
             for record in self._file_records(name):
-                yield self._make_unique(record, name, seen) if self.id_column else record
+                yield self._make_unique(record, name, seen, taken) if self.id_column else record
 
     def _file_records(self, name: str) -> Iterator[ImageRecord]:
         uri, position = join_uri(redact(self._root), name), 0
@@ -134,9 +140,13 @@ class ParquetSource:
         beside = (PurePosixPath(name).parent / address).as_posix()
         return ImageRecord(image_id, join_uri(redact(self._root), beside), "file", path=self._at(beside))
 
-    def _make_unique(self, record: ImageRecord, name: str, seen: set[bytes]) -> ImageRecord:
+    def _make_unique(
+        self, record: ImageRecord, name: str, seen: set[bytes], taken: Callable[[str], bool] | None
+    ) -> ImageRecord:
         suffix, image_id = 0, record.image_id
-        while (key := hashlib.blake2b(image_id.encode(), digest_size=8).digest()) in seen:
+        while (key := hashlib.blake2b(image_id.encode(), digest_size=8).digest()) in seen or (
+            taken and taken(image_id)
+        ):
             place = f"{name}#{record.row_group or 0}.{record.row or 0}"
             image_id = f"{record.image_id}#{place}" + (f"#{suffix}" if suffix else "")
             suffix += 1

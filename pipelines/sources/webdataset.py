@@ -33,6 +33,8 @@ class WebDatasetSource:
             may have instead, as in "jpg;png". None takes the first with an image's extension right behind the key.
     """
 
+    streamed = True
+
     def __init__(self, pattern: str, image_field: str | None = None) -> None:
         self.pattern = pattern
         self.fields = ImageFields.parse(image_field)
