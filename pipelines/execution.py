@@ -52,6 +52,7 @@ class Job:
     Attributes:
         stages: Applied in order; the last one fills the column ``result``.
         table: The output table.
+        fetch_timeout_s: Seconds that one file may take to arrive.
         shard_size: Images of a part of a shard that is listed while it is read.
         fragment_rows: Images that are stored together while a part is unfinished; what a kill can cost.
         no_progress_s: Give up when Ray moves nothing for so long.
@@ -63,6 +64,7 @@ class Job:
     table: OutputTable
     image_column: str | None = None
     max_bytes: int = 1 << 28
+    fetch_timeout_s: float = 60.0
     shard_size: int = 256
     fragment_rows: int = 16
     no_progress_s: float = 300.0
@@ -105,6 +107,7 @@ class RayExecution:
             job.source.uri,
             job.image_column,
             job.max_bytes,
+            timeout_s=job.fetch_timeout_s,
             fields=getattr(job.source, "fields", None),
             shard_size=job.shard_size,
             ledger=self._ledger,

@@ -13,14 +13,14 @@ from typing import TypeVar
 from ovss_core.errors import ImageError
 from pipelines.ledger import MAX_DEATHS, Attempts
 from pipelines.storage import scrub
+from pipelines.transport.causes import TransferError
 
 _LOG = logging.getLogger(__name__)
 _REASON_LENGTH = 500
 _LOOKED_AT = 1 << 16
 _ESCAPE = re.compile(r"\\x[0-9a-fA-F]{2}")
 _ESCAPES = re.compile(r"(?:\\x[0-9a-fA-F]{2}[ -~]{0,3}?){4,}")
-_PACKED = re.compile(r"[A-Za-z0-9+/_-]{100,}={0,2}")
-_BROKEN = re.compile("\N{REPLACEMENT CHARACTER}(?:.{0,3}\N{REPLACEMENT CHARACTER})+")
+_UNREADABLE = re.compile("\N{REPLACEMENT CHARACTER}(?:.{0,3}\N{REPLACEMENT CHARACTER})+")
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -31,7 +31,7 @@ class Failure:
 
     Attributes:
         stage: The stage that gave up.
-        error_type: Class of the error, or "WorkerCrash".
+        error_type: Class of the error that says most, or "WorkerCrash".
         reason: One line.
     """
 
@@ -41,8 +41,9 @@ class Failure:
 
     @classmethod
     def of(cls, stage: str, error: BaseException) -> "Failure":
-        """Describe an exception in one line, without secrets of addresses and without data of the image."""
-        return cls(stage, type(error).__name__, clean_reason(str(error)) or type(error).__name__)
+        """Describe an exception in one line, without secrets of addresses and without image data."""
+        kind = error.error_type if isinstance(error, TransferError) else type(error).__name__
+        return cls(stage, kind, clean_reason(str(error)) or type(error).__name__)
 
     def to_dict(self) -> dict[str, str]:
         """Return the value of the column ``failure``."""
@@ -54,16 +55,8 @@ def clean_reason(text: str) -> str:
     line = next(iter(text.strip().splitlines()), "")[:_LOOKED_AT]
     line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
     line = _ESCAPES.sub(lambda found: f"[{len(_ESCAPE.findall(found[0]))} bytes]", line)
-    line = _PACKED.sub(lambda found: _without_data(found[0]), line)
-    line = scrub(_BROKEN.sub(lambda found: f"[{len(found[0])} bytes]", line))
+    line = scrub(_UNREADABLE.sub(lambda found: f"[{len(found[0])} bytes]", line))
     return line if len(line) <= _REASON_LENGTH else f"{line[: _REASON_LENGTH - 3]}..."
-
-
-def _without_data(run: str) -> str:
-    """Replace base64, which mixes digits and capitals; a long path has slashes or small letters in plenty."""
-    capitals, digits = sum(sign.isupper() for sign in run), sum(sign.isdigit() for sign in run)
-    mixed = capitals > len(run) / 8 and digits > len(run) / 20 and run.count("/") < len(run) / 16
-    return f"[{len(run)} characters of data]" if mixed else run
 
 
 def process_all(

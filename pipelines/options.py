@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ovss_core.errors import ConfigError
-from pipelines.sources import FolderSource, ParquetSource, Source, WebDatasetSource
+from pipelines.sources import ParquetSource, Source, WebDatasetSource, open_images
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,8 @@ class SourceOptions:
     """Where the images come from; give one of the first three.
 
     Attributes:
-        images: Folder (searched below as well), glob or file; local path or URI such as s3://bucket/folder.
+        images: Folder (searched below as well), glob, file, .txt list (a path or address a line) or COCO .json;
+            local path or URI such as s3://bucket/folder.
         parquet: Parquet file, folder or glob with a column of images.
         webdataset: Tar shard, folder of shards or glob such as 'train-{0000..0127}.tar'.
         image_column: Column of the Parquet table: bytes, a struct with bytes and path, or addresses. Found by its
@@ -20,6 +21,7 @@ class SourceOptions:
         image_field: Field of a WebDataset sample that holds the picture, such as jpg or image.png; found by itself
             by default. Several that samples may have instead: jpg;png.
         max_bytes: Image files with more bytes are refused before they are read.
+        fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included.
     """
 
     images: str | None = None
@@ -29,6 +31,11 @@ class SourceOptions:
     id_column: str | None = None
     image_field: str | None = None
     max_bytes: int = 1 << 28
+    fetch_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.fetch_timeout_s > 0:
+            raise ConfigError(f"fetch_timeout_s is {self.fetch_timeout_s}; give more than 0 seconds")
 
     def open(self) -> Source:
         """Open the source that was given.
@@ -50,7 +57,7 @@ class SourceOptions:
             raise ConfigError("--image-column and --id-column go with --parquet; leave them out here")
         if self.webdataset:
             return WebDatasetSource(self.webdataset, self.image_field)
-        return FolderSource(self.images or "")
+        return open_images(self.images or "")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class ReadImages:
         fields: Which members of a shard are images.
         shard_size: Images of a part of a shard.
         ledger: Finds images whose reading kills the worker; None outside `run_job`.
+        timeout_s: Seconds that one file may take to arrive.
     """
 
     def __init__(
@@ -44,12 +45,15 @@ class ReadImages:
         fields: ImageFields | None = None,
         shard_size: int = 256,
         ledger: Attempts | None = None,
+        timeout_s: float = 60.0,
     ) -> None:
         self.output = Folder(output)
-        self.fetcher = ImageFetcher(source, image_column, max_bytes)
+        self.fetcher = ImageFetcher(source, image_column, max_bytes, timeout_s)
         self.threads = threads
         self.ledger = ledger
-        self.shards = ShardReader(self.output, source, fields or ImageFields(), max_bytes, shard_size, ledger)
+        self.shards = ShardReader(
+            self.output, source, fields or ImageFields(), max_bytes, shard_size, ledger, timeout_s
+        )
 
     def read(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Yield the images of each unit."""

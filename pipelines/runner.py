@@ -8,6 +8,7 @@ the run with an error.
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,10 +18,12 @@ from ovss_core.errors import OvssError
 from pipelines.execution import ActorStage, Execution, Job, RayExecution
 from pipelines.fragments import FRAGMENTS, finished_ids
 from pipelines.manifest import refresh_manifest
+from pipelines.manifest_files import FOLDER as MANIFEST
 from pipelines.manifest_files import Manifest, read_part
 from pipelines.plan import Plan, plan_work
 from pipelines.progress import ProgressReport
-from pipelines.sink import DONE, read_marker
+from pipelines.record import PREVIEWS
+from pipelines.sink import DONE, FAILED, read_marker
 from pipelines.state_files import DamagedFileError
 from pipelines.verify import foreign_files, reopen_damaged
 from pipelines.work_units import ShardTask
@@ -46,7 +49,7 @@ def run_job(
     Raises:
         OvssError: Images are missing after all rounds, or a stage failed as a whole.
     """
-    leftovers = dict(unfinished_writes(job))
+    begun = time.monotonic()
     execution: Execution | None = None
     before = None
     for _ in range(_MAX_ROUNDS):
@@ -68,7 +71,7 @@ def run_job(
     else:
         raise OvssError(_left_behind(job, plan, execution))
     progress.expect(manifest.images, final=True)
-    _tidy(job, manifest, leftovers)
+    _tidy(job, manifest, time.monotonic() - begun)
     if not manifest.images:
         raise OvssError(
             f"no image in the {len(manifest.containers)} shards of {job.source.describe()['uri']} ({manifest.ignored} "
@@ -191,18 +194,12 @@ def _left_behind(job: Job, plan: Plan, execution: Execution | None) -> str:
     )
 
 
-def unfinished_writes(job: Job) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the hidden files of writers that may be dead: path below the output, size and time."""
-    for folder in ("", job.table.name, "failures", DONE, "manifest", "previews"):
-        yield from job.output.unfinished(folder)
-
-
-def _tidy(job: Job, manifest: Manifest, leftovers: Mapping[str, tuple[int, int]]) -> None:
-    """Remove what nobody needs any more: rows that are merged, and files that nobody has written to all the while."""
-    job.output.remove_folder(FRAGMENTS)
-    for name in foreign_files(job.output, manifest, job.table.name):
+def _tidy(job: Job, manifest: Manifest, seconds: float) -> None:
+    """Remove what nobody needs any more: rows that are merged, and halves of files from before this start."""
+    output = job.output
+    output.remove_folder(FRAGMENTS)
+    for name in foreign_files(output, manifest, job.table.name):
         _LOG.warning("%s belongs to no part of the manifest; it is removed", name)
-        job.output.remove(name)
-    for name, state in unfinished_writes(job):
-        if leftovers.get(name) == state:
-            job.output.remove(name)
+        output.remove(name)
+    for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS):
+        output.remove_leftovers(folder, older_than_s=seconds)

@@ -7,7 +7,7 @@ a whole becomes its last row, a failure with the shard's name; the images before
 
 import io
 import logging
-import time
+import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,15 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipelines.faults import Failure
+from ovss_core.errors import StorageError
+from pipelines.faults import Failure, clean_reason
 from pipelines.id_set import IdSet
 from pipelines.ledger import MAX_DEATHS, Attempts
 from pipelines.manifest_files import ShardListing, part_name, read_part, write_listing, write_part
 from pipelines.schema import CARRIER
 from pipelines.sources.record import ImageRecord
 from pipelines.sources.tar_stream import ImageFields, TarEnd, TarImage, stream_tar
-from pipelines.state_files import DamagedFileError, one_line
+from pipelines.state_files import DamagedFileError
 from pipelines.storage import Folder, join_uri, open_storage, redact
+from pipelines.transport.causes import TransferError, blamed_on
+from pipelines.transport.local import kind_of
+from pipelines.transport.patience import patiently, within
 from pipelines.work_units import ShardTask
 
 _LOG = logging.getLogger(__name__)
@@ -33,7 +37,6 @@ _ROWS, _BYTES = 16, 1 << 24
 _BUFFER = 1 << 20
 _STAGE = "read"
 _WINDOW = 16
-_TRIES, _PAUSE_S = 4, 0.5
 Item = TypeVar("Item")
 Content = bytes | Failure
 
@@ -57,6 +60,7 @@ class ShardReader:
         max_bytes: A larger image is a failure.
         shard_size: Images of a chunk.
         ledger: Remembers how far a worker came that died.
+        timeout_s: Seconds that a piece of a shard may take to arrive, tries and waits included.
     """
 
     def __init__(
@@ -67,9 +71,11 @@ class ShardReader:
         max_bytes: int,
         shard_size: int,
         ledger: Attempts | None = None,
+        timeout_s: float = 60.0,
     ) -> None:
         self.output, self.source, self.fields = output, source, fields
         self.max_bytes, self.shard_size, self.ledger = max_bytes, shard_size, ledger
+        self.timeout_s = timeout_s
 
     def read(self, task: ShardTask) -> Iterator[pa.Table]:
         """Yield tables of `CARRIER` with the images that are not finished, and write the shard's lists."""
@@ -85,9 +91,9 @@ class ShardReader:
         if rows:
             yield pa.Table.from_pylist(rows, schema=CARRIER)
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, name: str) -> BinaryIO:
         """Open a shard; reading goes on where it was after a fault of the connection."""
-        return cast(BinaryIO, io.BufferedReader(_PatientStream(open_storage(self.source)[0], path), _BUFFER))
+        return cast(BinaryIO, io.BufferedReader(_PatientStream(self.source, name, self.timeout_s), _BUFFER))
 
 
 class _Reading:
@@ -106,13 +112,14 @@ class _Reading:
         """Yield the rows of all images that are not finished; the shard is listed before the last one."""
         try:
             end, kind = yield from self._walk()
-            if end.problem is not None:
+            problem = clean_reason(end.problem) if end.problem is not None else None
+            if problem is not None:
                 known = self.task.name in self.finished
-                failure = None if known else Failure("list", kind, end.problem)
-                yield from self._add(self._broken(end.problem), failure)
+                failure = None if known else Failure("list", kind, problem)
+                yield from self._add(self._broken(problem), failure)
             last = list(self._close())
             self._check_nothing_lost()
-            self._finish(end.ignored, end.problem)
+            self._finish(end.ignored, problem)
             yield from last
         except _ChangedError as error:
             yield self._set_apart(error)
@@ -225,7 +232,7 @@ class _Reading:
             _ReaderDiedError: Workers died while they read the next image, each time.
         """
         reader = self.reader
-        with reader.open(self.path) as stream:
+        with reader.open(self.task.name) as stream:
             items = stream_tar(stream, reader.fields, reader.max_bytes, self._wanted)
             yield from items if reader.ledger is None else _noted(items, self.task.name, reader.ledger)
 
@@ -274,10 +281,12 @@ def _listed_ids(output: Folder, part: str) -> list[str] | None:
 
 
 def _unreadable(error: BaseException, images: int) -> str:
-    if isinstance(error, FileNotFoundError):
+    kind = error.error_type if isinstance(error, TransferError) else type(error).__name__
+    if kind == "FileNotFoundError":
         return "the shard is missing"
-    reason = one_line(error)
-    return f"the shard cannot be read on: {type(error).__name__}: {reason}; {images} images before that point"
+    return (
+        f"the shard cannot be read on: {clean_reason(str(error)) or kind}; {images} images before that point"
+    )
 
 
 class _ReaderDiedError(Exception):
@@ -295,32 +304,40 @@ class _ChangedError(Exception):
 class _PatientStream(io.RawIOBase):
     """A file that is opened again, with ever longer pauses, where reading fails; it goes on where it was."""
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+    def __init__(self, source: str, name: str, timeout_s: float) -> None:
         super().__init__()
-        self._filesystem, self._path, self._position = filesystem, path, 0
-        self._stream = self._patiently(lambda: filesystem.open_input_file(path))
+        self._source, self._name, self._timeout_s, self._position = source, name, timeout_s, 0
+        self._filesystem, base = open_storage(source)
+        self._path = f"{base.rstrip('/')}/{name}"
+        self._is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
+        self._stream: Any = None
+        self._patiently(self._open)
 
     def _patiently(self, work: Callable[[], Any]) -> Any:
-        for attempt in range(_TRIES):
-            try:
+        def guarded() -> Any:
+            with blamed_on(self._source):
                 return work()
-            except (FileNotFoundError, PermissionError, IsADirectoryError):
-                raise
-            except OSError:
-                if attempt == _TRIES - 1:
-                    raise
-                time.sleep(_PAUSE_S * 2**attempt)
-        raise AssertionError
+
+        def attempt(left_s: float) -> Any:
+            if self._is_local:
+                return guarded()
+            return within(left_s, guarded, f"reading {self._name}")
+
+        return patiently(attempt, self._timeout_s, f"reading {self._name}")
+
+    def _open(self) -> None:
+        if self._is_local and (kind := kind_of(os.stat(self._path).st_mode)):  # noqa: PTH116
+            raise StorageError(f"this is {kind}, not a file")
+        self._stream = self._filesystem.open_input_file(self._path)
+        if self._position:
+            self._stream.seek(self._position)
 
     def _read(self, size: int) -> bytes:
         if self._stream is None:
-            self._stream = self._filesystem.open_input_file(self._path)
-            self._stream.seek(self._position)
-        try:
-            data: bytes = self._stream.read(size)
-        except OSError:
-            self._stream = None
-            raise
+            self._open()
+        stream, self._stream = self._stream, None
+        data: bytes = stream.read(size)
+        self._stream = stream  # one that failed, or that a thread still waits for, is not used again
         return data
 
     def readable(self) -> bool:
