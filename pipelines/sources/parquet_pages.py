@@ -1,0 +1,333 @@
+"""What a Parquet page will take in memory, found out from its header before pyarrow takes that memory.
+
+A page's header says how large the page is once unpacked, and pyarrow believes it: 4 kB of file may ask for
+gigabytes. `PageGuard` is the file that pyarrow reads from; it reads every page header on the way, at no cost in
+bytes, and refuses a page that asks for too much. Metadata in the footer decides nothing here, for it may lie.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovss_core.errors import ImageError
+
+_UNSUSPECTED_BYTES = 1 << 26
+_PAGE_BYTES = 1 << 30
+_MOST_UNPACKING = 200
+_LIST_VALUES = 1 << 26
+_HEADER_BYTES = 1 << 24
+_AHEAD_BYTES = 1 << 22
+_DICTIONARY_PAGE = 2
+_BOOLEANS, _INTEGERS, _WIDTHS = (1, 2), (4, 5, 6), {3: 1, 7: 8}
+_BINARY, _STRUCT = 8, 12
+_DEEPEST = 16
+
+
+class LargePageError(Exception):
+    """A page too large for reading many rows at once; the rows must be read one by one."""
+
+
+@dataclass(frozen=True)
+class PageLimits:
+    """How much a page may ask for.
+
+    Attributes:
+        max_value: Bytes of the largest value that anybody wants.
+        together: Largest page, unpacked, for reading several rows at once; a larger one raises `LargePageError`.
+            None where rows are read one by one.
+    """
+
+    max_value: int
+    together: int | None = None
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of the largest page, unpacked; pyarrow holds up to four times as much while it reads one."""
+        return max(_PAGE_BYTES, 4 * self.max_value)
+
+
+@dataclass
+class _Chunk:
+    """The pages of one column in one row group.
+
+    Attributes:
+        start: Where the first page begins.
+        next_header: Where the next page begins.
+        is_list: Its values are elements of lists, many a row.
+        piles_up: Whether pyarrow keeps what it read until a batch is complete.
+        held: What was read since the last batch: elements of lists, or bytes.
+        ahead: Bytes of the file that were read but not handed on yet, and where they begin.
+    """
+
+    name: str
+    start: int
+    next_header: int
+    end: int
+    values: int
+    is_list: bool
+    piles_up: bool
+    held: int = 0
+    ahead: tuple[int, bytes] = (0, b"")
+
+
+class PageGuard(io.RawIOBase):
+    """A file for pyarrow that refuses pages which would take too much memory.
+
+    Raises (from its reads, through pyarrow's):
+        ImageError: A page is damaged, or larger than the limits allow.
+        LargePageError: See `PageLimits.together`.
+
+    Args:
+        file: Random-access file of pyarrow; closed with this one.
+    """
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        super().__init__()
+        self._file = file
+        self._limits = PageLimits(0)
+        self._size = file.size()
+        self._position = 0
+        self._chunks: list[_Chunk] = []
+
+    def watch(
+        self,
+        metadata: pq.FileMetaData,
+        group: int,
+        columns: Sequence[str],
+        limits: PageLimits,
+        piles_up: bool = False,
+    ) -> None:
+        """Watch the pages of columns of a row group from here on, instead of those watched before.
+
+        Args:
+            piles_up: Set for columns that are read as dictionaries.
+        """
+        self._limits = limits
+        kept = {chunk.start: chunk.ahead for chunk in self._chunks}
+        self._chunks = [chunk for column in columns for chunk in _chunks(metadata, group, column, piles_up)]
+        before = 0
+        for chunk in sorted(self._chunks, key=lambda chunk: chunk.start):
+            if not before <= chunk.start <= chunk.end <= self._size or chunk.values < 0:
+                raise ImageError(
+                    f"the file is damaged: column {chunk.name!r} of row group {group} lies outside of the file or "
+                    "in another column"
+                )
+            before = chunk.end
+            chunk.ahead = kept.get(chunk.start, chunk.ahead)
+
+    def release(self) -> None:
+        """Note that a batch is complete: what was read for it is no longer held."""
+        for chunk in self._chunks:
+            chunk.held = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a position."""
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes | bytearray:
+        """Read at most to the end of a page, after a look at its header where it begins here."""
+        left = max(0, self._size - self._position)
+        wanted = left if size is None or size < 0 else min(size, left)
+        chunk = next((chunk for chunk in self._chunks if chunk.start <= self._position < chunk.end), None)
+        if chunk is None:
+            data: bytes | bytearray = self._read_at(wanted, self._position)
+        else:
+            if self._position == chunk.next_header:
+                self._pass_header(chunk)
+            elif self._position > chunk.next_header:
+                raise _damaged(chunk, self._position)
+            data = self._read_ahead(chunk, min(wanted, chunk.next_header - self._position))
+        self._position += len(data)
+        return data
+
+    def close(self) -> None:
+        """Close the file behind."""
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def _read_at(self, size: int, position: int) -> bytes:
+        data: bytes = self._file.read_at(size, position)
+        return data
+
+    def _read_ahead(self, chunk: _Chunk, wanted: int) -> bytes | bytearray:
+        """Read here, all that is wanted; of small pages, many with one request."""
+        first, ahead = chunk.ahead
+        place = self._position - first
+        known = ahead[place : place + wanted] if 0 <= place < len(ahead) else b""
+        if len(known) == wanted:
+            return known
+        rest, position = wanted - len(known), self._position + len(known)
+        if rest < _AHEAD_BYTES:
+            ahead = self._read_at(min(_AHEAD_BYTES, chunk.end - position), position)
+            chunk.ahead = (position, ahead)
+            return known + ahead[:rest]
+        chunk.ahead = (0, b"")
+        data = bytearray(wanted)  # a large page is not copied once more
+        data[: len(known)] = known
+        self._file.seek(position)
+        size = len(known) + self._file.readinto(memoryview(data)[len(known) :])
+        del data[size:]
+        return data
+
+    def _pass_header(self, chunk: _Chunk) -> None:
+        """Check the page that begins here, and note where the next one will."""
+        first, ahead = chunk.ahead
+        place, size = chunk.next_header, _AHEAD_BYTES
+        head = ahead[place - first :] if first <= place else b""
+        while True:
+            try:
+                page, length = _read_struct(head, 0)
+                break
+            except IndexError:  # the header goes on behind what was read
+                if len(head) >= min(_HEADER_BYTES, chunk.end - place):
+                    raise _damaged(chunk, place) from None
+                head = self._read_at(min(size, chunk.end - place), place)
+                chunk.ahead = (place, head)
+                size = _HEADER_BYTES
+            except ValueError:
+                raise _damaged(chunk, place) from None
+        self._check_page(chunk, page, length)
+
+    def _check_page(self, chunk: _Chunk, page: dict[int, Any], length: int) -> None:
+        place = chunk.next_header
+        described = page.get(5) or page.get(7) or page.get(8)
+        counts = (page.get(2), page.get(3), described.get(1) if isinstance(described, dict) else 0)
+        unpacked, packed, values = (number if isinstance(number, int) else -1 for number in counts)
+        if min(unpacked, packed, values) < 0:
+            raise _damaged(chunk, place)
+        is_dictionary = page.get(1) == _DICTIONARY_PAGE  # may hold values that no row of this group has
+        if place + length + packed > chunk.end or (values > chunk.values and not is_dictionary):
+            raise _damaged(chunk, place)
+        self._check_size(chunk, unpacked, packed, values)
+        self._check_pile(chunk, unpacked, values, is_dictionary)
+        chunk.next_header = place + length + packed
+
+    def _check_size(self, chunk: _Chunk, unpacked: int, packed: int, values: int) -> None:
+        if self._limits.together is not None and unpacked > self._limits.together:
+            raise LargePageError
+        if unpacked <= _UNSUSPECTED_BYTES:
+            return
+        what = f"a page of column {chunk.name!r} unpacks to {unpacked:,} bytes"
+        if unpacked > _MOST_UNPACKING * packed:
+            raise ImageError(
+                f"{what} from {packed:,}, more than {_MOST_UNPACKING} times as much; it is taken for a bomb: write "
+                "such images as PNG, or with smaller row groups"
+            )
+        if not chunk.is_list and unpacked > values * (self._limits.max_value + 16):
+            raise ImageError(
+                f"{what} for {values:,} values: values of more than max_bytes ({self._limits.max_value:,})"
+            )
+        if unpacked > self._limits.page_bytes:
+            raise ImageError(
+                f"{what}, more than the {self._limits.page_bytes:,} that a page may take; write the file with "
+                "smaller row groups, such as row_group_size=100"
+            )
+
+    def _check_pile(self, chunk: _Chunk, unpacked: int, values: int, is_dictionary: bool) -> None:
+        if chunk.is_list:
+            if not is_dictionary and (values > _LIST_VALUES or chunk.held > self._limits.max_value):
+                raise ImageError(
+                    f"column {chunk.name!r} holds lists of more than max_bytes ({self._limits.max_value:,}) or "
+                    f"pages of more than {_LIST_VALUES:,} elements; store images as binary"
+                )
+            chunk.held += 0 if is_dictionary else values
+        elif chunk.piles_up:
+            chunk.held += unpacked
+            if chunk.held > max(self._limits.page_bytes, unpacked):
+                raise ImageError(
+                    f"column {chunk.name!r} is read as a dictionary and takes more than "
+                    f"{self._limits.page_bytes:,} bytes at once; store it as plain binary"
+                )
+
+
+def _chunks(metadata: pq.FileMetaData, group: int, column: str, piles_up: bool) -> Iterator[_Chunk]:
+    row_group = metadata.row_group(group)
+    for index in range(row_group.num_columns):
+        leaf = row_group.column(index)
+        if leaf.path_in_schema != column and not leaf.path_in_schema.startswith(f"{column}."):
+            continue
+        start = leaf.data_page_offset
+        if leaf.has_dictionary_page and leaf.dictionary_page_offset is not None:
+            start = min(start, leaf.dictionary_page_offset) if leaf.dictionary_page_offset > 0 else start
+        is_list = metadata.schema.column(index).max_repetition_level > 0
+        end = start + leaf.total_compressed_size
+        yield _Chunk(leaf.path_in_schema, start, start, end, leaf.num_values, is_list, piles_up)
+
+
+def _damaged(chunk: _Chunk, place: int) -> ImageError:
+    return ImageError(f"the file is damaged: no page of column {chunk.name!r} at byte {place:,}")
+
+
+def _read_struct(data: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+    """Read a struct of Thrift's compact protocol.
+
+    Returns:
+        Integers, booleans and structs by field number (other fields are passed over), and the place behind.
+
+    Raises:
+        IndexError: The struct goes on behind the end of the data.
+        ValueError: This is no such struct.
+    """
+    if depth > _DEEPEST:
+        raise ValueError("nested too deep")
+    fields: dict[int, Any] = {}
+    number = 0
+    while (head := data[place]) != 0:
+        place += 1
+        kind = head & 0x0F
+        if head >> 4:
+            number += head >> 4
+        else:
+            number, place = _read_integer(data, place)
+        if kind in _BOOLEANS:
+            fields[number] = kind == 1
+        elif kind in _INTEGERS:
+            fields[number], place = _read_integer(data, place)
+        elif kind == _STRUCT:
+            fields[number], place = _read_struct(data, place, depth + 1)
+        else:
+            place = _pass_value(data, place, kind)
+    return fields, place + 1
+
+
+def _pass_value(data: bytes, place: int, kind: int) -> int:
+    if kind in _WIDTHS:
+        return place + _WIDTHS[kind]
+    if kind == _BINARY:
+        length, place = _read_varint(data, place)
+        return place + length
+    raise ValueError(f"no page header holds a field of type {kind}")
+
+
+def _read_integer(data: bytes, place: int) -> tuple[int, int]:
+    value, place = _read_varint(data, place)
+    return (value >> 1) ^ -(value & 1), place
+
+
+def _read_varint(data: bytes, place: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+    raise ValueError("an integer of more than 64 bits")
