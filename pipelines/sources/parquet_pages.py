@@ -8,12 +8,12 @@ bytes, and refuses a page that asks for too much. Metadata in the footer decides
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovss_core.errors import ImageError
+from pipelines.sources.parquet_headers import PageHeader, delta_counts, read_page_header
 
 _UNSUSPECTED_BYTES = 1 << 26
 _PAGE_BYTES = 1 << 30
@@ -21,10 +21,6 @@ _MOST_UNPACKING = 200
 _LIST_VALUES = 1 << 26
 _HEADER_BYTES = 1 << 24
 _AHEAD_BYTES = 1 << 22
-_DICTIONARY_PAGE = 2
-_BOOLEANS, _INTEGERS, _WIDTHS = (1, 2), (4, 5, 6), {3: 1, 7: 8}
-_BINARY, _STRUCT = 8, 12
-_DEEPEST = 16
 
 
 class LargePageError(Exception):
@@ -58,6 +54,9 @@ class _Chunk:
         start: Where the first page begins.
         next_header: Where the next page begins.
         is_list: Its values are elements of lists, many a row.
+        is_text: Its values are strings of bytes, each with its length.
+        codec: What unpacks its pages; None where they are not packed.
+        level_kinds: How many of repetition and definition levels its pages have.
         piles_up: Whether pyarrow keeps what it read until a batch is complete.
         held: What was read since the last batch: elements of lists, or bytes.
         ahead: Bytes of the file that were read but not handed on yet, and where they begin.
@@ -69,6 +68,9 @@ class _Chunk:
     end: int
     values: int
     is_list: bool
+    is_text: bool
+    codec: pa.Codec | None
+    level_kinds: int
     piles_up: bool
     held: int = 0
     ahead: tuple[int, bytes] = (0, b"")
@@ -194,7 +196,7 @@ class PageGuard(io.RawIOBase):
         head = ahead[place - first :] if first <= place else b""
         while True:
             try:
-                page, length = _read_struct(head, 0)
+                page = read_page_header(head)
                 break
             except IndexError:  # the header goes on behind what was read
                 if len(head) >= min(_HEADER_BYTES, chunk.end - place):
@@ -204,23 +206,46 @@ class PageGuard(io.RawIOBase):
                 size = _HEADER_BYTES
             except ValueError:
                 raise _damaged(chunk, place) from None
-        self._check_page(chunk, page, length)
+        self._check_counts(chunk, page)
+        self._check_size(chunk, page)
+        self._check_pile(chunk, page)
+        if page.has_deltas:
+            self._check_deltas(chunk, page)
+        chunk.next_header = place + page.length + page.packed
 
-    def _check_page(self, chunk: _Chunk, page: dict[int, Any], length: int) -> None:
+    def _check_counts(self, chunk: _Chunk, page: PageHeader) -> None:
         place = chunk.next_header
-        described = page.get(5) or page.get(7) or page.get(8)
-        counts = (page.get(2), page.get(3), described.get(1) if isinstance(described, dict) else 0)
-        unpacked, packed, values = (number if isinstance(number, int) else -1 for number in counts)
-        if min(unpacked, packed, values) < 0:
+        if page.unpacked < 0 or page.packed < 0 or place + page.length + page.packed > chunk.end:
             raise _damaged(chunk, place)
-        is_dictionary = page.get(1) == _DICTIONARY_PAGE  # may hold values that no row of this group has
-        if place + length + packed > chunk.end or (values > chunk.values and not is_dictionary):
+        # a dictionary may hold values that no row of this group has; each takes a byte at least, a string four
+        most = page.unpacked // (4 if chunk.is_text else 1) if page.is_dictionary else chunk.values
+        if page.values > most:
             raise _damaged(chunk, place)
-        self._check_size(chunk, unpacked, packed, values)
-        self._check_pile(chunk, unpacked, values, is_dictionary)
-        chunk.next_header = place + length + packed
 
-    def _check_size(self, chunk: _Chunk, unpacked: int, packed: int, values: int) -> None:
+    def _check_deltas(self, chunk: _Chunk, page: PageHeader) -> None:
+        """Check the counts inside a delta-encoded page: decoders take memory for as many numbers as it claims."""
+        place = chunk.next_header + page.length
+        first, ahead = chunk.ahead
+        packed = ahead[place - first : place - first + page.packed] if first <= place else b""
+        if len(packed) < page.packed:
+            packed = self._read_at(page.packed, place)
+            chunk.ahead = (place, packed)
+        levels = page.level_bytes or 0
+        try:
+            body = packed
+            if page.is_packed and chunk.codec is not None:
+                size = page.unpacked - levels
+                body = packed[:levels] + chunk.codec.decompress(packed[levels:], size, asbytes=True)
+            sound = not page.has_bit_packed_levels and all(
+                count <= page.values for count in delta_counts(page, body, chunk.level_kinds)
+            )
+        except (IndexError, ValueError, OSError, pa.ArrowException):
+            sound = False
+        if not sound:
+            raise _damaged(chunk, chunk.next_header)
+
+    def _check_size(self, chunk: _Chunk, page: PageHeader) -> None:
+        unpacked, packed, values = page.unpacked, page.packed, page.values
         if self._limits.together is not None and unpacked > self._limits.together:
             raise LargePageError
         if unpacked <= _UNSUSPECTED_BYTES:
@@ -241,14 +266,15 @@ class PageGuard(io.RawIOBase):
                 "smaller row groups, such as row_group_size=100"
             )
 
-    def _check_pile(self, chunk: _Chunk, unpacked: int, values: int, is_dictionary: bool) -> None:
+    def _check_pile(self, chunk: _Chunk, page: PageHeader) -> None:
+        unpacked, values = page.unpacked, page.values
         if chunk.is_list:
-            if not is_dictionary and (values > _LIST_VALUES or chunk.held > self._limits.max_value):
+            if not page.is_dictionary and (values > _LIST_VALUES or chunk.held > self._limits.max_value):
                 raise ImageError(
                     f"column {chunk.name!r} holds lists of more than max_bytes ({self._limits.max_value:,}) or "
                     f"pages of more than {_LIST_VALUES:,} elements; store images as binary"
                 )
-            chunk.held += 0 if is_dictionary else values
+            chunk.held += 0 if page.is_dictionary else values
         elif chunk.piles_up:
             chunk.held += unpacked
             if chunk.held > max(self._limits.page_bytes, unpacked):
@@ -267,67 +293,26 @@ def _chunks(metadata: pq.FileMetaData, group: int, column: str, piles_up: bool) 
         start = leaf.data_page_offset
         if leaf.has_dictionary_page and leaf.dictionary_page_offset is not None:
             start = min(start, leaf.dictionary_page_offset) if leaf.dictionary_page_offset > 0 else start
-        is_list = metadata.schema.column(index).max_repetition_level > 0
-        end = start + leaf.total_compressed_size
-        yield _Chunk(leaf.path_in_schema, start, start, end, leaf.num_values, is_list, piles_up)
+        schema = metadata.schema.column(index)
+        levels = (schema.max_repetition_level > 0, schema.max_definition_level > 0)
+        yield _Chunk(
+            leaf.path_in_schema,
+            start,
+            start,
+            start + leaf.total_compressed_size,
+            leaf.num_values,
+            is_list=levels[0],
+            is_text=leaf.physical_type == "BYTE_ARRAY",
+            codec=_codec(leaf.compression),
+            level_kinds=sum(levels),
+            piles_up=piles_up,
+        )
+
+
+def _codec(name: str) -> pa.Codec | None:
+    name = {"LZ4": "lz4_raw"}.get(name, name.lower())
+    return pa.Codec(name) if name != "uncompressed" else None
 
 
 def _damaged(chunk: _Chunk, place: int) -> ImageError:
     return ImageError(f"the file is damaged: no page of column {chunk.name!r} at byte {place:,}")
-
-
-def _read_struct(data: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """Read a struct of Thrift's compact protocol.
-
-    Returns:
-        Integers, booleans and structs by field number (other fields are passed over), and the place behind.
-
-    Raises:
-        IndexError: The struct goes on behind the end of the data.
-        ValueError: This is no such struct.
-    """
-    if depth > _DEEPEST:
-        raise ValueError("nested too deep")
-    fields: dict[int, Any] = {}
-    number = 0
-    while (head := data[place]) != 0:
-        place += 1
-        kind = head & 0x0F
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, place = _read_integer(data, place)
-        if kind in _BOOLEANS:
-            fields[number] = kind == 1
-        elif kind in _INTEGERS:
-            fields[number], place = _read_integer(data, place)
-        elif kind == _STRUCT:
-            fields[number], place = _read_struct(data, place, depth + 1)
-        else:
-            place = _pass_value(data, place, kind)
-    return fields, place + 1
-
-
-def _pass_value(data: bytes, place: int, kind: int) -> int:
-    if kind in _WIDTHS:
-        return place + _WIDTHS[kind]
-    if kind == _BINARY:
-        length, place = _read_varint(data, place)
-        return place + length
-    raise ValueError(f"no page header holds a field of type {kind}")
-
-
-def _read_integer(data: bytes, place: int) -> tuple[int, int]:
-    value, place = _read_varint(data, place)
-    return (value >> 1) ^ -(value & 1), place
-
-
-def _read_varint(data: bytes, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-    raise ValueError("an integer of more than 64 bits")

@@ -623,6 +623,78 @@ def test_a_damaged_id_column_is_counted_and_the_next_row_group_listed(tmp_path: 
     assert "rows 0 to 9 of the file cannot be listed" in str(found["t.parquet#0-9"])
 
 
+def varint(value: int) -> bytes:
+    encoded = b""
+    while value >= 128:
+        encoded, value = encoded + bytes([value & 127 | 128]), value >> 7
+    return encoded + bytes([value])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "run"), [("DELTA_LENGTH_BYTE_ARRAY", 0), ("DELTA_BYTE_ARRAY", 0), ("DELTA_BYTE_ARRAY", 1)]
+)
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_lengths_that_claim_too_many_values_are_refused(
+    tmp_path: Path, encoding: str, run: int, version: str
+) -> None:
+    options: dict[str, Any] = {
+        "use_dictionary": False,
+        "column_encoding": encoding,
+        "write_statistics": False,
+    }
+    values = [b"x" * 400, *(b"%d" % n for n in range(599))]
+    write(tmp_path, "t.parquet", {"image": values}, compression="none", data_page_version=version, **options)
+    assert list(read_all(ParquetSource(str(tmp_path))).values()) == values
+    data = bytearray((tmp_path / "t.parquet").read_bytes())
+    begin = varint(128) + varint(4) + varint(600)  # block size, parts of a block, count
+    place = data.find(begin, data.find(begin) + run)
+    bomb = varint(1 << 20) + varint(4) + varint(1 << 31) + bytes(1 + 5 * 4)  # what comes to 8 GB of zeros
+    data[place : place + len(bomb)] = bomb
+    (tmp_path / "t.parquet").write_bytes(data)
+    before = pa.default_memory_pool().max_memory()
+    found = read_all(ParquetSource(str(tmp_path)))
+    assert pa.default_memory_pool().max_memory() - before < 1 << 20
+    assert len(found) == 600
+    assert all("the file is damaged" in str(reason) for reason in found.values())
+
+
+def test_a_dictionary_that_claims_more_values_than_it_has_bytes_is_refused(tmp_path: Path) -> None:
+    values = [b"%03d" % n for n in range(100)]
+    write(tmp_path, "t.parquet", {"image": values}, compression="none", write_statistics=False)
+    data = bytearray((tmp_path / "t.parquet").read_bytes())
+    place = data.find(varint(200), 4, 40)  # 100 entries, zigzag
+    data[place : place + 2] = varint(16383)
+    (tmp_path / "t.parquet").write_bytes(data)
+    assert all(
+        "the file is damaged" in str(reason) for reason in read_all(ParquetSource(str(tmp_path))).values()
+    )
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "lz4"])
+def test_long_delta_encoded_pages_are_read(tmp_path: Path, encoding: str, version: str, codec: str) -> None:
+    rng = np.random.default_rng(3)
+    values = [None if n % 7 == 0 else rng.bytes(1 + n % 300) for n in range(3000)]
+    options: dict[str, Any] = {
+        "use_dictionary": False,
+        "column_encoding": encoding,
+        "data_page_version": version,
+    }
+    write(
+        tmp_path,
+        "t.parquet",
+        {"image": [{"bytes": value, "path": None} for value in values]},
+        compression=codec,
+        **(options | {"column_encoding": {"image.bytes": encoding}}),
+    )
+    found = [
+        value if isinstance(value, bytes) else None
+        for value in read_all(ParquetSource(str(tmp_path))).values()
+    ]
+    assert found == values
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     values=st.lists(st.none() | st.binary(max_size=40), min_size=1, max_size=60),
