@@ -32,7 +32,7 @@ class TableFile:
 
     def __init__(self, filesystem: pafs.FileSystem, path: str, max_value: int) -> None:
         self._limits = PageLimits(max_value)
-        self._guard = PageGuard(filesystem.open_input_file(path))
+        self._guard = PageGuard(filesystem, path)
         try:
             # without pre_buffer and with a buffer, pyarrow reads a column piece by piece instead of all at once
             self._file = pq.ParquetFile(

@@ -6,13 +6,16 @@ bytes, and refuses a page that asks for too much. Metadata in the footer decides
 """
 
 import io
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ovss_core.errors import ImageError
+from ovss_core.errors import ImageError, StorageError
 from pipelines.sources.parquet_headers import PageHeader, delta_counts, read_page_header
 
 _UNSUSPECTED_BYTES = 1 << 26
@@ -21,6 +24,7 @@ _MOST_UNPACKING = 200
 _LIST_VALUES = 1 << 26
 _HEADER_BYTES = 1 << 24
 _AHEAD_BYTES = 1 << 22
+_WAITS_S = (0.5, 2.0, 8.0)
 
 
 class LargePageError(Exception):
@@ -82,16 +86,18 @@ class PageGuard(io.RawIOBase):
     Raises (from its reads, through pyarrow's):
         ImageError: A page is damaged, or larger than the limits allow.
         LargePageError: See `PageLimits.together`.
+        StorageError: A store failed several times in a row.
 
     Args:
-        file: Random-access file of pyarrow; closed with this one.
+        path: The file's path inside the file system.
     """
 
-    def __init__(self, file: pa.NativeFile) -> None:
+    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
         super().__init__()
-        self._file = file
+        self._is_local = isinstance(filesystem, pafs.LocalFileSystem)
+        self._file: pa.NativeFile = self._patiently(lambda: filesystem.open_input_file(path))
         self._limits = PageLimits(0)
-        self._size = file.size()
+        self._size: int = self._patiently(self._file.size)
         self._position = 0
         self._chunks: list[_Chunk] = []
 
@@ -166,8 +172,28 @@ class PageGuard(io.RawIOBase):
         super().close()
 
     def _read_at(self, size: int, position: int) -> bytes:
-        data: bytes = self._file.read_at(size, position)
+        data: bytes = self._patiently(lambda: self._file.read_at(size, position))
         return data
+
+    def _read_into(self, data: memoryview, position: int) -> int:
+        self._file.seek(position)
+        size: int = self._file.readinto(data)
+        return size
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """Ask a store again that may only be busy; what it says of one file, or a disk of its own, is final."""
+        for wait in (*_WAITS_S, None):
+            try:
+                return call()
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError as error:
+                if self._is_local:
+                    raise
+                if wait is None:
+                    raise StorageError(f"the store failed {len(_WAITS_S) + 1} times: {error}") from error
+                time.sleep(wait)
+        raise AssertionError  # the last try returns or raises
 
     def _read_ahead(self, chunk: _Chunk, wanted: int) -> bytes | bytearray:
         """Read here, all that is wanted; of small pages, many with one request."""
@@ -184,8 +210,9 @@ class PageGuard(io.RawIOBase):
         chunk.ahead = (0, b"")
         data = bytearray(wanted)  # a large page is not copied once more
         data[: len(known)] = known
-        self._file.seek(position)
-        size = len(known) + self._file.readinto(memoryview(data)[len(known) :])
+        behind = memoryview(data)[len(known) :]
+        size = len(known) + self._patiently(lambda: self._read_into(behind, position))
+        behind.release()
         del data[size:]
         return data
 

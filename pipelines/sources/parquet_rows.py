@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ovss_core.errors import ImageError
+from ovss_core.errors import ImageError, StorageError
 from pipelines.faults import Failure
 from pipelines.sources.parquet_columns import image_kind, locate, read_cell
 from pipelines.sources.parquet_file import TableFile
@@ -45,6 +45,8 @@ class ParquetRows:
             For each row its bytes, why they cannot be had, or a row of container "uri" or "file" that says where
             they lie.
         """
+        if self._open is not None and isinstance(self._open.error, StorageError):
+            self.close()  # the store may be back
         found: dict[int, bytes | Failure | Row] = {}
         for place in sorted(range(len(rows)), key=lambda place: rows[place]["row"]):
             row = rows[place]
@@ -87,14 +89,14 @@ class _OpenGroup:
         self.place = place
         self.first = 0
         self._piece: pa.Array | None = None
-        self._error: Exception | None = None
+        self.error: Exception | None = None
         self._pieces: Iterator[pa.Array] = iter(())
         self._file: TableFile | None = None
         try:
             self._file = TableFile(filesystem, place[0], max_bytes)
             self._pieces = self._start(self._file, column)
         except Exception as error:
-            self._error = error
+            self.error = error
 
     def _start(self, file: TableFile, column: str) -> Iterator[pa.Array]:
         if self.place[1] >= file.metadata.num_row_groups:
@@ -111,17 +113,17 @@ class _OpenGroup:
             Exception: The file cannot be read up to that row; the same again for every later row.
         """
         while self._piece is None or row >= self.first + len(self._piece):
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
             if self._piece is not None:
                 self.first += len(self._piece)
                 self._piece = None
             try:
                 self._piece = next(self._pieces)
             except StopIteration:
-                self._error = ImageError("the row is gone from the file")
+                self.error = ImageError("the row is gone from the file")
             except Exception as error:
-                self._error = error
+                self.error = error
         return self._piece, row - self.first
 
     def close(self) -> None:

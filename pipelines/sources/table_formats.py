@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ovss_core.errors import ConfigError, StorageError
-from pipelines.storage import open_storage, redact
+from pipelines.storage import Folder, open_storage, redact
 
 _LOG = logging.getLogger(__name__)
 _DELTA = "_delta_log"
@@ -53,8 +53,7 @@ def find_snapshot(root: str, names: Sequence[str]) -> Snapshot | None:
         ConfigError: A table that cannot be read as it is: the message says what to do.
         StorageError: The log cannot be read.
     """
-    filesystem, path = open_storage(root)
-    if filesystem.get_file_info(f"{path.rstrip('/')}/.hoodie").type != pafs.FileType.NotFound:
+    if Folder(root).exists(".hoodie"):
         raise hudi_error(root)
     if any(_ICEBERG.search(name) for name in names):
         raise ConfigError(
@@ -75,8 +74,7 @@ def find_snapshot(root: str, names: Sequence[str]) -> Snapshot | None:
 
 def warn_of_glob(root: str) -> None:
     """Say that files which were written out by the user lie in a Delta table, deleted rows included."""
-    filesystem, path = open_storage(root)
-    if filesystem.get_file_info(f"{path.rstrip('/')}/{_DELTA}").type == pafs.FileType.Directory:
+    if Folder(root).exists(_DELTA):
         _LOG.warning(
             "%s is a Delta table, and a glob takes its files whether they still count or not; give the folder "
             "itself for the table's current rows",

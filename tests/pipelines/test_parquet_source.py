@@ -56,7 +56,7 @@ class CountedFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no
     protocol = "counted"
     cachable = False
     bytes_read = 0
-    requests = 0
+    faults = 0
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
         if mode != "rb":
@@ -66,9 +66,11 @@ class CountedFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no
 
         class Counted(io.BufferedIOBase):
             def read(self, size: int | None = -1, /) -> bytes:
+                if CountedFileSystem.faults:
+                    CountedFileSystem.faults -= 1
+                    raise OSError("503 Slow Down")
                 data = unbound(-1 if size is None else size)
                 CountedFileSystem.bytes_read += len(data)
-                CountedFileSystem.requests += 1
                 return data
 
             def seek(self, offset: int, whence: int = 0, /) -> int:
@@ -93,7 +95,7 @@ class CountedFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no
 @pytest.fixture
 def counted() -> type[CountedFileSystem]:
     fsspec.register_implementation("counted", CountedFileSystem, clobber=True)
-    CountedFileSystem.bytes_read = CountedFileSystem.requests = 0
+    CountedFileSystem.bytes_read = CountedFileSystem.faults = 0
     return CountedFileSystem
 
 
@@ -403,6 +405,26 @@ def test_many_files_are_listed_in_order(tmp_path: Path) -> None:
         write(tmp_path, f"{number:02d}.parquet", {"image": [b"%d" % number] * 3})
     listed = [record.image_id for record in ParquetSource(str(tmp_path)).records()]
     assert listed == [f"{number:02d}.parquet#{row}" for number in range(60) for row in range(3)]
+
+
+def test_a_store_that_fails_for_a_moment_is_asked_again(
+    tmp_path: Path, counted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.sources.parquet_pages._WAITS_S", (0.0, 0.0))
+    write(tmp_path, "a.parquet", {"image": PICTURES})
+    source = ParquetSource(f"counted://{tmp_path}")
+    counted.faults = 2
+    assert list(read_all(source).values()) == PICTURES
+    rows = [asdict(record) for record in source.records()]
+    counted.faults = 100
+    with pytest.raises(StorageError, match=r"the store failed 3 times: .*503 Slow Down"):
+        list(source.records())  # a file that cannot be listed now must not become a failure for good
+    with ThreadPoolExecutor(1) as threads:
+        fetcher = ImageFetcher(source.uri, "image")
+        failed = fetcher.fetch(rows, threads)
+        counted.faults = 0
+        assert fetcher.fetch(rows, threads) == PICTURES
+    assert all(isinstance(value, Failure) and "503" in value.reason for value in failed)
 
 
 # --- ids ---------------------------------------------------------------------------------------------------
