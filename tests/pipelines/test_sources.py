@@ -5,10 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from ovss_core.errors import ConfigError, StorageError
+from ovss_core.errors import StorageError
 from pipelines.faults import Failure
 from pipelines.fetch import ImageFetcher
 from pipelines.manifest import prepare_manifest, read_manifest, read_part, refresh_manifest
@@ -22,7 +21,6 @@ from pipelines.work_units import ShardTask, pack_units
 def read_everything(source: Source, output: Path, **options: object) -> dict[str, bytes | str]:
     """Return the bytes of every listed image, or the reason for which there are none."""
     manifest = prepare_manifest(Folder(str(output)), source, 7)
-    column = source.image_column if isinstance(source, ParquetSource) else None
     found: dict[str, bytes | str] = {}
     tasks = [ShardTask(number, manifest.containers[number], b"", {}) for number in manifest.unlisted]
     fields = getattr(source, "fields", None)
@@ -33,7 +31,7 @@ def read_everything(source: Source, output: Path, **options: object) -> dict[str
     if tasks:
         assert len(found) == refresh_manifest(Folder(str(output)), manifest).images
         return found
-    fetcher = ImageFetcher(source.uri, column, **options)  # type: ignore[arg-type]
+    fetcher = ImageFetcher(source.uri, **options)  # type: ignore[arg-type]
     with ThreadPoolExecutor(2) as threads:
         for part in manifest.parts:
             rows = read_part(Folder(str(output)), part).to_pylist()
@@ -125,63 +123,6 @@ def test_a_folder_name_with_glob_characters_is_a_folder(tmp_path: Path) -> None:
 def test_a_wrong_path_is_named(tmp_path: Path, source: type) -> None:
     with pytest.raises(StorageError, match=r"no such file or folder: .*missing"):
         source(str(tmp_path / "missing"))
-
-
-def test_parquet_with_bytes_uses_the_id_column_and_keeps_repeated_ids_apart(tmp_path: Path) -> None:
-    table = pa.table({"name": ["a", "b", "a", None], "jpg": [b"1", b"2", b"3", None]})
-    pq.write_table(table, tmp_path / "t.parquet", row_group_size=3)
-    source = ParquetSource(str(tmp_path / "t.parquet"), "jpg", "name")
-    assert read_everything(source, tmp_path / "out") == {
-        "a": b"1",
-        "b": b"2",
-        "a#t.parquet#0.2": b"3",
-        "t.parquet#3": "the image column is empty in this row",
-    }
-
-
-def test_parquet_with_the_hugging_face_struct_opens_the_path_where_bytes_are_missing(tmp_path: Path) -> None:
-    (tmp_path / "data/files").mkdir(parents=True)
-    (tmp_path / "data/files/x.jpg").write_bytes(b"linked")
-    images = [{"bytes": b"1", "path": "gone.jpg"}, {"bytes": None, "path": "files/x.jpg"}]
-    pq.write_table(pa.table({"image": images, "label": [1, 2]}), tmp_path / "data/t.parquet")
-    source = ParquetSource(str(tmp_path / "data"))
-    assert source.image_column == "image"
-    found = read_everything(source, tmp_path / "out")
-    assert found == {"t.parquet#0": b"1", "t.parquet#1": b"linked"}
-
-
-def test_parquet_with_addresses_opens_absolute_relative_and_remote_ones(tmp_path: Path) -> None:
-    (tmp_path / "data/files").mkdir(parents=True)
-    for name in ("data/files/x.jpg", "other.jpg", "third.jpg"):
-        (tmp_path / name).write_bytes(name.encode())
-    addresses = ["files/x.jpg", f"{tmp_path}/other.jpg", f"file://{tmp_path}/third.jpg", None, "files/no.jpg"]
-    pq.write_table(pa.table({"url": addresses}), tmp_path / "data/t.parquet")
-    found = read_everything(ParquetSource(str(tmp_path / "data")), tmp_path / "out")
-    assert list(found.values())[:4] == [
-        b"data/files/x.jpg",
-        b"other.jpg",
-        b"third.jpg",
-        "column 'url' is empty in this row",
-    ]
-    assert "no.jpg" in str(found["t.parquet#4"])
-
-
-def test_parquet_rows_are_found_across_row_groups_and_files(tmp_path: Path) -> None:
-    data = [f"{n}".encode() for n in range(100)]
-    pq.write_table(pa.table({"bytes": data[:70]}), tmp_path / "a.parquet", row_group_size=33)
-    pq.write_table(pa.table({"bytes": data[70:]}), tmp_path / "b.parquet", row_group_size=8)
-    (tmp_path / "c.parquet").write_bytes(b"not parquet")
-    found = read_everything(ParquetSource(str(tmp_path)), tmp_path.parent / "out")
-    assert [value for value in found.values() if isinstance(value, bytes)] == data
-    assert "cannot be read" in str(found["c.parquet"])
-
-
-def test_a_missing_or_unfit_image_column_is_named(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"number": [1], "bytes": [b"1"]}), tmp_path / "t.parquet")
-    with pytest.raises(ConfigError, match=r"no column 'photo'.*\['number', 'bytes'\]"):
-        ParquetSource(str(tmp_path), "photo")
-    with pytest.raises(ConfigError, match=r"'number' .* is int64"):
-        ParquetSource(str(tmp_path), "number")
 
 
 def test_the_images_of_shards_are_found_by_key_and_repeated_keys_get_a_number(tmp_path: Path) -> None:
