@@ -7,7 +7,7 @@ same output must have the same; otherwise one output would hold the labels of tw
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -23,8 +23,8 @@ PREVIEWS = "previews"
 _PACKAGES = ("ovss", "ray", "torch", "open_clip_torch", "pyarrow", "pillow", "numpy", "fsspec")
 
 
-def check_identity(output: Folder, identity: Mapping[str, Any]) -> None:
-    """Compare this run with the one that wrote the output before.
+def check_identity(output: Folder, identity: Mapping[str, Any], but: Collection[str] = ()) -> None:
+    """Compare this run with the one that wrote the output before, all but the named entries.
 
     Raises:
         OutputMismatchError: Something that decides the results differs, or the folder holds something else.
@@ -37,7 +37,11 @@ def check_identity(output: Folder, identity: Mapping[str, Any]) -> None:
             )
         return
     before = json.loads(output.read(RUN))["identity"]
-    differences = list(_differences("", before, json.loads(json.dumps(identity))))
+    now = json.loads(json.dumps(identity))
+    for name in but:
+        before.pop(name, None)
+        now.pop(name, None)
+    differences = list(_differences("", before, now))
     if differences:
         raise OutputMismatchError(
             f"{output.public_uri} belongs to another run: {'; '.join(differences[:5])}; give another --output, "
