@@ -39,7 +39,6 @@ from pipelines.manifest_files import (
 )
 from pipelines.record import stored_identity
 from pipelines.sink import DONE
-from pipelines.sources import ParquetSource
 from pipelines.sources.record import ImageRecord, Source
 from pipelines.state_files import DamagedFileError, read_table
 from pipelines.storage import Folder, join_uri, redact
@@ -163,9 +162,8 @@ def _prepare_listed(
 
 def _records_beside(source: Source, skip: tuple[str, ...], taken: IdSet) -> Iterator[ImageRecord]:
     """List new containers; a source whose ids may repeat makes them unique by its own rule."""
-    if isinstance(source, ParquetSource):
-        return source.records(skip=skip, taken=taken.__contains__)
-    return source.records(skip=skip)
+    options: dict[str, Any] = {"taken": taken.__contains__} if getattr(source, "id_column", None) else {}
+    return source.records(skip=skip, **options)
 
 
 def _write_parts(

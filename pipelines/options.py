@@ -72,9 +72,11 @@ class RunOptions:
         previews: How many images to show on the page previews/index.html.
         address: Ray cluster to join ("auto": the one on this machine); the default starts one here, unless
             RAY_ADDRESS says otherwise.
-        cluster_wait_s: Wait so many seconds for a cluster that is still too small.
+        cluster_wait_s: Wait up to so many seconds for nodes that are still to join; the workers are planned from
+            what is there then.
         no_progress_s: Give up when nothing moves for so many seconds.
         progress_s: Seconds between progress lines in a log.
+        verbose: Show Ray's own messages.
     """
 
     output: str
@@ -86,6 +88,7 @@ class RunOptions:
     cluster_wait_s: float = 0.0
     no_progress_s: float = 600.0
     progress_s: float = 10.0
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         if self.shard_size < 1 or self.previews < 0:
@@ -119,6 +122,16 @@ class PoolOptions:
     torch_threads: int | None = None
     batch_size: int | None = None
     device: str = "auto"
+
+    @property
+    def wants_cpus(self) -> bool:
+        """Whether the user asked for workers without GPUs."""
+        return self.num_gpus == 0 or self.device.startswith("cpu")
+
+    @property
+    def wants_gpus(self) -> bool:
+        """Whether the user asked for workers with GPUs by name; left open, they take what there is."""
+        return not self.wants_cpus and (bool(self.num_gpus) or self.device.startswith("cuda"))
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -8,7 +8,7 @@ import json
 import logging
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib import metadata
@@ -27,13 +27,12 @@ SUMMARY = "summary.json"
 PREVIEWS = "previews"
 CLEARING = "_ovss_clearing.json"
 PROBE = "_ovss_probe_"
-_OWN_FOLDERS = (DONE, FRAGMENTS, MANIFEST)
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("ovss", "ray", "torch", "open_clip_torch", "pyarrow", "pillow", "numpy", "fsspec")
 
 
-def check_identity(output: Folder, identity: Mapping[str, Any]) -> None:
-    """Compare this run with the one that wrote the output before.
+def check_identity(output: Folder, identity: Mapping[str, Any], but: Collection[str] = ()) -> None:
+    """Compare this run with the one that wrote the output before, all but the named entries.
 
     Raises:
         OutputMismatchError: Something that decides the results differs, or the folder holds something else.
@@ -44,9 +43,13 @@ def check_identity(output: Folder, identity: Mapping[str, Any]) -> None:
     try:
         before = read_json(output, RUN, {"identity": dict})["identity"]
     except DamagedFileError as error:
-        _check_digest(output, identity, error)
+        _check_digest(output, None if but else identity, error)
         return
-    differences = list(_differences("", before, json.loads(json.dumps(identity))))
+    now = json.loads(json.dumps(identity))
+    for name in but:
+        before.pop(name, None)
+        now.pop(name, None)
+    differences = list(_differences("", before, now))
     if differences:
         raise OutputMismatchError(
             f"{output.public_uri} belongs to another run: {'; '.join(differences[:5])}; give another --output, "
@@ -54,18 +57,20 @@ def check_identity(output: Folder, identity: Mapping[str, Any]) -> None:
         )
 
 
-def _check_digest(output: Folder, identity: Mapping[str, Any], error: DamagedFileError) -> None:
+def _check_digest(output: Folder, identity: Mapping[str, Any] | None, error: DamagedFileError) -> None:
     """Decide without `run.json`: what the manifest says of the run suffices where it is the same."""
-    gone = not output.exists(RUN)
-    found = [name for name in (*output.names(), *output.folders()) if not name.startswith(PROBE)]
-    if gone and not set(found) & set(_OWN_FOLDERS):
-        if others := [name for name in found if name != SUMMARY]:
+    work = output.names(DONE) or output.folders(FRAGMENTS)
+    if not output.exists(RUN) and not work and not output.exists(COMPLETE):
+        found = [name for name in (*output.names(), *output.folders()) if not name.startswith(PROBE)]
+        if found:
             raise OutputMismatchError(
-                f"{output.public_uri} holds files that are not of a run ({', '.join(others[:3])}); give an empty or "
+                f"{output.public_uri} holds files that are not of a run ({', '.join(found[:3])}); give an empty or "
                 "new folder as --output"
             )
         return
     stored = _manifest_identity(output)
+    if identity is None:
+        return  # only a part of it is known yet; it is checked again when all of it is
     if stored == identity_digest(identity):
         _LOG.warning("%s; it is written anew, for the manifest says that this is the same run", error)
     elif stored is not None:
@@ -73,7 +78,7 @@ def _check_digest(output: Folder, identity: Mapping[str, Any], error: DamagedFil
             f"{error}, and {output.public_uri} belongs to a run with other settings; give those, another --output, or "
             "--overwrite to replace it"
         )
-    elif output.names(DONE) or output.folders(FRAGMENTS):
+    elif work:
         raise StorageError(
             f"{error}, and so nothing says with which settings the labels there were made; put the file back from a "
             "copy, give another --output, or --overwrite to replace the run"

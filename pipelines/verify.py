@@ -49,6 +49,13 @@ def damaged_parts(
                 yield part, problem
 
 
+def is_whole(output: Folder, manifest: Manifest, table: str) -> bool:
+    """Say whether every part is finished and its marker tells the truth."""
+    done = set(output.names(DONE))
+    finished = not manifest.unlisted and all(f"{part}.json" in done for part in manifest.parts)
+    return finished and next(damaged_parts(output, manifest, table), None) is None
+
+
 def reopen_damaged(output: Folder, manifest: Manifest, table: OutputTable) -> list[str]:
     """Take back the markers that do not tell the truth; return their parts, which are to be done again."""
     found = list(damaged_parts(output, manifest, table.name))
