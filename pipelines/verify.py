@@ -45,7 +45,7 @@ def damaged_parts(
 
     def check(part: str) -> str | None:
         try:
-            _check_part(output, part, manifest.parts[part], table, content)
+            check_part(output, part, table, manifest.parts[part], content)
         except DamagedFileError as error:
             return str(error)
         return None
@@ -73,18 +73,30 @@ def reopen_damaged(output: Folder, manifest: Manifest, table: OutputTable) -> li
     return [part for part, _ in found]
 
 
-def _check_part(output: Folder, part: str, images: int, table: str, content: bool) -> None:
+def check_part(
+    output: Folder, part: str, table: str, images: int | None = None, content: bool = False
+) -> int:
+    """Check that a finished part's files hold what its marker says; return its number of images.
+
+    Args:
+        images: Images of the part, where it is listed.
+
+    Raises:
+        DamagedFileError: The first file that does not.
+    """
     marker = read_marker(output, part)
-    if marker["images"] != images:
+    if images is not None and marker["images"] != images:
         reason = f"it counts {marker['images']} images, the manifest {images}"
         raise DamagedFileError(output, marker_file(part), reason)
     files = marker.get("files") or {}
     sizes = {name: entry.get("bytes") for name, entry in files.items() if isinstance(entry, dict)}
     for name, rows in ((table, marker["labelled"]), (FAILED, marker["failed"])):
         _check_file(output, finished_file(name, part), rows, sizes.get(name))
-    _check_file(output, part_file(part), images, None)
+    counted: int = marker["images"]
+    _check_file(output, part_file(part), counted, None)
     if content:
         _check_content(output, part, table)
+    return counted
 
 
 def _check_file(output: Folder, name: str, rows: int, size: int | None) -> None:
