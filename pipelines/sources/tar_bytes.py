@@ -149,8 +149,12 @@ class ShardBytes:
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
             if self._storage.failed or not self.compression:
                 raise
-            early = isinstance(error, EOFError) or "Truncated" in str(error)
-            what = "ends early" if early else f"is damaged ({str(error).strip() or type(error).__name__})"
+            words = str(error).strip() or type(error).__name__
+            what = f"is damaged ({words})"
+            if isinstance(error, EOFError) or "Truncated" in words:
+                what = "ends early"
+            elif "memory" in words.lower():
+                what = "needs too much memory to be unpacked"
             raise DamagedShardError(
                 f"the shard cannot be read to its end: its {self.compression} compression {what} behind "
                 f"{self.position:,} unpacked bytes"

@@ -253,6 +253,15 @@ def test_a_shard_that_a_range_promises_and_nobody_finds_is_a_failure_of_its_own(
         WebDatasetSource(f"{tmp_path}/{{000000000..999999999}}.tar")
 
 
+def test_a_shard_whose_name_is_no_text_is_a_failure_that_says_so(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s/a.tar", {"1.jpg": b"1"})
+    with open(os.fsencode(tmp_path / "s") + b"/\xff.tar", "wb") as file:  # noqa: PTH123
+        file.write((tmp_path / "s/a.tar").read_bytes())
+    found = read_everything(WebDatasetSource(str(tmp_path / "s")), tmp_path / "out")
+    assert found["a.tar/1"] == b"1"
+    assert "rename such a file" in str(found["\\xff.tar"])
+
+
 @pytest.mark.parametrize(
     ("pattern", "missing"),
     [

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
@@ -171,6 +172,14 @@ def test_compression_that_is_damaged_is_a_problem(packer: str) -> None:
     data = bytearray(PACKERS[packer](member("1.jpg", random.Random(1).randbytes(200_000)) + END))
     data[len(data) // 3 : len(data) // 3 + 40] = bytes(40)
     assert f"its {packer} compression is damaged" in problem(bytes(data))
+
+
+def test_compression_that_asks_for_gigabytes_is_refused() -> None:
+    data = bytearray(lzma.compress(SHARD))
+    data[16] = 36  # the dictionary of the first block: 1 GiB
+    end = 12 + 4 * data[12]
+    data[end : end + 4] = zlib.crc32(data[12:end]).to_bytes(4, "little")
+    assert "its xz compression needs too much memory to be unpacked" in problem(bytes(data))
 
 
 def test_a_stream_that_cannot_seek_gives_the_same() -> None:
