@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -145,4 +146,5 @@ def _pattern_below(pattern: str, root: str) -> str:
     address, start = (text.partition("?")[0] if "://" in text else text for text in (pattern, root))
     if start == "." and not address.startswith("./"):
         return address
-    return address.removeprefix(start).lstrip("/") if address.startswith(start) else ""
+    below = address.removeprefix(start).lstrip("/") if address.startswith(start) else ""
+    return unquote(below) if "://" in pattern else below
