@@ -192,14 +192,17 @@ class _Storage:
         return self._ahead
 
     def read(self, count: int, /) -> bytes:
-        if self._ahead:
-            piece, self._ahead = self._ahead[:count], self._ahead[count:]
-            return piece
+        """Read all of `count` bytes if they are there: what is unpacked before damage must not hang on chance."""
+        pieces, missing = [self._ahead[:count]], count - len(self._ahead[:count])
+        self._ahead = self._ahead[count:]
         try:
-            return self._stream.read(count)
+            while missing > 0 and (piece := self._stream.read(missing)):
+                pieces.append(piece)
+                missing -= len(piece)
         except BaseException:
             self.failed = True
             raise
+        return b"".join(pieces)
 
     def seek(self, position: int) -> None:
         self._ahead = b""
