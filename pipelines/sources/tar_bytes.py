@@ -193,8 +193,8 @@ class _Storage:
 
     def read(self, count: int, /) -> bytes:
         """Read all of `count` bytes if they are there: what is unpacked before damage must not hang on chance."""
-        pieces, missing = [self._ahead[:count]], count - len(self._ahead[:count])
-        self._ahead = self._ahead[count:]
+        pieces = [self._ahead[:count]] if self._ahead else []
+        missing, self._ahead = count - len(self._ahead[:count]), self._ahead[count:]
         try:
             while missing > 0 and (piece := self._stream.read(missing)):
                 pieces.append(piece)
