@@ -95,7 +95,12 @@ def test_listing_reads_no_byte_of_a_shard_and_a_run_reads_each_byte_once(
     def counted(uri: str) -> tuple[Any, str]:
         return Counted(), open_storage(uri)[1]
 
-    for module in ("pipelines.shards", "pipelines.sources.webdataset", "pipelines.sources.listing"):
+    for module in (
+        "pipelines.shards",
+        "pipelines.transport.patient_stream",
+        "pipelines.sources.webdataset",
+        "pipelines.sources.listing",
+    ):
         monkeypatch.setattr(f"{module}.open_storage", counted)
     job = shard_job(tmp_path / "s", tmp_path / "out")
     prepare_manifest(job.output, job.source, job.shard_size)
@@ -188,7 +193,7 @@ def test_a_missing_shard_of_a_range_and_what_is_no_tar_are_one_failure_each(tmp_
     _, _, summary = run_plain(job)
     assert (summary["labelled"], summary["failed"]) == (3, 2)
     reasons = {row["image_id"]: row["reason"] for row in rows_of(job.output, "failures")}
-    assert reasons["a-1.tar"] == "the shard is missing"
+    assert reasons["a-1.tar"] == f"the shard is missing: there is no {tmp_path}/s/a-1.tar"
     assert reasons.keys() == {"a-1.tar", "a-2.tar"}
 
 
