@@ -25,11 +25,13 @@ _CLOSING = "'\")]}>,.;:"
 _RESERVED = "%:/?#[]@!$&'()*+,;=~"
 _USER = "%:!$&'()*+,;=~"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
-_ENCODED_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*%(?:25)*3A%(?:25)*2F%(?:25)*2F\S*", re.IGNORECASE)
+_ENCODED_ADDRESS = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*(?:%(?:25)*3A(?:/|%(?:25)*2F){2}|:(?:%(?:25)*2F){2})\S*", re.IGNORECASE
+)
 _BARE_QUERY = re.compile(r"(?<=\S)\?[^\s?]*=\S*")
 _NAMED_SECRET = re.compile(
     r"\b((?:x-(?:amz|goog)-[\w-]+|aws_?access_?key_?id|(?:aws_)?(?:secret_)?access_key(?:_id)?|secret(?:_key)?|"
-    r"(?:session_|access_|auth_?|sas_)?token|sig|signature|pass(?:word|wd)?|pwd|credentials?|api_?key|account_key)"
+    r"(?:session_|access_|auth_?|sas_)?token|sig|signature|pass(?:word|wd)?|pwd|credentials?|api_?key|account_?key)"
     r"[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&)}\]]+",
     re.IGNORECASE,
 )
