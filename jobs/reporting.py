@@ -8,6 +8,7 @@ from functools import wraps
 from jsonargparse import ArgumentParser
 
 from ovss_core.errors import ClusterError, ConfigError, ModelError, OvssError, StorageError, WeightsError
+from pipelines.transport.addresses import ScrubbedFormatter, scrub
 
 USAGE = 2
 FAILED = 1
@@ -32,14 +33,16 @@ def reported(main: Main) -> Main:
 
     @wraps(main)
     def run(arguments: Arguments = None) -> int:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(ScrubbedFormatter("%(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         try:
             return main(arguments)
         except _BEFORE_START as error:
-            print(f"ovss: error: {error}", file=sys.stderr)
+            print(f"ovss: error: {scrub(str(error))}", file=sys.stderr)
             return USAGE
         except OvssError as error:
-            print(f"ovss: error: {error}", file=sys.stderr)
+            print(f"ovss: error: {scrub(str(error))}", file=sys.stderr)
             return FAILED
         except KeyboardInterrupt:
             print("ovss: interrupted; the same command goes on where it stopped", file=sys.stderr)
