@@ -112,6 +112,8 @@ class _Transfer:
             return self._timeout()
         if isinstance(error, aiohttp.TooManyRedirects):
             return TransferError(f"{self._host} redirects without end", "TooManyRedirects")
+        if isinstance(error, aiohttp.ClientResponseError):  # statuses are looked at by ourselves
+            return TransferError(f"the answer from {self._host} is no HTTP that can be read", "HTTPError")
         if isinstance(error, aiohttp.ServerDisconnectedError):
             reason = f"{self._host} closed the connection without an answer"
             return TransferError(reason, "ConnectionError", transient=True)
