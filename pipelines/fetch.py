@@ -6,11 +6,11 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ovss_core.errors import ImageError, StorageError
 from pipelines.faults import Failure
 from pipelines.sources.image_list import address_at
+from pipelines.sources.parquet_rows import ParquetRows
 from pipelines.storage import open_storage
 from pipelines.transport.whole import read_address, read_inside
 
@@ -42,6 +42,7 @@ class ImageFetcher:
         self.image_column = image_column
         self.max_bytes = max_bytes
         self.timeout_s = timeout_s
+        self._tables = ParquetRows(source, image_column, max_bytes)
 
     def fetch(self, rows: Sequence[Row], pool: ThreadPoolExecutor) -> list[Fetched]:
         """Return the bytes of manifest rows, or why they cannot be had, in order."""
@@ -49,7 +50,7 @@ class ImageFetcher:
         for (container, _, _), group in groupby(rows, _batch_key):
             members = list(group)
             if container == "parquet":
-                fetched.extend(self._rows_of_group(members))
+                fetched.extend(self._table_rows(members, pool))
             elif container == "tar":
                 fetched.extend(self._tar_members(members))
             elif container == "broken":
@@ -57,6 +58,13 @@ class ImageFetcher:
             else:
                 fetched.extend(pool.map(self._file, members))
         return fetched
+
+    def _table_rows(self, rows: list[Row], pool: ThreadPoolExecutor) -> list[Fetched]:
+        """Read cells; where a cell holds an address, fetch what lies there."""
+        found = self._tables.read(rows)
+        links = [value for value in found if isinstance(value, dict)]
+        linked = pool.map(self._file, links)
+        return [next(linked) if isinstance(value, dict) else value for value in found]
 
     def _file(self, row: Row) -> Fetched:
         try:
@@ -102,43 +110,6 @@ class ImageFetcher:
         start = rows[0]["offset"]
         data = stream.read_at(rows[-1]["offset"] + rows[-1]["length"] - start, start)
         return [data[row["offset"] - start : row["offset"] - start + row["length"]] for row in rows]
-
-    def _rows_of_group(self, rows: list[Row]) -> list[Fetched]:
-        wanted = {row["row"]: place for place, row in enumerate(rows)}
-        fetched: list[Fetched] = [Failure(STAGE, "StorageError", "the row is gone from the file")] * len(rows)
-        filesystem = open_storage(self.source)[0]
-        try:
-            with pq.ParquetFile(rows[0]["path"], filesystem=filesystem) as file:
-                first = 0
-                for batch in file.iter_batches(ROWS, [rows[0]["row_group"]], [self.image_column]):
-                    for position in range(first, first + len(batch)):
-                        if position in wanted:
-                            cell = batch.column(0)[position - first]
-                            fetched[wanted[position]] = self._cell(cell, rows[wanted[position]])
-                    first += len(batch)
-                    if first > max(wanted):
-                        break
-        except (OSError, ValueError, pa.ArrowException) as error:
-            return [Failure.of(STAGE, error)] * len(rows)
-        return fetched
-
-    def _cell(self, cell: pa.Scalar, row: Row) -> Fetched:
-        value = cell.as_py()
-        data, address = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        try:
-            if data is not None:
-                self._check_size(len(data))
-                return bytes(data)
-            if address:
-                return self._linked(address, row["path"].rpartition("/")[0])
-        except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-            return Failure.of(STAGE, error)
-        return Failure(STAGE, "ImageError", "the image column is empty in this row")
-
-    def _linked(self, address: str, folder: str) -> bytes:
-        if "://" in address or address.startswith("/"):
-            return self.read_address(address)
-        return read_inside(self.source, f"{folder}/{address}", self.max_bytes, self.timeout_s)
 
 
 def _spans(rows: Sequence[Row], limit: int) -> list[list[Row]]:

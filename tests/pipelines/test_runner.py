@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ovss_core.errors import OvssError
+from pipelines.fragments import finished_ids
 from pipelines.manifest import Manifest, prepare_manifest
 from pipelines.progress import ProgressReport
 from pipelines.runner import Job, run_job
-from pipelines.sink import finished_ids, reopen_part
+from pipelines.sink import reopen_part
 from pipelines.sources import FolderSource
 from pipelines.storage import Folder
 from pipelines.summary import write_summary
@@ -103,7 +104,7 @@ def test_a_run_that_comes_back_does_only_what_is_missing(
     run(job)
     table = pq.read_table(output / "means/part-00001.parquet")
     before = {path.name: path.stat().st_ino for path in (output / "means").iterdir()}
-    reopen_part(Folder(str(output)), 1, MEANS)
+    reopen_part(Folder(str(output)), "part-00001", MEANS)
     [fragment] = (output / "_fragments/part-00001").iterdir()
     pq.write_table(table.slice(0, 5), fragment)
 
@@ -147,7 +148,7 @@ def test_a_killed_driver_is_resumed_without_repeating_or_losing_an_image(
     process.wait()
     done = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in output.glob("means/*")}
     stored = sum(
-        len(finished_ids(Folder(str(output)), part))
+        len(finished_ids(Folder(str(output)), f"part-{part:05d}"))
         for part in range(5)
         if not (output / f"_done/part-{part:05d}.json").exists()
     )
