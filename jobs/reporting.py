@@ -14,6 +14,7 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser
 
 from ovss_core.errors import ClusterError, ConfigError, ModelError, OvssError, StorageError, WeightsError
+from pipelines.transport.addresses import ScrubbedFormatter, scrub
 
 USAGE = 2
 FAILED = 1
@@ -53,7 +54,9 @@ def reported(main: Main) -> Main:
 
     @wraps(main)
     def run(arguments: Arguments = None) -> int:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(ScrubbedFormatter("%(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         try:
             with _ending_signals():
                 return main(arguments)
@@ -78,7 +81,7 @@ def reported(main: Main) -> Main:
 
 def _say(line: str, status: int) -> int:
     with suppress(OSError):  # a terminal that has gone
-        print(f"ovss: {line}", file=sys.stderr, flush=True)
+        print(f"ovss: {scrub(line)}", file=sys.stderr, flush=True)
     return status
 
 

@@ -24,6 +24,7 @@ _MAX_BLOCKS = 4096
 _MERGES_AT_ONCE = 4
 _BLOCK_BYTES, _STREAM_BLOCK_BYTES = 16 << 20, 2 << 20
 """A block goes to one actor; those of a streamed shard are smaller, for its few readers feed all actors."""
+_FETCH_SHARE = 3
 _COLOURS = re.compile(r"\x1b\[\d+m")
 _ERROR_LINE = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*: \S")
 
@@ -52,7 +53,8 @@ class Job:
     Attributes:
         stages: Applied in order; the last one fills the column ``result``.
         table: The output table.
-        fetch_timeout_s: Seconds that one file may take to arrive.
+        fetch_timeout_s: Seconds that one file may take to arrive; at most a third of `no_progress_s`, as a table of
+            files that all fail may take twice as long.
         shard_size: Images of a part of a shard that is listed while it is read.
         fragment_rows: Images that are stored together while a part is unfinished; what a kill can cost.
         no_progress_s: Give up when Ray moves nothing for so long.
@@ -107,7 +109,7 @@ class RayExecution:
             job.source.uri,
             job.image_column,
             job.max_bytes,
-            timeout_s=job.fetch_timeout_s,
+            timeout_s=min(job.fetch_timeout_s, job.no_progress_s / _FETCH_SHARE),
             fields=getattr(job.source, "fields", None),
             shard_size=job.shard_size,
             ledger=self._ledger,

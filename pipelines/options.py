@@ -21,7 +21,8 @@ class SourceOptions:
         image_field: Field of a WebDataset sample that holds the picture, such as jpg or image.png; found by itself
             by default. Several that samples may have instead: jpg;png.
         max_bytes: Image files with more bytes are refused before they are read.
-        fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included.
+        fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included; at most a third of
+            no_progress_s.
     """
 
     images: str | None = None

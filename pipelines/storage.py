@@ -64,11 +64,11 @@ class Folder:
     def _at(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}" if name else self.path
 
-    def _call(self, action: str, call: Callable[[], Value], size: int = 0) -> Value:
+    def _call(self, action: str, call: Callable[[], Value], size: int = 0, may_miss: bool = False) -> Value:
         """Ask the store, again for a while where the fault may pass, and say what is wrong in one line.
 
         Raises:
-            FileNotFoundError: There is no such file.
+            FileNotFoundError: There is no such file, with `may_miss`.
             StorageError: Anything else.
         """
 
@@ -84,7 +84,7 @@ class Folder:
         try:
             return patiently(attempt, _PATIENCE_S, f"cannot {action} {self.public_uri} now")
         except TransferError as error:
-            if error.error_type == "FileNotFoundError":
+            if may_miss and error.error_type == "FileNotFoundError":
                 raise FileNotFoundError(f"cannot {action} {self.public_uri}: no such file") from error
             raise StorageError(f"cannot {action} {self.public_uri}: {error}") from error
 
@@ -107,7 +107,7 @@ class Folder:
                 data: bytes = stream.read()
                 return data
 
-        return self._call(f"read {name} under", read)
+        return self._call(f"read {name} under", read, may_miss=True)
 
     def write(self, name: str, data: bytes) -> None:
         """Write the whole file at once, replacing what was there; nobody sees it half written.
@@ -149,13 +149,17 @@ class Folder:
         """Remove a file if it is there."""
         if self._info(name).is_file:
             with suppress(FileNotFoundError):  # another start removed it in between
-                self._call(f"remove {name} under", lambda: self.filesystem.delete_file(self._at(name)))
+                self._call(
+                    f"remove {name} under", lambda: self.filesystem.delete_file(self._at(name)), may_miss=True
+                )
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder and what lies in it, if it is there."""
         if self.exists(name):
             with suppress(FileNotFoundError):
-                self._call(f"remove {name} under", lambda: self.filesystem.delete_dir(self._at(name)))
+                self._call(
+                    f"remove {name} under", lambda: self.filesystem.delete_dir(self._at(name)), may_miss=True
+                )
 
     def remove_leftovers(self, folder: str = "", older_than_s: float = 0.0) -> None:
         """Remove the hidden halves of files directly in a folder, which writers that were killed left behind.

@@ -157,12 +157,16 @@ class ListSource:
             return
         with self._open() as stream:
             offset = 0
-            while line := self._next_line(stream):
-                start, offset = offset, offset + len(line)
+            while line := self._next_piece(stream):
+                start, offset, end = offset, offset + len(line), line
+                while len(end) == _LONGEST_LINE and not end.endswith(b"\n"):
+                    end = self._next_piece(stream)
+                    offset += len(end)
                 if item := _read_line(line, start):
                     yield item
 
-    def _next_line(self, stream: BinaryIO) -> bytes:
+    def _next_piece(self, stream: BinaryIO) -> bytes:
+        """Return a line, or the next piece of one that no address is as long as."""
         with blamed_on(self.pattern):
             return stream.readline(_LONGEST_LINE)
 

@@ -5,6 +5,7 @@ An address may carry a password, a signature or a token: in its user part, in an
 own message.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -25,11 +26,13 @@ _CLOSING = "'\")]}>,.;:"
 _RESERVED = "%:/?#[]@!$&'()*+,;=~"
 _USER = "%:!$&'()*+,;=~"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
-_ENCODED_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*%(?:25)*3A%(?:25)*2F%(?:25)*2F\S*", re.IGNORECASE)
+_ENCODED_ADDRESS = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*(?:%(?:25)*3A(?:/|%(?:25)*2F){2}|:(?:%(?:25)*2F){2})\S*", re.IGNORECASE
+)
 _BARE_QUERY = re.compile(r"(?<=\S)\?[^\s?]*=\S*")
 _NAMED_SECRET = re.compile(
     r"\b((?:x-(?:amz|goog)-[\w-]+|aws_?access_?key_?id|(?:aws_)?(?:secret_)?access_key(?:_id)?|secret(?:_key)?|"
-    r"(?:session_|access_|auth_?|sas_)?token|sig|signature|pass(?:word|wd)?|pwd|credentials?|api_?key|account_key)"
+    r"(?:session_|access_|auth_?|sas_)?token|sig|signature|pass(?:word|wd)?|pwd|credentials?|api_?key|account_?key)"
     r"[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&)}\]]+",
     re.IGNORECASE,
 )
@@ -125,6 +128,14 @@ def scrub(text: str, *addresses: str) -> str:
     text = _NAMED_SECRET.sub(rf"\1{_HIDDEN}", text)
     text = _HEADER.sub(rf"\1{_HIDDEN}", text)
     return printable(_IMAGE_DATA.sub(_shorten_data, text))
+
+
+class ScrubbedFormatter(logging.Formatter):
+    """Writes log lines, tracebacks included, without secrets of addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return scrub(super().format(record))
 
 
 def _redact_token(match: re.Match[str]) -> str:

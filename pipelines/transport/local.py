@@ -26,7 +26,9 @@ def open_path(path: str, flags: int) -> int:
     folder: int | None = None
     try:
         while len(rest) >= _PATH_BYTES:
-            cut = rest.rindex(b"/", 1, _PATH_BYTES)
+            cut = rest.rfind(b"/", 1, _PATH_BYTES)
+            if cut < 0:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
             below = os.open(rest[:cut], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
             if folder is not None:
                 os.close(folder)

@@ -29,7 +29,9 @@ _S3_TEXTS = frozenset(
     {"access_key", "secret_key", "session_token", "region", "scheme", "endpoint_override", "tls_ca_file_path"}
 )
 _S3_RARE = frozenset({"smart_defaults", "tls_verify_certificates", "sse_customer_key"})
+_OPTIONS = re.compile(r"\?(?=[A-Za-z_]+=)")
 _CONNECT_S = 5.0
+_CLIENT_TRIES = 3  # for readers that ask the file system themselves; `patiently` tries again around it
 _ADVICE = "give a path, or a URI such as s3://bucket/folder"
 
 
@@ -55,18 +57,18 @@ def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
             f"{redact(uri)} lies in the memory of one process, which the workers of a job do not share; give a "
             "folder, or a bucket of an object store"
         )
+    parts = _split_store_address(uri)
     if scheme == "s3":
-        parts = _without_mistaken_options(split_address(uri))
+        _check_s3_options(parts)
         if not parts.place:
             raise StorageError(f"{redact(uri)} names no bucket; {_ADVICE}")
         return _open_s3(parts.place, parts.user, parts.query), f"{parts.place}{unquote(parts.path)}".rstrip(
             "/"
         )
-    parts = split_address(uri)
     try:
         if scheme in ("gs", "gcs"):  # one client a bucket, not one an object
-            root = _encode(parts._replace(path="", fragment=""))
-            return _open_other(root, scheme)[0], f"{parts.place}{unquote(_whole_path(parts))}".rstrip("/")
+            root = _encode(parts._replace(path=""))
+            return _open_other(root, scheme)[0], f"{parts.place}{unquote(parts.path)}".rstrip("/")
         return _open_other(_encode(parts) if scheme in _ARROW_SCHEMES else uri, scheme)
     except TransferError as error:
         raise _cannot_open(uri, error) from error
@@ -93,27 +95,33 @@ def _open_other(uri: str, scheme: str) -> tuple[pafs.FileSystem, str]:
 def _encode(parts: Address) -> str:
     """Write a URI as pyarrow's strict parser wants it; a user or password may hold any character."""
     user = ":".join(quote(unquote(piece), safe="") for piece in parts.user.split(":", 1))
-    path = quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", _whole_path(parts)), safe="/%:@!$&'()*+,;=~")
+    path = quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", parts.path), safe="/%:@!$&'()*+,;=~")
     query = f"?{parts.query}" if parts.query else ""
     return f"{parts.scheme.lower()}://{user}{'@' if user else ''}{parts.place}{path}{query}"
 
 
-def _whole_path(parts: Address) -> str:
-    return parts.path + (f"#{parts.fragment}" if parts.fragment else "")  # no store knows fragments
+def _split_store_address(uri: str) -> Address:
+    """Take an address of a store apart: it has no fragment, and ``?`` begins options only where ``name=`` follows."""
+    address, mark, query = uri, "", ""
+    if found := _OPTIONS.search(uri):
+        address, mark, query = uri[: found.start()], "?", uri[found.end() :]
+    parts = split_address(address)
+    inside = (
+        parts.path
+        + (f"?{parts.query}" if parts.query else "")
+        + (f"#{parts.fragment}" if parts.fragment else "")
+    )
+    return parts._replace(path=inside, query=query if mark else "", fragment="")
 
 
-def _without_mistaken_options(parts: Address) -> Address:
-    """Take ``?`` as part of a key where no options of S3 follow, and ``#`` always."""
-    names = [piece.partition("=")[0] for piece in parts.query.split("&")] if parts.query else []
-    if all(name in _S3_FLAGS | _S3_TEXTS | _S3_RARE for name in names):
-        return parts._replace(path=_whole_path(parts), fragment="")
-    if all("=" in piece for piece in parts.query.split("&")):
-        unknown = next(name for name in names if name not in _S3_FLAGS | _S3_TEXTS | _S3_RARE)
+def _check_s3_options(parts: Address) -> None:
+    known = _S3_FLAGS | _S3_TEXTS | _S3_RARE
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if unknown := next((name for name in names if name not in known), None):
         raise StorageError(
-            f"{redact('s3://' + parts.place + parts.path)} has an option {unknown!r} that S3 storage does not know; "
-            f"its options are {', '.join(sorted(_S3_FLAGS | _S3_TEXTS))}; write %3F for a ? that belongs to the name"
+            f"s3://{parts.place}{parts.path} has an option {unknown!r} that S3 storage does not know; its options are "
+            f"{', '.join(sorted(_S3_FLAGS | _S3_TEXTS))}; write %3F for a ? that belongs to the name"
         )
-    return parts._replace(path=f"{parts.path}?{parts.query}", query="", fragment="")
 
 
 @lru_cache(maxsize=64)
@@ -138,7 +146,7 @@ def _open_s3(bucket: str, user: str, query: str) -> pafs.FileSystem:
         with blamed_on(public):
             if not arguments.get("region") and not arguments.get("endpoint_override"):
                 arguments["region"] = pafs.resolve_s3_region(bucket)
-            retries = pafs.AwsStandardS3RetryStrategy(max_attempts=3)
+            retries = pafs.AwsStandardS3RetryStrategy(max_attempts=_CLIENT_TRIES)
             return pafs.S3FileSystem(connect_timeout=_CONNECT_S, retry_strategy=retries, **arguments)
     except TransferError as error:
         raise _cannot_open(public, error) from error

@@ -19,7 +19,7 @@ from pipelines.transport.causes import TransferError, blamed_on
 from pipelines.transport.local import kind_of, open_path
 from pipelines.transport.patience import patiently, within
 
-_MAX_LISTINGS_BY_LINKS = 16
+_MAX_LISTINGS_BY_LINKS = 64
 _LISTING_S = 300.0
 _EMPTY_NAME = (
     "keys below it have a folder without a name (// or /./), which cannot be opened; copy them to other keys"
