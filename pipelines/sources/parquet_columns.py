@@ -30,6 +30,8 @@ def image_kind(kind: pa.DataType) -> ImageKind | None:
     Bytes may be any binary type, lists of uint8, or structs with a field "bytes" or "path" of such types; any of
     them may be encoded as a dictionary.
     """
+    if len(getattr(kind, "shape", None) or "1") != 1:
+        return None  # a tensor of pixels, not the bytes of a file
     kind = _storage(kind)
     if pa.types.is_dictionary(kind):
         return image_kind(kind.value_type)
@@ -90,6 +92,8 @@ def read_cell(column: pa.Array, place: int, max_bytes: int) -> bytes | str | Non
     if _is_list(kind):
         values = column[place].values
         check_size(len(values), max_bytes)
+        if values.null_count:
+            raise ImageError("the list of bytes has gaps (nulls)")
         data: bytes = values.to_numpy(zero_copy_only=False).tobytes()
         return data or None
     buffer = column[place].as_buffer()

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from ovss_core.errors import ImageError, StorageError
 from pipelines.sources.parquet_columns import is_dictionary_inside, is_list_inside
-from pipelines.sources.parquet_pages import PageGuard, PageLimits
+from pipelines.sources.parquet_guard import PageGuard
+from pipelines.sources.parquet_pages import PageLimits, column_leaves
 
 _BUFFER_BYTES = 1 << 16
 _ROWS_TOGETHER = 64
@@ -83,14 +84,8 @@ class TableFile:
 
     def _value_bytes(self, group: int, columns: Sequence[str]) -> float:
         """Return the bytes of the values of a row, on average, as the footer claims."""
-        row_group = self.metadata.row_group(group)
-        leaves = [row_group.column(index) for index in range(row_group.num_columns)]
-        size = sum(
-            leaf.total_uncompressed_size
-            for leaf in leaves
-            if leaf.path_in_schema.partition(".")[0] in columns
-        )
-        return float(size / max(1, row_group.num_rows))
+        size = sum(leaf.total_uncompressed_size for _, leaf in column_leaves(self.metadata, group, columns))
+        return float(size / max(1, self.metadata.row_group(group).num_rows))
 
     def _read_pieces(
         self, group: int, columns: Sequence[str], rows: int, limits: PageLimits, piles_up: bool = False

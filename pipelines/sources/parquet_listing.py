@@ -5,7 +5,6 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from pipelines.sources.parquet_columns import (
     read_texts,
 )
 from pipelines.sources.parquet_file import TableFile
+from pipelines.sources.parquet_pages import column_leaves
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import join_uri, open_storage, redact
 
@@ -216,8 +216,8 @@ class FileListing:
 
 def _holds_pictures(file: TableFile, group: int, column: str) -> bool:
     """Say whether the text of a column is too long to be addresses, from the footer alone."""
-    leaves = _leaves(file, group, column)
-    return any(leaf.total_uncompressed_size > _PICTURE_BYTES * max(1, leaf.num_values) for leaf in leaves)
+    leaves = column_leaves(file.metadata, group, [column])
+    return any(leaf.total_uncompressed_size > _PICTURE_BYTES * max(1, leaf.num_values) for _, leaf in leaves)
 
 
 def _implausible(file: TableFile, group: int) -> str | None:
@@ -230,10 +230,3 @@ def _implausible(file: TableFile, group: int) -> str | None:
     if rows < 0 or rows > max(_FEW_ROWS, _ROWS_A_BYTE * size):
         return f"the file is damaged: row group {group} claims {rows:,} rows in {size:,} bytes"
     return None
-
-
-def _leaves(file: TableFile, group: int, column: str) -> Iterator[Any]:
-    row_group = file.metadata.row_group(group)
-    for index in range(row_group.num_columns):
-        if (leaf := row_group.column(index)).path_in_schema.partition(".")[0] == column:
-            yield leaf

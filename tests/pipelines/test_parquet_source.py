@@ -180,6 +180,20 @@ def test_every_type_of_text_gives_addresses(tmp_path: Path, kind: pa.DataType) -
     assert list(found.values()) == [b"1", "column 'path' is empty in this row", b"1"]
 
 
+def test_a_column_with_a_dot_in_its_name_and_gaps_in_lists(tmp_path: Path) -> None:
+    column = pa.array([[1, 2], [1, None], None], pa.list_(pa.uint8()))
+    write(tmp_path, "t.parquet", {"my.image": column, "my": [1, 2, 3]})
+    found = list(read_all(ParquetSource(str(tmp_path), "my.image")).values())
+    assert found == [b"\1\2", "the list of bytes has gaps (nulls)", "the image column is empty in this row"]
+
+
+def test_tensors_of_pixels_are_not_taken_for_files(tmp_path: Path) -> None:
+    pixels = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((2, 4, 4, 3), np.uint8))
+    write(tmp_path, "t.parquet", {"image": pixels})
+    with pytest.raises(ConfigError, match=r"fixed_shape_tensor.*; images are bytes"):
+        ParquetSource(str(tmp_path))
+
+
 def test_the_hugging_face_struct_opens_the_path_where_bytes_are_missing(tmp_path: Path) -> None:
     (tmp_path / "data/files").mkdir(parents=True)
     (tmp_path / "data/files/x.jpg").write_bytes(b"linked")
@@ -410,7 +424,7 @@ def test_many_files_are_listed_in_order(tmp_path: Path) -> None:
 def test_a_store_that_fails_for_a_moment_is_asked_again(
     tmp_path: Path, counted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.sources.parquet_pages._WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr("pipelines.sources.parquet_guard._WAITS_S", (0.0, 0.0))
     write(tmp_path, "a.parquet", {"image": PICTURES})
     source = ParquetSource(f"counted://{tmp_path}")
     counted.faults = 2
