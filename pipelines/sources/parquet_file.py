@@ -5,6 +5,7 @@ those rows. Files are read through `PageGuard`, which looks at each page before 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -13,12 +14,13 @@ import pyarrow.parquet as pq
 from ovss_core.errors import ImageError, StorageError
 from pipelines.sources.parquet_columns import is_dictionary_inside, is_list_inside
 from pipelines.sources.parquet_guard import PageGuard
-from pipelines.sources.parquet_pages import PageLimits, column_leaves
+from pipelines.sources.parquet_pages import LargePageError, PageLimits, column_leaves
 
 _BUFFER_BYTES = 1 << 16
 _ROWS_TOGETHER = 64
-_PAGE_TOGETHER = 1 << 20
+_SMALL_BYTES = 1 << 20
 _BATCH_BYTES = 1 << 26
+_PIECE_BYTES = 1 << 27
 
 
 class TableFile:
@@ -65,11 +67,10 @@ class TableFile:
         kind = self.schema.field(column).type
         if is_dictionary_inside(kind):
             # each piece of a dictionary column brings the dictionary along, and refers to it
-            size = max(1, int(self._value_bytes(group, [column])))
-            rows = max(1, min(_ROWS_TOGETHER, _BATCH_BYTES // size))
-            pieces = self._read_pieces(group, [column], rows, self._limits, piles_up=True)
+            rows = self._rows_of(group, [column], _BATCH_BYTES)
+            pieces = self._read_pieces(group, [column], rows, piles_up=True)
         elif is_list_inside(kind):  # one value may go over many pages
-            pieces = self._read_pieces(group, [column], 1, self._limits)
+            pieces = self._read_pieces(group, [column], 1)
         else:
             pieces = self.read_values(group, [column])
         for batch in pieces:
@@ -77,38 +78,47 @@ class TableFile:
 
     def read_values(self, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield columns, many rows at once as long as the pages are small."""
-        if self._value_bytes(group, columns) * _ROWS_TOGETHER > _PAGE_TOGETHER:
-            return self._read_pieces(group, columns, 1, self._limits)
-        limits = PageLimits(self._limits.max_value, together=_PAGE_TOGETHER)
-        return self._read_pieces(group, columns, _ROWS_TOGETHER, limits)
+        return self._read_pieces(group, columns, self._rows_of(group, columns, _SMALL_BYTES))
 
-    def _value_bytes(self, group: int, columns: Sequence[str]) -> float:
-        """Return the bytes of the values of a row, on average, as the footer claims."""
-        size = sum(leaf.total_uncompressed_size for _, leaf in column_leaves(self.metadata, group, columns))
-        return float(size / max(1, self.metadata.row_group(group).num_rows))
+    def _rows_of(self, group: int, columns: Sequence[str], size: int) -> int:
+        """Return how many rows have about so many bytes, as the footer claims."""
+        values = sum(leaf.total_uncompressed_size for _, leaf in column_leaves(self.metadata, group, columns))
+        rows = self.metadata.row_group(group).num_rows
+        return int(max(1, min(_ROWS_TOGETHER, size * rows // max(1, values))))
 
     def _read_pieces(
-        self, group: int, columns: Sequence[str], rows: int, limits: PageLimits, piles_up: bool = False
+        self, group: int, columns: Sequence[str], rows: int, piles_up: bool = False
     ) -> Iterator[pa.RecordBatch]:
-        """Yield so many rows at once, but one at a time where a page is large, or damage would cost them all."""
+        """Yield so many rows at once, but fewer where a page is large, and one where damage would cost them all.
+
+        Args:
+            piles_up: Set for columns that are read as dictionaries, whose values are in memory once.
+        """
         done = 0
-        try:
-            for batch in self._read(group, columns, rows, limits, piles_up):
-                done += len(batch)
-                yield batch
-        except Exception as error:
-            if rows == 1 or isinstance(error, StorageError):
+        while True:
+            together = None if rows == 1 or piles_up else _PIECE_BYTES // rows
+            passed = 0
+            try:
+                for batch in self._read(group, columns, rows, together, piles_up):
+                    passed += len(batch)
+                    if passed > done:
+                        yield batch.slice(len(batch) - (passed - done))
+                        done = passed
+            except StorageError:
                 raise
-            for batch in self._read(group, columns, 1, self._limits, piles_up):
-                if done:
-                    done -= 1
-                else:
-                    yield batch
+            except LargePageError as error:
+                rows = max(1, min(rows // 2, _PIECE_BYTES // error.size))
+            except Exception:
+                if rows == 1:
+                    raise
+                rows = 1
+            else:
+                return
 
     def _read(
-        self, group: int, columns: Sequence[str], rows: int, limits: PageLimits, piles_up: bool
+        self, group: int, columns: Sequence[str], rows: int, together: int | None, piles_up: bool
     ) -> Iterator[pa.RecordBatch]:
-        self._guard.watch(self.metadata, group, columns, limits, piles_up)
+        self._guard.watch(self.metadata, group, columns, replace(self._limits, together=together), piles_up)
         # threads would read columns at the same time, and the guard's file has one position
         for batch in self._file.iter_batches(rows, [group], list(columns), use_threads=False):
             self._guard.release()

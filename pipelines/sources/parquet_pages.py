@@ -20,7 +20,15 @@ _LIST_VALUES = 1 << 26
 
 
 class LargePageError(Exception):
-    """A page too large for reading many rows at once; the rows must be read one by one."""
+    """A page too large for reading so many rows at once: each may be as large as the page.
+
+    Attributes:
+        size: Bytes of the page, unpacked.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"a page of {size:,} bytes")
+        self.size = size
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class ColumnChunk:
 
     def _check_size(self, page: PageHeader, limits: PageLimits) -> None:
         if limits.together is not None and page.unpacked > limits.together:
-            raise LargePageError
+            raise LargePageError(page.unpacked)
         if page.unpacked <= _UNSUSPECTED_BYTES:
             return
         what = f"a page of column {self.name!r} unpacks to {page.unpacked:,} bytes"
