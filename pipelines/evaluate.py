@@ -52,7 +52,7 @@ class PairOptions:
         benchmark: voc21, context60, coco_object, voc20, context59, coco_stuff164k, ade20k or cityscapes; its
             vocabulary and constants take the place of the defaults.
         root: Folder of the benchmark's data set, as mmsegmentation lays it out; local path or URI.
-        images: Folder, glob or file of your own images.
+        images: Folder, glob, file or list of your own images.
         masks: Folder of index PNGs named as the images; a pixel's value is its class's position in the
             vocabulary, 255 is ignored.
         vocabulary: Shipped name (such as voc21) or file, a class a line.
@@ -62,6 +62,7 @@ class PairOptions:
             every row takes its protocol's settings (of your flags: the model, `--host` for FreeCP's ablations,
             memory and workers); on folders it takes yours.
         max_bytes: Image files with more bytes are refused before they are read.
+        fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included.
     """
 
     benchmark: str | None = None
@@ -73,8 +74,11 @@ class PairOptions:
     oracle: bool = True
     grid: bool = False
     max_bytes: int = 1 << 28
+    fetch_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if not self.fetch_timeout_s > 0:
+            raise ConfigError(f"fetch_timeout_s is {self.fetch_timeout_s}; give more than 0 seconds")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit is {self.limit}; give at least 1")
 
@@ -214,6 +218,7 @@ def _measure(
         [ActorStage(STAGE, MeasureStage, arguments, plan.propose, plan.batch_size)],
         MEASUREMENT_TABLE,
         max_bytes=job.pairs.max_bytes,
+        fetch_timeout_s=job.pairs.fetch_timeout_s,
         fragment_rows=2 * plan.batch_size,
         no_progress_s=job.run.no_progress_s * (GRID_PATIENCE if job.pairs.grid else 1),
     )

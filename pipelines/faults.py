@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from ovss_core.errors import ImageError
 from pipelines.ledger import MAX_DEATHS, AttemptLedger
+from pipelines.storage import scrub
+from pipelines.transport.causes import TransferError
 
 _LOG = logging.getLogger(__name__)
 _REASON_LENGTH = 500
@@ -24,7 +26,7 @@ class Failure:
 
     Attributes:
         stage: The stage that gave up.
-        error_type: Class of the error, or "WorkerCrash".
+        error_type: Class of the error that says most, or "WorkerCrash".
         reason: One line.
     """
 
@@ -34,9 +36,10 @@ class Failure:
 
     @classmethod
     def of(cls, stage: str, error: BaseException) -> "Failure":
-        """Describe an exception in one line."""
+        """Describe an exception in one line, without secrets of addresses and without image data."""
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return cls(stage, type(error).__name__, lines[0][:_REASON_LENGTH])
+        kind = error.error_type if isinstance(error, TransferError) else type(error).__name__
+        return cls(stage, kind, scrub(lines[0])[:_REASON_LENGTH])
 
     def to_dict(self) -> dict[str, str]:
         """Return the value of the column ``failure``."""

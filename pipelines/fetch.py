@@ -7,10 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from ovss_core.errors import ImageError
+from ovss_core.errors import ImageError, StorageError
 from pipelines.faults import Failure
+from pipelines.sources.image_list import address_at
 from pipelines.sources.parquet_rows import ParquetRows
 from pipelines.storage import open_storage
+from pipelines.transport.whole import read_address, read_inside
 
 STAGE = "read"
 ROWS = 16
@@ -25,13 +27,21 @@ class ImageFetcher:
     Args:
         source: URI of the source's root, which opens the file system of the records' paths.
         image_column: Column of the images in Parquet containers.
-        max_bytes: A larger file is refused before it is read.
+        max_bytes: A larger file is refused before it is read, or as soon as it turns out to be larger.
+        timeout_s: Seconds that one file may take to arrive, tries and waits included.
     """
 
-    def __init__(self, source: str, image_column: str | None = None, max_bytes: int = 1 << 28) -> None:
+    def __init__(
+        self,
+        source: str,
+        image_column: str | None = None,
+        max_bytes: int = 1 << 28,
+        timeout_s: float = 60.0,
+    ) -> None:
         self.source = source
         self.image_column = image_column
         self.max_bytes = max_bytes
+        self.timeout_s = timeout_s
         self._tables = ParquetRows(source, image_column, max_bytes)
 
     def fetch(self, rows: Sequence[Row], pool: ThreadPoolExecutor) -> list[Fetched]:
@@ -59,16 +69,23 @@ class ImageFetcher:
     def _file(self, row: Row) -> Fetched:
         try:
             if row["container"] == "uri":
-                return self._read_whole(*open_storage(row["path"]))
-            return self._read_whole(open_storage(self.source)[0], row["path"])
-        except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+                return self.read_address(row["path"])
+            if row["container"] == "listed":
+                return self.read_address(address_at(self.source, row))
+            if row["path"] is None:  # the source is one file
+                return self.read_address(self.source)
+            return read_inside(self.source, row["path"], self.max_bytes, self.timeout_s)
+        except (StorageError, ImageError) as error:
             return Failure.of(STAGE, error)
 
-    def _read_whole(self, filesystem: Any, path: str) -> bytes:
-        with filesystem.open_input_file(path) as stream:
-            self._check_size(stream.size())
-            data: bytes = stream.read()
-            return data
+    def read_address(self, address: str) -> bytes:
+        """Return the whole file behind an address.
+
+        Raises:
+            StorageError: It could not be had; the message is one line without secrets.
+            ImageError: It is too large, or no file.
+        """
+        return read_address(address, self.max_bytes, self.timeout_s)
 
     def _check_size(self, size: int) -> None:
         if size > self.max_bytes:

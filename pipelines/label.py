@@ -129,6 +129,7 @@ def _label(
         LABEL_TABLE,
         image_column=source.image_column if isinstance(source, ParquetSource) else None,
         max_bytes=job.source.max_bytes,
+        fetch_timeout_s=job.source.fetch_timeout_s,
         fragment_rows=2 * plan.batch_size,
         no_progress_s=job.run.no_progress_s,
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ovss_core.errors import ConfigError
-from pipelines.sources import FolderSource, ParquetSource, Source, WebDatasetSource
+from pipelines.sources import ParquetSource, Source, WebDatasetSource, open_images
 
 
 @dataclass(frozen=True)
@@ -11,13 +11,15 @@ class SourceOptions:
     """Where the images come from; give one of the first three.
 
     Attributes:
-        images: Folder (searched below as well), glob or file; local path or URI such as s3://bucket/folder.
+        images: Folder (searched below as well), glob, file, .txt list (a path or address a line) or COCO .json;
+            local path or URI such as s3://bucket/folder.
         parquet: Parquet file, folder or glob with a column of images.
         webdataset: Tar shard, folder of shards or glob such as 'train-{0000..0127}.tar'.
         image_column: Column of the Parquet table: bytes, a struct with bytes and path, or addresses. Found by its
             name where there is one such as "image".
         id_column: Column of the Parquet table whose values name the images; the default is file#row.
         max_bytes: Image files with more bytes are refused before they are read.
+        fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included.
     """
 
     images: str | None = None
@@ -26,6 +28,11 @@ class SourceOptions:
     image_column: str | None = None
     id_column: str | None = None
     max_bytes: int = 1 << 28
+    fetch_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.fetch_timeout_s > 0:
+            raise ConfigError(f"fetch_timeout_s is {self.fetch_timeout_s}; give more than 0 seconds")
 
     def open(self) -> Source:
         """Open the source that was given.
@@ -43,7 +50,7 @@ class SourceOptions:
             return ParquetSource(self.parquet, self.image_column, self.id_column)
         if self.image_column or self.id_column:
             raise ConfigError("--image-column and --id-column go with --parquet; leave them out here")
-        return WebDatasetSource(self.webdataset) if self.webdataset else FolderSource(self.images or "")
+        return WebDatasetSource(self.webdataset) if self.webdataset else open_images(self.images or "")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class ReadImages:
         image_column: Column of the images in Parquet containers.
         max_bytes: A larger file is refused before it is read.
         threads: Files fetched at once.
+        timeout_s: Seconds that one file may take to arrive.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class ReadImages:
         image_column: str | None = None,
         max_bytes: int = 1 << 28,
         threads: int = 8,
+        timeout_s: float = 60.0,
     ) -> None:
         self.output = Folder(output)
-        self.fetcher = ImageFetcher(source, image_column, max_bytes)
+        self.fetcher = ImageFetcher(source, image_column, max_bytes, timeout_s)
         self.threads = threads
 
     def read(self, batch: pa.Table) -> Iterator[pa.Table]:

@@ -77,6 +77,7 @@ class Job:
     table: OutputTable
     image_column: str | None = None
     max_bytes: int = 1 << 28
+    fetch_timeout_s: float = 60.0
     fragment_rows: int = 16
     no_progress_s: float = 300.0
     progress_s: float = 10.0
@@ -196,7 +197,9 @@ def plan_slices(finished: Mapping[int, np.ndarray], job: Job) -> list[dict[str, 
 
 
 def _written(job: Job, slices: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    reader = ReadImages(job.output.uri, job.source.uri, job.image_column, job.max_bytes)
+    reader = ReadImages(
+        job.output.uri, job.source.uri, job.image_column, job.max_bytes, timeout_s=job.fetch_timeout_s
+    )
     writer = WriteFragments(job.output.uri, job.table)
     ledger = AttemptLedger.start()
     together = _PARTS_PER_PARQUET_TASK if job.image_column else 1

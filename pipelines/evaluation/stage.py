@@ -152,7 +152,7 @@ class MeasureStage:
         try:
             data = self.masks.read(annotation)
         except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-            raise ImageError(f"the mask {annotation} cannot be read: {type(error).__name__}") from error
+            raise ImageError(f"the mask {annotation} cannot be read: {error}") from error
         return self.conversion(decode_labels(data, self.variants[0].config.max_pixels))
 
     def _measure(self, pairs: Sequence[_Pair]) -> list[list[dict[str, Any]]]:

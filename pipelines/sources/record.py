@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-Container = Literal["file", "uri", "tar", "parquet", "broken"]
+Container = Literal["file", "uri", "listed", "tar", "parquet", "broken"]
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -32,8 +32,9 @@ class ImageRecord:
     Attributes:
         image_id: Stable and unique in the run.
         uri: Address for people and for the output; no credentials.
-        container: "file" (a whole file of the source), "uri" (a whole file that a table names), "tar" (bytes
-            `offset` to `offset + length`), "parquet" (row `row` of row group `row_group`), or "broken" (nothing
+        container: "file" (a whole file of the source), "uri" (a whole file that a table or list names), "listed" (a
+            file whose address holds a secret: the address stays in the list `path`, in the bytes `offset` to
+            `offset + length`, with its checksum as `row`), "tar" (bytes `offset` to `offset + length`), "parquet" (row `row` of row group `row_group`), or "broken" (nothing
             to read: `reason` says why; it becomes a failure row).
         path: Path inside the source's file system; for "uri" the address to open.
         annotation: Address of a reference mask, for evaluations.

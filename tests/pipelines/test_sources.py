@@ -54,12 +54,16 @@ def test_a_folder_gives_its_images_by_relative_path_and_passes_over_the_rest(tmp
     assert Path(records[0].uri).read_bytes() == b"2"
 
 
-def test_a_name_that_is_no_text_becomes_a_failure_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    with open(os.fsencode(tmp_path / "images") + b"/\xff.jpg", "wb") as file:  # noqa: PTH123
-        file.write(b"1")
-    found = read_everything(FolderSource(str(tmp_path / "images")), tmp_path / "out")
-    assert found == {"\\xff.jpg": "the file name is not valid UTF-8; rename the file"}
+def test_a_name_that_is_no_text_is_read_and_shown_with_its_bytes_written_out(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, data in ((b"\xff.jpg", b"1"), (b"\\xff.jpg", b"2"), ("ü \\.jpg".encode(), b"3")):
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:  # noqa: PTH123
+            file.write(data)
+    records = list(FolderSource(str(folder)).records())
+    assert {record.uri for record in records if record.container == "uri"} == {f"file://{folder}/%FF.jpg"}
+    found = read_everything(FolderSource(str(folder)), tmp_path / "out")
+    assert found == {"\\xff.jpg": b"2", "\\xff.jpg#2": b"1", "ü \\.jpg": b"3"}
 
 
 def test_a_link_that_points_back_up_is_followed_once(tmp_path: Path) -> None:
