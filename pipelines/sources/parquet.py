@@ -15,10 +15,11 @@ import pyarrow as pa
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.sources.listing import list_files
 from pipelines.sources.parquet_columns import can_name, image_kind
-from pipelines.sources.parquet_listing import FileListing, Placed, TableFolder
+from pipelines.sources.parquet_listing import FileListing, Placed, TableFolder, may_pass
 from pipelines.sources.record import ImageRecord
 from pipelines.sources.table_formats import find_snapshot, hudi_error, warn_of_glob
 from pipelines.storage import redact
+from pipelines.transport.causes import one_line
 
 _LOG = logging.getLogger(__name__)
 _CANDIDATES = ("image", "bytes", "jpg", "jpeg", "png", "img", "image_bytes", "uri", "url", "path")
@@ -118,10 +119,10 @@ class ParquetSource:
             try:
                 with closing(folder.open(name)) as file:
                     yield file.schema
-            except StorageError:
-                raise
             except Exception as error:
-                reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+                if may_pass(error):
+                    raise
+                reason = reason or one_line(error, self._root)
                 continue
             found += 1
             if found == _SCHEMAS_TRIED:
@@ -157,7 +158,7 @@ class ParquetSource:
             taken: Says whether an id names another image already, such as one of the files in `skip`.
 
         Raises:
-            StorageError: The storage failed while it was listed.
+            TransferError: The storage failed while it was listed; a later try may get further.
         """
         known = frozenset(skip)
         seen: set[bytes] = set()
@@ -178,11 +179,11 @@ class ParquetSource:
     def _begin(self, name: str) -> Iterable[Placed]:
         try:
             file = self._folder.open(name)
-        except StorageError:
-            raise
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            return [self._folder.broken(name, name, f"the Parquet file cannot be read: {reason}")]
+            if may_pass(error):
+                raise
+            reason = f"the Parquet file cannot be read: {one_line(error, self._root)}"
+            return [self._folder.broken(name, name, reason)]
         listing = FileListing(self._folder, name, file, self._kept.get(name))
         return list(listing.records()) if listing.rows <= _ROWS_LISTED_AHEAD else listing.records()
 

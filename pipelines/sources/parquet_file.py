@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from ovss_core.errors import ImageError, StorageError
@@ -27,15 +26,19 @@ class TableFile:
     """An open Parquet file whose columns are read within bounds.
 
     Args:
+        root: URI that opens the file system.
+        path: The file's path inside it.
         max_value: Bytes of the largest value that anybody wants.
+        limit_s: Seconds for each read.
 
     Raises:
-        OSError, ValueError: The file is none of Parquet, or cannot be read.
+        TransferError: The storage failed.
+        OSError, ValueError: The file is none of Parquet.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str, max_value: int) -> None:
+    def __init__(self, root: str, path: str, max_value: int, limit_s: float = 60.0) -> None:
         self._limits = PageLimits(max_value)
-        self._guard = PageGuard(filesystem, path)
+        self._guard = PageGuard(root, path, limit_s)
         try:
             # without pre_buffer and with a buffer, pyarrow reads a column piece by piece instead of all at once
             self._file = pq.ParquetFile(

@@ -4,21 +4,23 @@ A page that asks for too much memory is refused before pyarrow has the bytes tha
 """
 
 import io
-import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ovss_core.errors import ImageError, StorageError
+from ovss_core.errors import ImageError
 from pipelines.sources.parquet_headers import PageHeader, read_page_header
 from pipelines.sources.parquet_pages import ColumnChunk, PageLimits, column_chunks
+from pipelines.transport.addresses import host_of, local_path
+from pipelines.transport.causes import blamed_on
+from pipelines.transport.patience import patiently, within
+from pipelines.transport.stores import open_storage
 
 _HEADER_BYTES = 1 << 24
 _AHEAD_BYTES = 1 << 22
-_WAITS_S = (0.5, 2.0, 8.0)
+Value = TypeVar("Value")
 
 
 class PageGuard(io.RawIOBase):
@@ -27,19 +29,21 @@ class PageGuard(io.RawIOBase):
     Raises (from its reads, through pyarrow's):
         ImageError: A page is damaged, or larger than the limits allow.
         LargePageError: See `PageLimits.together`.
-        StorageError: A store failed several times in a row.
+        TransferError: The storage failed; what may pass has been tried again.
 
     Args:
-        path: The file's path inside the file system.
+        root: URI that opens the file system.
+        path: The file's path inside it.
+        limit_s: Seconds for each read, tries and waits included.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+    def __init__(self, root: str, path: str, limit_s: float) -> None:
         super().__init__()
-        self._path = path
-        self._is_local = isinstance(filesystem, pafs.LocalFileSystem)
-        self._file: pa.NativeFile = self._patiently(lambda: filesystem.open_input_file(path))
+        self._root, self._path, self._limit_s = root, path, limit_s
+        self._is_local = local_path(root) is not None
+        self._file: pa.NativeFile | None = None
         self._limits = PageLimits(0)
-        self._size: int = self._patiently(self._file.size)
+        self._size: int = self._ask(lambda file: file.size())
         self._position = 0
         self._chunks: list[ColumnChunk] = []
 
@@ -111,37 +115,29 @@ class PageGuard(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file behind."""
-        if not self.closed:
+        if not self.closed and self._file is not None:
             self._file.close()
         super().close()
 
     def _read_at(self, size: int, position: int) -> bytes:
-        data: bytes = self._patiently(lambda: self._file.read_at(size, position))
+        data: bytes = self._ask(lambda file: file.read_at(size, position))
         return data
 
-    def _read_into(self, data: memoryview, position: int) -> int:
-        self._file.seek(position)
-        size: int = self._file.readinto(data)
-        return size
+    def _ask(self, call: Callable[[pa.NativeFile], Value]) -> Value:
+        """Read from the storage; a file that failed is opened anew, for its connection may be the fault."""
 
-    def _patiently(self, call: Callable[[], Any]) -> Any:
-        """Ask a store again that may only be busy; what it says of one file, or a disk of its own, is final."""
-        for wait in (*_WAITS_S, None):
-            try:
-                return call()
-            except OSError as error:
-                final = isinstance(error, FileNotFoundError | PermissionError) or "ACCESS_DENIED" in str(
-                    error
-                )
-                if self._is_local or final:
-                    raise
-                if wait is None:
-                    tries = len(_WAITS_S) + 1
-                    raise StorageError(
-                        f"cannot read {self._path}: the store failed {tries} times: {error}"
-                    ) from error
-                time.sleep(wait)
-        raise AssertionError  # the last try returns or raises
+        def read() -> Value:
+            file = self._file or open_storage(self._root)[0].open_input_file(self._path)
+            self._file = None
+            value = call(file)
+            self._file = file
+            return value
+
+        def attempt(left: float) -> Value:
+            with blamed_on(self._root, self._path):
+                return read() if self._is_local else within(left, read, f"reading from {host_of(self._root)}")
+
+        return patiently(attempt, self._limit_s)
 
     def _read_ahead(self, chunk: ColumnChunk, wanted: int) -> bytes | bytearray:
         """Read here, all that is wanted; of small pages, many with one request."""
@@ -156,12 +152,16 @@ class PageGuard(io.RawIOBase):
             chunk.ahead = (position, ahead)
             return known + ahead[:rest]
         chunk.ahead = (0, b"")
-        data = bytearray(wanted)  # a large page is not copied once more
-        data[: len(known)] = known
-        behind = memoryview(data)[len(known) :]
-        size = len(known) + self._patiently(lambda: self._read_into(behind, position))
-        behind.release()
-        del data[size:]
+        if not self._is_local:
+            return known + self._read_at(rest, position)
+        data = bytearray(known).ljust(wanted, b"\0")  # a large page is not copied once more
+
+        def fill(file: pa.NativeFile) -> int:
+            file.seek(position)
+            with memoryview(data) as view, view[len(known) :] as behind:
+                return int(file.readinto(behind))
+
+        del data[len(known) + self._ask(fill) :]
         return data
 
     def _pass_header(self, chunk: ColumnChunk) -> None:

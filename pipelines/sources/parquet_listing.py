@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ovss_core.errors import ImageError, StorageError
+from ovss_core.errors import ImageError
 from pipelines.sources.parquet_columns import (
     ImageKind,
     can_name,
@@ -22,6 +22,7 @@ from pipelines.sources.parquet_file import TableFile
 from pipelines.sources.parquet_pages import column_leaves
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import join_uri, open_storage, redact
+from pipelines.transport.causes import TransferError, one_line
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_VALUE = 1 << 20
@@ -54,7 +55,7 @@ class TableFolder:
 
     def open(self, name: str) -> TableFile:
         """Open one of the files."""
-        return TableFile(open_storage(self.root)[0], self.path(name), _LONGEST_VALUE)
+        return TableFile(self.root, self.path(name), _LONGEST_VALUE)
 
     def broken(self, name: str, image_id: str, reason: str) -> Placed:
         """Return the record that stands for what cannot be listed."""
@@ -99,7 +100,7 @@ class FileListing:
             rows that costs.
 
         Raises:
-            StorageError: The storage failed, for now; a later listing may get further.
+            TransferError: The storage failed, for now; a later listing may get further.
         """
         with closing(self.file):
             kind, reason = self._image_kind()
@@ -148,10 +149,10 @@ class FileListing:
                     if self._keeps(group.position + done):
                         yield self._record(group, done, image_id, address, text)
                     done += 1
-        except StorageError:
-            raise
         except Exception as error:
-            yield self._rest(group, done, (str(error).splitlines() or [type(error).__name__])[0][:300])
+            if may_pass(error):
+                raise
+            yield self._rest(group, done, one_line(error, self.folder.root))
         else:
             if done < group.rows:
                 yield self._rest(group, done, f"the row group ends after {done:,} rows")
@@ -212,6 +213,11 @@ class FileListing:
 
     def _broken(self, image_id: str, reason: str) -> Placed:
         return self.folder.broken(self.name, image_id, reason)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Say whether an error is one of the storage that a later try may not meet; such a file must be listed later."""
+    return isinstance(error, TransferError) and error.transient
 
 
 def _holds_pictures(file: TableFile, group: int, column: str) -> bool:

@@ -1,16 +1,14 @@
 """Reading the images of manifest rows out of Parquet files, each row group once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from ovss_core.errors import ImageError, StorageError
 from pipelines.faults import Failure
 from pipelines.sources.parquet_columns import image_kind, locate, read_cell
 from pipelines.sources.parquet_file import TableFile
-from pipelines.storage import open_storage
 
 STAGE = "read"
 Row = dict[str, Any]
@@ -26,12 +24,14 @@ class ParquetRows:
         source: URI of the source's root, which opens the file system of the records' paths.
         column: Column of the images.
         max_bytes: A larger image is refused before it is copied.
+        limit_s: Seconds for each read of a table.
     """
 
-    def __init__(self, source: str, column: str | None, max_bytes: int) -> None:
+    def __init__(self, source: str, column: str | None, max_bytes: int, limit_s: float = 60.0) -> None:
         self.source = source
         self.column = column
         self.max_bytes = max_bytes
+        self.limit_s = limit_s
         self._open: _OpenGroup | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,8 +70,11 @@ class ParquetRows:
         place = (row["path"], row["row_group"])
         if self._open is None or self._open.place != place or row["row"] < self._open.first:
             self.close()
-            self._open = _OpenGroup(open_storage(self.source)[0], place, str(self.column), self.max_bytes)
+            self._open = _OpenGroup(self._table, place, str(self.column))
         return self._open
+
+    def _table(self, path: str) -> TableFile:
+        return TableFile(self.source, path, self.max_bytes, self.limit_s)
 
     def close(self) -> None:
         """Close the row group that is open."""
@@ -83,9 +86,7 @@ class ParquetRows:
 class _OpenGroup:
     """A walk over the image column of one row group; what ends it is remembered for the rows behind."""
 
-    def __init__(
-        self, filesystem: pafs.FileSystem, place: tuple[str, int], column: str, max_bytes: int
-    ) -> None:
+    def __init__(self, table: Callable[[str], TableFile], place: tuple[str, int], column: str) -> None:
         self.place = place
         self.first = 0
         self._piece: pa.Array | None = None
@@ -93,7 +94,7 @@ class _OpenGroup:
         self._pieces: Iterator[pa.Array] = iter(())
         self._file: TableFile | None = None
         try:
-            self._file = TableFile(filesystem, place[0], max_bytes)
+            self._file = table(place[0])
             self._pieces = self._start(self._file, column)
         except Exception as error:
             self.error = error

@@ -1,6 +1,7 @@
 import base64
 import datetime
 import decimal
+import errno
 import io
 import json
 import logging
@@ -68,7 +69,7 @@ class CountedFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no
             def read(self, size: int | None = -1, /) -> bytes:
                 if CountedFileSystem.faults:
                     CountedFileSystem.faults -= 1
-                    raise OSError("503 Slow Down")
+                    raise OSError(errno.ECONNRESET, "503 Slow Down")
                 data = unbound(-1 if size is None else size)
                 CountedFileSystem.bytes_read += len(data)
                 return data
@@ -424,21 +425,31 @@ def test_many_files_are_listed_in_order(tmp_path: Path) -> None:
 def test_a_store_that_fails_for_a_moment_is_asked_again(
     tmp_path: Path, counted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.sources.parquet_guard._WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr("pipelines.transport.patience._FIRST_WAIT_S", 0.001)
     write(tmp_path, "a.parquet", {"image": PICTURES})
     source = ParquetSource(f"counted://{tmp_path}")
     counted.faults = 2
     assert list(read_all(source).values()) == PICTURES
     rows = [asdict(record) for record in source.records()]
     counted.faults = 100
-    with pytest.raises(StorageError, match=r"the store failed 3 times: .*503 Slow Down"):
+    with pytest.raises(StorageError, match=r"connection reset"):
         list(source.records())  # a file that cannot be listed now must not become a failure for good
     with ThreadPoolExecutor(1) as threads:
         fetcher = ImageFetcher(source.uri, "image")
         failed = fetcher.fetch(rows, threads)
         counted.faults = 0
         assert fetcher.fetch(rows, threads) == PICTURES
-    assert all(isinstance(value, Failure) and "503" in value.reason for value in failed)
+    assert all(isinstance(value, Failure) and "connection reset" in value.reason for value in failed)
+
+
+def test_a_file_that_may_not_be_read_costs_itself_alone(tmp_path: Path, counted: Any) -> None:
+    write(tmp_path, "a.parquet", {"image": PICTURES})
+    write(tmp_path, "b.parquet", {"image": PICTURES})
+    source = ParquetSource(f"counted://{tmp_path}")
+    (tmp_path / "a.parquet").unlink()
+    found = read_all(source)
+    assert list(found.values())[1:] == PICTURES
+    assert "the Parquet file cannot be read" in str(found["a.parquet"])
 
 
 # --- ids ---------------------------------------------------------------------------------------------------
