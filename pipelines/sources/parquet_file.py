@@ -6,14 +6,16 @@ those rows. Files are read through `PageGuard`, which looks at each page before 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovss_core.errors import ImageError, StorageError
 from pipelines.sources.parquet_columns import is_dictionary_inside, is_list_inside
+from pipelines.sources.parquet_footer import Footer
 from pipelines.sources.parquet_guard import PageGuard
-from pipelines.sources.parquet_pages import LargePageError, PageLimits, column_leaves
+from pipelines.sources.parquet_pages import LargePageError, PageLimits, column_chunks
 
 _BUFFER_BYTES = 1 << 16
 _ROWS_TOGETHER = 64
@@ -49,6 +51,12 @@ class TableFile:
             raise
         self.metadata: pq.FileMetaData = self._file.metadata
         self.schema: pa.Schema = self._file.schema_arrow
+        self.size = self._guard.size
+
+    @cached_property
+    def footer(self) -> Footer:
+        """Where the columns lie."""
+        return Footer(self._guard.read_footer())
 
     def close(self) -> None:
         """Close the file."""
@@ -85,7 +93,7 @@ class TableFile:
 
     def _rows_of(self, group: int, columns: Sequence[str], size: int) -> int:
         """Return how many rows have about so many bytes, as the footer claims."""
-        values = sum(leaf.total_uncompressed_size for _, leaf in column_leaves(self.metadata, group, columns))
+        values = sum(leaf.unpacked for leaf in self.footer.leaves(group, columns))
         rows = self.metadata.row_group(group).num_rows
         return int(max(1, min(_ROWS_TOGETHER, size * rows // max(1, values))))
 
@@ -121,7 +129,9 @@ class TableFile:
     def _read(
         self, group: int, columns: Sequence[str], rows: int, together: int | None, piles_up: bool
     ) -> Iterator[pa.RecordBatch]:
-        self._guard.watch(self.metadata, group, columns, replace(self._limits, together=together), piles_up)
+        leaves = self.footer.leaves(group, columns)
+        chunks = column_chunks(leaves, self.metadata.schema, piles_up)
+        self._guard.watch(chunks, replace(self._limits, together=together))
         # threads would read columns at the same time, and the guard's file has one position
         for batch in self._file.iter_batches(rows, [group], list(columns), use_threads=False):
             self._guard.release()

@@ -4,15 +4,14 @@ A page that asks for too much memory is refused before pyarrow has the bytes tha
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ovss_core.errors import ImageError
 from pipelines.sources.parquet_headers import PageHeader, read_page_header
-from pipelines.sources.parquet_pages import ColumnChunk, PageLimits, column_chunks
+from pipelines.sources.parquet_pages import ColumnChunk, PageLimits
 from pipelines.transport.addresses import host_of, local_path
 from pipelines.transport.causes import blamed_on
 from pipelines.transport.patience import patiently, within
@@ -43,37 +42,40 @@ class PageGuard(io.RawIOBase):
         self._is_local = local_path(root) is not None
         self._file: pa.NativeFile | None = None
         self._limits = PageLimits(0)
-        self._size: int = self._ask(lambda file: file.size())
+        self.size: int = self._ask(lambda file: file.size())
         self._position = 0
         self._chunks: list[ColumnChunk] = []
+        self._tail: tuple[int, bytes] = (0, b"")
 
-    def watch(
-        self,
-        metadata: pq.FileMetaData,
-        group: int,
-        columns: Sequence[str],
-        limits: PageLimits,
-        piles_up: bool = False,
-    ) -> None:
-        """Watch the pages of columns of a row group from here on, instead of those watched before.
+    def watch(self, chunks: Iterable[ColumnChunk], limits: PageLimits) -> None:
+        """Watch columns of a row group from here on, instead of those watched before.
 
-        Args:
-            piles_up: Set for columns that are read as dictionaries.
+        Raises:
+            ImageError: The footer puts them where they cannot be.
         """
         self._limits = limits
         kept = {chunk.start: chunk.ahead for chunk in self._chunks}
-        self._chunks = [
-            chunk for column in columns for chunk in column_chunks(metadata, group, column, piles_up)
-        ]
+        self._chunks = list(chunks)
         before = 0
         for chunk in sorted(self._chunks, key=lambda chunk: chunk.start):
-            if not before <= chunk.start <= chunk.end <= self._size or chunk.values < 0:
+            if not before <= chunk.start <= chunk.end <= self.size or chunk.values < 0:
                 raise ImageError(
-                    f"the file is damaged: column {chunk.name!r} of row group {group} lies outside of the file or "
-                    "in another column"
+                    f"the file is damaged: its footer puts column {chunk.name!r} outside of the file or into another "
+                    "column"
                 )
             before = chunk.end
             chunk.ahead = kept.get(chunk.start, chunk.ahead)
+
+    def read_footer(self) -> bytes:
+        """Return the footer, which pyarrow has just read."""
+        length = int.from_bytes(self._tail_at(self.size - 8, 4), "little")
+        return self._tail_at(self.size - 8 - length, length)
+
+    def _tail_at(self, position: int, size: int) -> bytes:
+        first, tail = self._tail
+        if first <= position and position + size <= first + len(tail):
+            return tail[position - first : position - first + size]
+        return self._read_at(size, max(0, position))
 
     def release(self) -> None:
         """Note that a batch is complete: what was read for it is no longer held."""
@@ -90,7 +92,7 @@ class PageGuard(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Move to a position."""
-        self._position = offset + (0, self._position, self._size)[whence]
+        self._position = offset + (0, self._position, self.size)[whence]
         return self._position
 
     def tell(self) -> int:
@@ -99,11 +101,12 @@ class PageGuard(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes | bytearray:
         """Read at most to the end of a page, after a look at its header where it begins here."""
-        left = max(0, self._size - self._position)
+        left = max(0, self.size - self._position)
         wanted = left if size is None or size < 0 else min(size, left)
         chunk = next((chunk for chunk in self._chunks if chunk.start <= self._position < chunk.end), None)
         if chunk is None:
             data: bytes | bytearray = self._read_at(wanted, self._position)
+            self._tail = (self._position, bytes(data))
         else:
             if self._position == chunk.next_header:
                 self._pass_header(chunk)

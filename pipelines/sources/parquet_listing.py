@@ -19,7 +19,6 @@ from pipelines.sources.parquet_columns import (
     read_texts,
 )
 from pipelines.sources.parquet_file import TableFile
-from pipelines.sources.parquet_pages import column_leaves
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import join_uri, open_storage, redact
 from pipelines.transport.causes import TransferError, one_line
@@ -115,8 +114,7 @@ class FileListing:
                 if lie := _implausible(self.file, number):
                     yield self._broken(f"{self.name}#row group {number}", lie)
                 else:
-                    text = kind == "text" and not _holds_pictures(self.file, number, self.folder.image_column)
-                    yield from self._list_group(group, names, text)
+                    yield from self._list_group(group, names, kind == "text")
 
     def _image_kind(self) -> tuple[ImageKind | None, str]:
         column = self.folder.image_column
@@ -144,6 +142,7 @@ class FileListing:
     def _list_group(self, group: _Group, names: list[str | None], text: bool) -> Iterator[Placed]:
         done = 0
         try:
+            text = text and not _holds_pictures(self.file, group.number, self.folder.image_column)
             for ids, addresses in self._values(group, names, text):
                 for image_id, address in zip(ids, addresses, strict=True):
                     if self._keeps(group.position + done):
@@ -222,17 +221,13 @@ def may_pass(error: BaseException) -> bool:
 
 def _holds_pictures(file: TableFile, group: int, column: str) -> bool:
     """Say whether the text of a column is too long to be addresses, from the footer alone."""
-    leaves = column_leaves(file.metadata, group, [column])
-    return any(leaf.total_uncompressed_size > _PICTURE_BYTES * max(1, leaf.num_values) for _, leaf in leaves)
+    leaves = file.footer.leaves(group, [column])
+    return any(leaf.unpacked > _PICTURE_BYTES * max(1, leaf.values) for leaf in leaves)
 
 
 def _implausible(file: TableFile, group: int) -> str | None:
     """Return why a row group cannot hold the rows that it claims; a damaged footer may claim any number."""
-    row_group = file.metadata.row_group(group)
-    rows, size = (
-        row_group.num_rows,
-        sum(max(0, row_group.column(index).total_compressed_size) for index in range(row_group.num_columns)),
-    )
-    if rows < 0 or rows > max(_FEW_ROWS, _ROWS_A_BYTE * size):
-        return f"the file is damaged: row group {group} claims {rows:,} rows in {size:,} bytes"
+    rows = file.metadata.row_group(group).num_rows
+    if rows < 0 or rows > max(_FEW_ROWS, _ROWS_A_BYTE * file.size):
+        return f"the file is damaged: row group {group} claims {rows:,} rows in a file of {file.size:,} bytes"
     return None

@@ -4,13 +4,14 @@ A page's header says how large the page is once unpacked, and pyarrow believes i
 gigabytes. Metadata in the footer decides nothing here, for it may lie as well.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovss_core.errors import ImageError
+from pipelines.sources.parquet_footer import Leaf
 from pipelines.sources.parquet_headers import PageHeader, delta_counts
 
 _UNSUSPECTED_BYTES = 1 << 26
@@ -165,45 +166,24 @@ class ColumnChunk:
         )
 
 
-def column_leaves(
-    metadata: pq.FileMetaData, group: int, columns: Sequence[str]
-) -> Iterator[tuple[int, pq.ColumnChunkMetaData]]:
-    """Yield what the footer says of columns in a row group, with the index of each; a struct has one a field."""
-    row_group = metadata.row_group(group)
-    for index in range(row_group.num_columns):
-        leaf = row_group.column(index)
-        if any(f"{leaf.path_in_schema}.".startswith(f"{column}.") for column in columns):
-            yield index, leaf
-
-
-def column_chunks(
-    metadata: pq.FileMetaData, group: int, column: str, piles_up: bool
-) -> Iterator[ColumnChunk]:
-    """Yield the chunks of a column in a row group.
+def column_chunks(leaves: Iterable[Leaf], schema: pq.ParquetSchema, piles_up: bool) -> Iterator[ColumnChunk]:
+    """Yield the pages of columns of a row group.
 
     Args:
         piles_up: Set for columns that are read as dictionaries.
     """
-    for index, leaf in column_leaves(metadata, group, [column]):
-        start = leaf.data_page_offset  # the first page, by the rule that pyarrow has
-        if leaf.has_dictionary_page and leaf.dictionary_page_offset is not None:
-            start = min(start, leaf.dictionary_page_offset) if leaf.dictionary_page_offset > 0 else start
-        schema = metadata.schema.column(index)
-        levels = (schema.max_repetition_level > 0, schema.max_definition_level > 0)
+    for leaf in leaves:
+        column = schema.column(leaf.index)
+        levels = (column.max_repetition_level > 0, column.max_definition_level > 0)
         yield ColumnChunk(
-            leaf.path_in_schema,
-            start,
-            start,
-            start + leaf.total_compressed_size,
-            leaf.num_values,
+            leaf.name,
+            leaf.start,
+            leaf.start,
+            leaf.start + leaf.packed,
+            leaf.values,
             is_list=levels[0],
-            is_text=leaf.physical_type == "BYTE_ARRAY",
-            codec=_codec(leaf.compression),
+            is_text=column.physical_type == "BYTE_ARRAY",
+            codec=pa.Codec(leaf.codec) if leaf.codec else None,
             level_kinds=sum(levels),
             piles_up=piles_up,
         )
-
-
-def _codec(name: str) -> pa.Codec | None:
-    name = {"LZ4": "lz4_raw"}.get(name, name.lower())
-    return pa.Codec(name) if name != "uncompressed" else None

@@ -26,6 +26,7 @@ from pipelines.faults import Failure
 from pipelines.fetch import ImageFetcher
 from pipelines.sources import ParquetSource
 from pipelines.sources.parquet import is_hidden
+from pipelines.sources.parquet_file import TableFile
 from pipelines.storage import redact
 
 PICTURES = [b"\xff\xd8\xff" + bytes([n]) * (50 + n) for n in range(6)]
@@ -781,6 +782,32 @@ def test_whatever_the_layout_the_values_are_those_that_were_written(
     assert [value if isinstance(value, bytes) else None for value in found.values()] == [
         value or None for value in values
     ]
+
+
+def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path: Path) -> None:
+    columns = {
+        "a.b": pa.array([[1], [2, 3]], pa.list_(pa.uint8())),
+        "image": [{"bytes": b"1", "path": "x"}, {"bytes": b"2", "path": None}],
+        **{f"number {n}": [n, n] for n in range(20)},
+    }
+    write(
+        tmp_path, "t.parquet", columns, row_group_size=1, compression={"image.bytes": "zstd", "a.b": "gzip"}
+    )
+    file = TableFile(str(tmp_path), f"{tmp_path}/t.parquet", 1 << 20)
+    for group in range(2):
+        row_group = file.metadata.row_group(group)
+        expected = [row_group.column(index) for index in range(row_group.num_columns)]
+        names = {leaf.path_in_schema.partition(".list")[0] for leaf in expected}
+        found = list(file.footer.leaves(group, sorted(names)))
+        assert [leaf.name for leaf in found] == [leaf.path_in_schema for leaf in expected]
+        for leaf, other in zip(found, expected, strict=True):
+            start = other.dictionary_page_offset or other.data_page_offset
+            assert (leaf.start, leaf.packed, leaf.unpacked, leaf.values) == (
+                *(start, other.total_compressed_size, other.total_uncompressed_size, other.num_values),
+            )
+            assert (leaf.codec or "uncompressed").upper() == other.compression
+        assert [leaf.index for leaf in file.footer.leaves(group, ["image"])] == [1, 2]
+    file.close()
 
 
 @pytest.mark.parametrize("seed", range(4))
