@@ -16,10 +16,11 @@ import numpy as np
 from pipelines.fragments import FRAGMENTS, finished_ids
 from pipelines.manifest_files import Manifest, digest, part_name, read_part, shard_file, shard_of
 from pipelines.shards import shard_bytes
-from pipelines.sink import DONE, OutputTable, read_marker, reopen_part
+from pipelines.sink import DONE, OutputTable, reopen_part
 from pipelines.sources import Source
 from pipelines.state_files import DamagedFileError
 from pipelines.storage import Folder
+from pipelines.verify import check_part
 from pipelines.work_units import ShardTask, Slice, Unit
 
 _LOG = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ def _shard_tasks(
         for chunk in done[number]:
             part = part_name(number, chunk)
             try:
-                images[chunk] = read_marker(output, part)["images"]
+                images[chunk] = check_part(output, part, table.name)
                 finished += read_part(output, part, ["image_id"])["image_id"].to_pylist()
             except DamagedFileError as error:
                 _LOG.warning("%s; the part is done again as far as its files do not hold it", error)

@@ -13,7 +13,15 @@ import pyarrow.parquet as pq
 
 from ovss_core.errors import OvssError, StorageError
 from pipelines.manifest import read_manifest
-from pipelines.manifest_files import COMPLETE, PART, Manifest, part_file, read_part
+from pipelines.manifest_files import (
+    COMPLETE,
+    PART,
+    Manifest,
+    part_file,
+    read_part,
+    shard_file,
+    shard_of,
+)
 from pipelines.record import CLEARING, RUN, SUMMARY
 from pipelines.sink import DONE, FAILED, OutputTable, finished_file, marker_file, read_marker, reopen_part
 from pipelines.state_files import DamagedFileError, one_line, read_json, read_table
@@ -37,7 +45,7 @@ def damaged_parts(
 
     def check(part: str) -> str | None:
         try:
-            _check_part(output, part, manifest.parts[part], table, content)
+            check_part(output, part, table, manifest.parts[part], content)
         except DamagedFileError as error:
             return str(error)
         return None
@@ -65,18 +73,30 @@ def reopen_damaged(output: Folder, manifest: Manifest, table: OutputTable) -> li
     return [part for part, _ in found]
 
 
-def _check_part(output: Folder, part: str, images: int, table: str, content: bool) -> None:
+def check_part(
+    output: Folder, part: str, table: str, images: int | None = None, content: bool = False
+) -> int:
+    """Check that a finished part's files hold what its marker says; return its number of images.
+
+    Args:
+        images: Images of the part, where it is listed.
+
+    Raises:
+        DamagedFileError: The first file that does not.
+    """
     marker = read_marker(output, part)
-    if marker["images"] != images:
+    if images is not None and marker["images"] != images:
         reason = f"it counts {marker['images']} images, the manifest {images}"
         raise DamagedFileError(output, marker_file(part), reason)
     files = marker.get("files") or {}
     sizes = {name: entry.get("bytes") for name, entry in files.items() if isinstance(entry, dict)}
     for name, rows in ((table, marker["labelled"]), (FAILED, marker["failed"])):
         _check_file(output, finished_file(name, part), rows, sizes.get(name))
-    _check_file(output, part_file(part), images, None)
+    counted: int = marker["images"]
+    _check_file(output, part_file(part), counted, None)
     if content:
         _check_content(output, part, table)
+    return counted
 
 
 def _check_file(output: Folder, name: str, rows: int, size: int | None) -> None:
@@ -133,10 +153,13 @@ def footer_rows(output: Folder, name: str) -> int:
     path = f"{output.path.rstrip('/')}/{name}"
     try:
         with output.filesystem.open_input_file(path) as stream:
-            rows: int = pq.read_metadata(stream).num_rows
-            return rows
+            footer = pq.read_metadata(stream)
+            rows: int = footer.num_rows if "image_id" in footer.schema.names else -1
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DamagedFileError(output, name, one_line(error)) from error
+    if rows < 0:
+        raise DamagedFileError(output, name, "it has no column 'image_id'")
+    return rows
 
 
 def foreign_files(output: Folder, manifest: Manifest, table: str) -> list[str]:
@@ -145,8 +168,14 @@ def foreign_files(output: Folder, manifest: Manifest, table: str) -> list[str]:
         f"{folder}/{name}"
         for folder, ending in ((table, ".parquet"), (FAILED, ".parquet"), (DONE, ".json"))
         for name in output.names(folder)
-        if PART.fullmatch(name.removesuffix(ending)) and name.removesuffix(ending) not in manifest.parts
+        if _is_foreign(name.removesuffix(ending), manifest)
     ]
+
+
+def _is_foreign(part: str, manifest: Manifest) -> bool:
+    if not PART.fullmatch(part) or part in manifest.parts:
+        return False
+    return shard_of(part) not in manifest.unlisted  # of a shard that is still to be listed, it may be right
 
 
 @dataclass
@@ -200,10 +229,14 @@ def verify_output(output: Folder, content: bool = False) -> Verdict:
 def _count(output: Folder, manifest: Manifest, verdict: Verdict) -> None:
     done = {name.removesuffix(".json") for name in output.names(DONE)}
     open_parts = [part for part in manifest.parts if part not in done]
-    if open_parts or manifest.unlisted:
-        listed = f", {len(manifest.unlisted)} shards are not read to their end" if manifest.unlisted else ""
+    if open_parts:
+        told = f"{len(open_parts)} of {len(manifest.parts)} parts are open, such as {open_parts[0]}"
+        verdict.problems.append(f"the run is not finished: {told}")
+    if manifest.unlisted:
+        first = manifest.unlisted[0]
         verdict.problems.append(
-            f"the run is not finished: {len(open_parts)} of {len(manifest.parts)} parts are open{listed}"
+            f"the run is not finished: {len(manifest.unlisted)} shards are not listed to their end, such as "
+            f"{manifest.containers[first]!r} (there is no sound {shard_file(first)})"
         )
     for part in manifest.parts:
         if part in done:

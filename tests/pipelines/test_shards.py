@@ -1,5 +1,6 @@
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ import pyarrow.fs as pafs
 import pytest
 
 from pipelines.ledger import AttemptRecord
+from pipelines.manifest import prepare_manifest
 from pipelines.manifest_files import read_listing, read_part
 from pipelines.runner import Job
 from pipelines.sources import WebDatasetSource
 from pipelines.sources.tar_stream import stream_tar
-from pipelines.storage import Folder
+from pipelines.storage import Folder, open_storage
 from pipelines.verify import verify_output
 from tests.conftest import encode_image
+from tests.pipelines.faulty_storage import CountedFile
 from tests.pipelines.mean_colour import mean_job, mean_of
 from tests.pipelines.plain_execution import PlainExecution, rows_of, run_plain
 
@@ -70,8 +73,36 @@ def test_shards_are_listed_while_they_are_read_and_every_image_has_its_row(tmp_p
     assert again.read == []
 
 
-class CountedFiles(pafs.FileSystemHandler):  # type: ignore[misc]
-    """A local file system that counts the bytes that are read of each file."""
+def test_listing_reads_no_byte_of_a_shard_and_a_run_reads_each_byte_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "s/a.tar", images(30))
+    write_shard(tmp_path / "s/b.tar", images(30, 30))
+    size = sum(path.stat().st_size for path in (tmp_path / "s").iterdir())
+    read = Counter[str]()
+
+    class Counted:
+        """The local disk, with every byte counted that is read of a file."""
+
+        local = pafs.LocalFileSystem()
+
+        def open_input_file(self, path: str) -> Any:
+            return CountedFile(self.local.open_input_file(path), lambda size: read.update(bytes=size))
+
+        def get_file_info(self, path: Any) -> Any:
+            return self.local.get_file_info(path)
+
+    def counted(uri: str) -> tuple[Any, str]:
+        return Counted(), open_storage(uri)[1]
+
+    for module in ("pipelines.shards", "pipelines.sources.webdataset", "pipelines.sources.listing"):
+        monkeypatch.setattr(f"{module}.open_storage", counted)
+    job = shard_job(tmp_path / "s", tmp_path / "out")
+    prepare_manifest(job.output, job.source, job.shard_size)
+    assert read["bytes"] == 0
+    _, _, summary = run_plain(job)
+    assert summary["labelled"] == 60
+    assert 0.9 * size < read["bytes"] <= size
 
 
 class Killed(BaseException):
