@@ -93,7 +93,9 @@ class SegmentationEngine:
         purifying = purification.method == "freecp"
         self.purifier = ClassPurifier(purification, text, policy, self.device) if purifying else None
         self._phrases = text.phrase_embeddings.to(self.device)
-        self.resolver = Resolver(self.config, text, self.encoder, self.device, self.window_batch)
+        self.resolver = Resolver(
+            self.config, text, self.encoder, self.device, self.window_batch, self.request.resampling
+        )
 
     def with_vocabulary(self, text: TextClassifier, config: SegmenterConfig) -> "SegmentationEngine":
         """Return an engine on the same image tower and host for another vocabulary.

@@ -17,6 +17,7 @@ from ovss_core.class_purification.winners import (
 )
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.positional import Resampling
 from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.errors import ConfigError
 from ovss_core.inference.labels import (
@@ -80,6 +81,7 @@ class Resolver:
         encoder: Encodes the crops.
         device: Where to compute.
         window_batch: Windows whose tokens are encoded at once.
+        resampling: How the host's tower resamples positions; the released code encodes crops by the same rule.
     """
 
     def __init__(
@@ -89,11 +91,13 @@ class Resolver:
         encoder: ImageEncoder,
         device: torch.device,
         window_batch: int,
+        resampling: Resampling = "scale",
     ) -> None:
         self._config = config
         self._vocabulary = text.vocabulary
         self._encoder = encoder
         self._device = device
+        self._resampling = resampling
         self._crop_batch = window_batch * CROPS_PER_WINDOW
         self._phrases = text.phrase_embeddings.to(device)
         self._phrase_class = text.phrase_class.to(device)
@@ -125,7 +129,7 @@ class Resolver:
             return []
         stacked = torch.from_numpy(np.concatenate(crops))
         features = [
-            F.normalize(self._encoder.class_features(part.to(self._device)).float(), dim=-1)
+            F.normalize(self._encoder.class_features(part.to(self._device), self._resampling).float(), dim=-1)
             for part in stacked.split(self._crop_batch)
         ]
         return pick_winners(torch.cat(features), self._descriptions, candidates)

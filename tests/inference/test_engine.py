@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from ovss_core.class_purification.winners import GroupProposal
 from ovss_core.config import (
     Background,
     LabelConfig,
@@ -15,6 +16,7 @@ from ovss_core.config import (
 )
 from ovss_core.dense_heads import HEADS, HeadOptions, build_head
 from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.positional import Resampling
 from ovss_core.errors import ConfigError, ModelError
 from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.inference.preprocessing import normalise, resize_image
@@ -310,3 +312,28 @@ def test_a_resnet_is_refused_when_the_engine_is_built_from_its_name() -> None:
     config = tiny_config()
     with pytest.raises(ModelError, match="ResNet"):
         SegmentationEngine.build(replace(config, model=replace(config.model, name="RN50")), tiny_text(WORDS))
+
+
+@pytest.mark.parametrize(("host", "resampling"), [("gem", "antialias"), ("sfp", "scale"), ("clip", "scale")])
+def test_crops_are_encoded_with_the_hosts_own_positions(host: str, resampling: Resampling) -> None:
+    purification = PurificationConfig(crop_size=16, thresholds="fixed", redundancy_threshold=0.0)
+    engine = _engine(tiny_config(host, purification))
+    crops = normalise(np.stack([random_picture(16, 16, seed) for seed in range(60)]))
+    descriptions = engine.text.description_embeddings
+    other: Resampling = "scale" if resampling == "antialias" else "antialias"
+    nearest = {}
+    for rule in (resampling, other):
+        features = torch.nn.functional.normalize(engine.encoder.class_features(crops, rule), dim=-1)
+        nearest[rule] = (features @ descriptions.T).argmax(1).tolist()
+    groups = tuple(GroupProposal(tuple(range(len(WORDS))), None, ((0, 0, 16, 16),)) for _ in crops)
+    content = PurifiedClasses(
+        np.zeros(len(WORDS), np.float32),
+        np.arange(len(WORDS)),
+        np.zeros((len(WORDS), 1, 4, 4), np.float32),
+        groups,
+        crops.numpy(),
+        tuple((group, 0) for group in range(len(groups))),
+    )
+    [winners] = engine.resolver.winners([Proposal((32, 32), (32, 32), content)])
+    assert [winner for [winner] in winners] == nearest[resampling]
+    assert nearest[resampling] != nearest[other]
