@@ -19,7 +19,7 @@ import pyarrow as pa
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.errors import ImageError
-from ovss_core.inference.decoding import decode_image, read_size
+from ovss_core.inference.decoding import EncodedImage
 from ovss_core.inference.engine import PreparedImage, SegmentationEngine
 from ovss_core.inference.proposal import Proposal
 from pipelines.compute import pick_device, use_threads
@@ -136,9 +136,9 @@ class _EngineStage:
     def _prepare(self, data: bytes) -> PreparedImage | Failure:
         limit = self.engine.config.max_pixels
         try:
-            height, width = read_size(data, limit)
-            with self._large if height * width > _LARGE_PIXELS else nullcontext():
-                return self.engine.prepare(decode_image(data, limit))
+            image = EncodedImage(data, limit)
+            with self._large if image.height * image.width > _LARGE_PIXELS else nullcontext():
+                return self.engine.prepare(image.pixels())
         except ImageError as error:
             return Failure.of("decode", error)
 
