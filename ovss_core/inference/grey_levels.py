@@ -92,10 +92,10 @@ def _scaled(
     values: np.ndarray, levels: _Levels, measured: np.ndarray | None, inverted: bool
 ) -> UInt8[np.ndarray, "height width"]:
     black, white = levels
-    factor = 255 / (white - black) if white > black else 0.0
+    span = max(white - black, np.finfo(np.float64).tiny)  # a constant image has none
 
     def grey(samples: np.ndarray) -> np.ndarray:
-        level = np.rint((samples.astype(np.float64) - black).clip(0, white - black) * factor)
+        level = np.rint((samples.astype(np.float64) - black).clip(0, white - black) * 255 / span)
         return (255 - level if inverted else level).astype(np.uint8)
 
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
