@@ -8,11 +8,11 @@ batch_format="pyarrow", ...)``.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -22,6 +22,7 @@ from ovss_core.errors import ImageError
 from ovss_core.inference.decoding import EncodedImage
 from ovss_core.inference.engine import PreparedImage, SegmentationEngine
 from ovss_core.inference.proposal import Proposal
+from ovss_core.segmentation import Segmentation
 from pipelines.compute import pick_device, use_threads
 from pipelines.faults import Failure, process_all
 from pipelines.label_rows import label_row
@@ -31,7 +32,7 @@ from pipelines.schema import FAILURE, LABELS, SECONDS, result_type
 _LARGE_PIXELS = 1 << 24
 _IMAGES_AT_ONCE = 16
 _PIXELS_AT_ONCE = 1 << 26
-Work = Callable[[Sequence[bytes]], list[Any]]
+Value = TypeVar("Value")
 
 
 class _EngineStage:
@@ -129,7 +130,8 @@ class _EngineStage:
             waiting = time.perf_counter()
             images = [future.result() for future in decoding[start : start + _IMAGES_AT_ONCE]]
             self._count("decode", waiting)
-            found = iter(self.engine.propose([image for image in images if isinstance(image, PreparedImage)]))
+            prepared = [image for image in images if isinstance(image, PreparedImage)]
+            found = iter(self._values(self.engine.propose_each(prepared)))
             proposals.extend(next(found) if isinstance(image, PreparedImage) else image for image in images)
         return proposals
 
@@ -142,14 +144,20 @@ class _EngineStage:
         except ImageError as error:
             return Failure.of("decode", error)
 
-    def _resolve(self, proposals: Sequence[Proposal]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
+    def _resolve(self, proposals: Sequence[Proposal]) -> list[dict[str, Any] | Failure]:
+        rows: list[dict[str, Any] | Failure] = []
         for chunk in _chunks_of_pixels(proposals):
-            results = self.engine.resolve(chunk)
+            results = self._values(self.engine.resolve_each(chunk))
             start = time.perf_counter()
-            rows.extend(self._threads.map(label_row, results))
+            rows.extend(self._threads.map(_row, results))
             self._count("mask_encoding", start)
         return rows
+
+    def _values(self, outcomes: Sequence[Value | ImageError]) -> list[Value | Failure]:
+        return [
+            Failure.of(self.name, outcome) if isinstance(outcome, ImageError) else outcome
+            for outcome in outcomes
+        ]
 
     def _count(self, step: str, start: float) -> None:
         self._seconds[step] = self._seconds.get(step, 0.0) + time.perf_counter() - start
@@ -186,6 +194,10 @@ class SegmentStage(_EngineStage):
         found = self._propose(items)
         rows = iter(self._resolve([proposal for proposal in found if isinstance(proposal, Proposal)]))
         return [next(rows) if isinstance(proposal, Proposal) else proposal for proposal in found]
+
+
+def _row(result: Segmentation | Failure) -> dict[str, Any] | Failure:
+    return result if isinstance(result, Failure) else label_row(result)
 
 
 def _chunks_of_pixels(proposals: Sequence[Proposal]) -> list[list[Proposal]]:
