@@ -10,11 +10,13 @@ from PIL import Image
 from ovss_core.segmentation import PresentClass, ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
 from pipelines import previews
+from pipelines.fragments import write_fragment
 from pipelines.label_rows import LABEL_TABLE, label_row
-from pipelines.manifest import Manifest, prepare_manifest, read_part
+from pipelines.manifest import prepare_manifest
+from pipelines.manifest_files import Manifest, read_part
 from pipelines.previews import write_previews
 from pipelines.schema import FAILURES, LABELS
-from pipelines.sink import FAILED, merge_part, write_fragment
+from pipelines.sink import FAILED, merge_part
 from pipelines.sources import FolderSource, Source
 from pipelines.storage import Folder
 
@@ -38,7 +40,7 @@ def finished_run(folder: Path, labelled: set[int], shard_size: int = 2) -> tuple
     output, source = Folder(str(folder.parent / "out")), FolderSource(str(folder))
     manifest = prepare_manifest(output, source, shard_size)
     number = 0
-    for part in range(len(manifest.counts)):
+    for part in manifest.parts:
         good, bad = [], []
         for row in read_part(output, part).to_pylist():
             names = {"image_id": row["image_id"], "uri": row["uri"]}
