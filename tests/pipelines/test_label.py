@@ -22,7 +22,7 @@ from pipelines.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.stages import SegmentStage
 from pipelines.storage import Folder
 from tests.conftest import encode_image
-from tests.inference.test_decoding import encoded, png_header_only
+from tests.inference.pictures import encoded, png_header_only
 
 ImageFolder = Callable[..., Path]
 VOCABULARY = Vocabulary.from_names(["background", "cat", "dog, puppy", "<b>grass</b>"], "test")
