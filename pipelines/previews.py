@@ -20,7 +20,7 @@ from ovss_core.errors import ImageError
 from ovss_core.inference.decoding import decode_image
 from ovss_core.vocabulary import Vocabulary
 from pipelines.fetch import ImageFetcher
-from pipelines.manifest import Manifest, part_name, read_part
+from pipelines.manifest_files import Manifest, read_part
 from pipelines.masks import decode_mask
 from pipelines.record import PREVIEWS
 from pipelines.sink import FAILED
@@ -109,12 +109,13 @@ def _choose(
     """Yield label rows with the bytes of their images, the same number from parts spread over the run."""
     column = source.image_column if isinstance(source, ParquetSource) else None
     fetcher = ImageFetcher(source.uri, column)
-    parts = len(manifest.counts)
-    chosen = sorted({round(place) for place in np.linspace(0, parts - 1, min(parts, count))})
+    parts = list(manifest.parts)
+    spread = np.linspace(0, len(parts) - 1, min(len(parts), count))
+    chosen = [parts[place] for place in sorted({round(place) for place in spread})]
     left = count
     with ThreadPoolExecutor(4) as threads:
         for position, part in enumerate(chosen):
-            rows = _read(output, f"labels/{part_name(part)}.parquet")
+            rows = _read(output, f"labels/{part}.parquet")
             wanted = min(rows.num_rows, -(-left // (len(chosen) - position)))
             places = sorted({round(place) for place in np.linspace(0, max(rows.num_rows - 1, 0), wanted)})
             picked = rows.take(places).to_pylist()
@@ -136,10 +137,10 @@ def _read(output: Folder, name: str) -> pa.Table:
 
 def _failures(output: Folder, manifest: Manifest) -> list[dict[str, Any]]:
     shown: list[dict[str, Any]] = []
-    for part in range(len(manifest.counts)):
+    for part in manifest.parts:
         if len(shown) >= _FAILURES_SHOWN:
             break
-        shown += _read(output, f"{FAILED}/{part_name(part)}.parquet").to_pylist()
+        shown += _read(output, f"{FAILED}/{part}.parquet").to_pylist()
     return shown[:_FAILURES_SHOWN]
 
 

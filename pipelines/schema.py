@@ -86,16 +86,18 @@ SECONDS = pa.map_(pa.string(), pa.float64())
 
 CARRIER = pa.schema(
     [
-        ("part", pa.int32()),
+        ("part", pa.string()),
         ("image_id", pa.string()),
         ("uri", pa.string()),
         ("annotation", pa.string()),
         ("image", pa.binary()),
         ("failure", FAILURE),
         ("seconds", SECONDS),
+        ("part_images", pa.int64()),
     ]
 )
-"""What the read stage hands to the first actor stage; each actor stage replaces the payload by its own."""
+"""What the read stage hands to the first actor stage (`part_images`, how many the part has, comes with the last image
+of a part that was listed while it was read); each actor stage replaces the payload by its own."""
 
 
 def result_type(schema: pa.Schema) -> pa.StructType:

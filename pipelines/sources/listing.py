@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import islice
 from urllib.parse import unquote
 
@@ -125,6 +126,14 @@ def matches(pieces: Sequence[str], patterns: Sequence[str]) -> bool:
     return matches(pieces[1:], patterns[1:])
 
 
+@lru_cache(maxsize=64)
+def _options(pattern: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Expand braces once for all files; names without a wildcard are looked up, thousands of them at once."""
+    options = expand_braces(pattern)
+    wild = tuple(option for option in options if re.search(r"[*?\[]", option))
+    return frozenset(options).difference(wild), wild
+
+
 def may_lead_to(pieces: Sequence[str], patterns: Sequence[str]) -> bool:
     """Say whether something below a folder may fit the pieces of a glob."""
     for piece, pattern in zip(pieces, patterns, strict=False):
@@ -136,7 +145,8 @@ def may_lead_to(pieces: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def _fits_piece(piece: str, pattern: str) -> bool:
-    return any(fnmatchcase(piece, option) for option in expand_braces(pattern))
+    names, globs = _options(pattern)
+    return piece in names or any(fnmatchcase(piece, option) for option in globs)
 
 
 def expand_braces(text: str) -> list[str]:

@@ -4,7 +4,7 @@ import logging
 import posixpath
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from pipelines.sources.parquet_columns import (
 from pipelines.sources.parquet_file import TableFile
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import join_uri, open_storage, redact
+from pipelines.transport.addresses import has_secrets
 from pipelines.transport.causes import TransferError, one_line
 
 _LOG = logging.getLogger(__name__)
@@ -180,11 +181,13 @@ class FileListing:
         self, group: _Group, row: int, image_id: str | None, address: str | None, text: bool
     ) -> Placed:
         image_id = image_id or f"{self.name}#{group.position + row}"
+        image_id = redact(image_id) if has_secrets(image_id) else image_id
         place = f"{self.name}#{group.number}.{row}"
+        cell = ImageRecord(image_id, self._uri, "parquet", path=self._path, row_group=group.number, row=row)
         if not text or (address is not None and not is_address(address)):
-            return ImageRecord(
-                image_id, self._uri, "parquet", path=self._path, row_group=group.number, row=row
-            ), place
+            return cell, place
+        if address is not None and has_secrets(address):  # the address stays in the table
+            return replace(cell, uri=redact(address)), place
         return self._address_record(image_id, address), place
 
     def _address_record(self, image_id: str, address: str | None) -> ImageRecord:

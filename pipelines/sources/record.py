@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from pipelines.transport.addresses import scrub
+
 Container = Literal["file", "uri", "listed", "tar", "parquet", "broken"]
 
 MANIFEST_SCHEMA = pa.schema(
@@ -50,6 +52,10 @@ class ImageRecord:
     row: int | None = None
     annotation: str | None = None
     reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.reason:  # it may be a library's, which repeats addresses
+            object.__setattr__(self, "reason", scrub(self.reason))
 
 
 class Source(Protocol):

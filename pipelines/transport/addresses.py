@@ -5,6 +5,7 @@ An address may carry a password, a signature or a token: in its user part, in an
 own message.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -127,6 +128,14 @@ def scrub(text: str, *addresses: str) -> str:
     text = _NAMED_SECRET.sub(rf"\1{_HIDDEN}", text)
     text = _HEADER.sub(rf"\1{_HIDDEN}", text)
     return printable(_IMAGE_DATA.sub(_shorten_data, text))
+
+
+class ScrubbedFormatter(logging.Formatter):
+    """Writes log lines, tracebacks included, without secrets of addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return scrub(super().format(record))
 
 
 def _redact_token(match: re.Match[str]) -> str:

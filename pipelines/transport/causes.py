@@ -234,9 +234,7 @@ def _network_fault(error: BaseException, host: str) -> TransferError | None:
     if isinstance(error, IncompleteRead):
         return early_end(host, len(error.partial), error.expected and len(error.partial) + error.expected)
     if isinstance(error, socket.gaierror):
-        again = error.errno == socket.EAI_AGAIN
-        reason = f"the name of {host} cannot be resolved ({error.strerror}); is this machine online?"
-        return TransferError(reason, "ConnectionError", again)
+        return _unresolved(host, error.errno == socket.EAI_AGAIN)
     if isinstance(error, ssl.SSLCertVerificationError):
         return TransferError(f"the certificate of {host} is not accepted: {error.verify_message}", "SSLError")
     if isinstance(error, ssl.SSLError):
@@ -250,7 +248,27 @@ def _network_fault(error: BaseException, host: str) -> TransferError | None:
         return TransferError(f"connection reset by {host}", type(error).__name__, True)
     if isinstance(error, TimeoutError):
         return TransferError(f"no answer from {host} in time", "TimeoutError", True)
+    return _network_fault_by_text(str(error), host)
+
+
+def _network_fault_by_text(text: str, host: str) -> TransferError | None:
+    """Find what libraries leave of the system's error in their own: its number or its words."""
+    if "name resolution" in text or "[Errno -3]" in text:
+        return _unresolved(host, True)
+    if "Name or service not known" in text or "[Errno -2]" in text or "NameResolutionError" in text:
+        return _unresolved(host, False)
+    if f"[Errno {errno.ECONNREFUSED}]" in text:
+        return TransferError(f"connection refused by {host}", "ConnectionRefusedError", True)
+    if f"[Errno {errno.ECONNRESET}]" in text:
+        return TransferError(f"connection reset by {host}", "ConnectionResetError", True)
     return None
+
+
+def _unresolved(host: str, again: bool) -> TransferError:
+    words = "Temporary failure in name resolution" if again else "Name or service not known"
+    return TransferError(
+        f"the name of {host} cannot be resolved ({words}); is this machine online?", "ConnectionError", again
+    )
 
 
 def _file_fault(error: BaseException, address: str = "") -> TransferError | None:

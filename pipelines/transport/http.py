@@ -5,9 +5,11 @@ end, and has no limit for a server that is silent or trickles.
 """
 
 import asyncio
+import atexit
 import os
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
@@ -32,6 +34,11 @@ class HttpClient:
         self._loop = asyncio.new_event_loop()
         Thread(target=self._loop.run_forever, daemon=True, name="http").start()
         self._session = asyncio.run_coroutine_threadsafe(_open_session(), self._loop).result()
+        atexit.register(self._close)  # aiohttp complains about connections that are left open
+
+    def _close(self) -> None:
+        with suppress(Exception):
+            asyncio.run_coroutine_threadsafe(self._session.close(), self._loop).result(_GRACE_S)
 
     def get(self, address: str, max_bytes: int, limit_s: float) -> bytes:
         """Return the body of an address, its content encoding undone.
@@ -105,6 +112,8 @@ class _Transfer:
             return self._timeout()
         if isinstance(error, aiohttp.TooManyRedirects):
             return TransferError(f"{self._host} redirects without end", "TooManyRedirects")
+        if isinstance(error, aiohttp.ClientResponseError):  # statuses are looked at by ourselves
+            return TransferError(f"the answer from {self._host} is no HTTP that can be read", "HTTPError")
         if isinstance(error, aiohttp.ServerDisconnectedError):
             reason = f"{self._host} closed the connection without an answer"
             return TransferError(reason, "ConnectionError", transient=True)

@@ -75,7 +75,8 @@ def test_a_failure_says_status_and_cause_and_only_what_may_pass_is_tried_again(
 
 
 def test_an_answer_that_is_no_http_is_a_failure(server: LoopbackServer) -> None:
-    assert "HTTP" in failure(f"http://{server.host}/garbage").reason
+    reason = f"the answer from {server.host} is no HTTP that can be read"
+    assert failure(f"http://{server.host}/garbage").reason == reason
 
 
 def test_a_port_where_nobody_listens_is_named() -> None:
@@ -88,6 +89,19 @@ def test_a_port_where_nobody_listens_is_named() -> None:
 def test_a_host_that_does_not_exist_is_named() -> None:
     outcome = failure("http://no-such-host.invalid/a.jpg", timeout_s=2.0)
     assert outcome.reason.startswith("the name of no-such-host.invalid cannot be resolved")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*arguments: object, **options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    start = time.monotonic()
+    outcome = failure("hf://datasets/nobody/nothing/a.jpg", timeout_s=20.0)
+    assert outcome.reason == (
+        "the name of huggingface.co cannot be resolved (Name or service not known); is this machine online?"
+    )
+    assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize(("name", "reason"), [("silent", "no answer from"), ("trickle", "sent only")])

@@ -230,7 +230,7 @@ def test_a_root_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
     (Path(root) / "1.png").write_bytes(b"1")
     source = FolderSource(root)
     manifest = prepare_manifest(Folder(str(tmp_path / "out")), source, 7)
-    [row] = read_part(Folder(str(tmp_path / "out")), 0).to_pylist()
+    [row] = read_part(Folder(str(tmp_path / "out")), "part-00000").to_pylist()
     with ThreadPoolExecutor(1) as threads:
         assert ImageFetcher(source.uri).fetch([row], threads) == [b"1"]
     assert (manifest.images, row["image_id"], row["uri"]) == (1, "1.png", f"file://{tmp_path}/%FF/1.png")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -31,14 +32,14 @@ def make(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(name.encode())
 
 
-def read(source: Source, output: Path) -> dict[str, bytes | str]:
+def read(source: Source, output: Path, column: str | None = None) -> dict[str, bytes | str]:
     manifest = prepare_manifest(Folder(str(output)), source, 3)
     found: dict[str, bytes | str] = {}
     with ThreadPoolExecutor(2) as threads:
-        for part in range(len(manifest.counts)):
+        for part in manifest.parts:
             rows = read_part(Folder(str(output)), part).to_pylist()
             for row, value in zip(
-                rows, ImageFetcher(source.uri, timeout_s=5.0).fetch(rows, threads), strict=True
+                rows, ImageFetcher(source.uri, column, timeout_s=5.0).fetch(rows, threads), strict=True
             ):
                 assert row["image_id"] not in found
                 found[row["image_id"]] = value.reason if isinstance(value, Failure) else value
@@ -96,12 +97,28 @@ def test_secrets_of_listed_addresses_stay_in_the_list(tmp_path: Path, server: Lo
         told = str(pq.read_table(part).to_pylist())
         assert not any(secret in told for secret in ("S3CR3T", "S1GN", "S2GN", "T0KEN"))
     path.write_text(path.read_text().replace("S2GN", "S4GN"))
-    rows = read_part(Folder(str(tmp_path / "out")), 0).to_pylist()
+    rows = read_part(Folder(str(tmp_path / "out")), "part-00000").to_pylist()
     with ThreadPoolExecutor(2) as threads:
         first, second, third = ImageFetcher(source.uri).fetch(rows, threads)
     assert (first, third) == (BODY, BODY)
     assert isinstance(second, Failure)
     assert "the list of images changed after it was listed" in second.reason
+
+
+def test_secrets_of_addresses_in_a_table_stay_in_the_table(tmp_path: Path, server: LoopbackServer) -> None:
+    plain = f"http://{server.host}/good"
+    addresses = [f"http://jo:S3CR3T@{server.host}/good?sig=S1GN", f"{plain}?sig=S2GN", plain]
+    pq.write_table(pa.table({"url": addresses}), tmp_path / "t.parquet")
+    for name, id_column in (("plain", None), ("named", "url")):
+        source = SourceOptions(
+            parquet=str(tmp_path / "t.parquet"), image_column="url", id_column=id_column
+        ).open()
+        assert list(read(source, tmp_path / name, "url").values()) == [BODY] * 3
+        told = str(
+            [pq.read_table(part).to_pylist() for part in (tmp_path / name / "manifest").glob("*.parquet")]
+        )
+        assert not any(secret in told for secret in ("S3CR3T", "S1GN", "S2GN"))
+        assert told.count(f"'uri': '{plain}'") == 3
 
 
 def test_lines_that_are_no_text_name_files_too(tmp_path: Path) -> None:
@@ -210,7 +227,7 @@ def test_a_web_address_is_one_image_and_its_secrets_are_not_written(
 ) -> None:
     source = SourceOptions(images=f"http://jo:S3CR3T@{server.host}/good?sig=S1GN").open()
     assert read(source, tmp_path / "out") == {f"http://{server.host}/good": BODY}
-    assert "S1GN" not in str(read_part(Folder(str(tmp_path / "out")), 0).to_pylist())
+    assert "S1GN" not in str(read_part(Folder(str(tmp_path / "out")), "part-00000").to_pylist())
     for address in ("http://host/", "http://host", "http://host/*.jpg"):
         with pytest.raises(ConfigError, match=r"give a \.txt list of addresses"):
             SourceOptions(images=address).open()

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from pipelines.faults import Failure
+from pipelines.sources import ImageRecord
 from pipelines.transport.addresses import (
     encode_http,
     file_uri,
@@ -173,3 +174,8 @@ def test_the_other_end_is_named() -> None:
         True,
         False,
     ]
+
+
+def test_a_record_that_says_why_there_is_nothing_to_read_tells_no_secret() -> None:
+    record = ImageRecord("a", "b", "broken", reason="GET https://jo:S3CR3T@h/x?sig=SIGN4TURE failed")
+    assert record.reason == "GET https://h/x failed"
