@@ -24,10 +24,15 @@ from hypothesis import strategies as st
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.faults import Failure
 from pipelines.fetch import ImageFetcher
+from pipelines.label_rows import LABEL_TABLE
+from pipelines.manifest import prepare_manifest
+from pipelines.plan import plan_work
+from pipelines.reading import ReadImages
 from pipelines.sources import ParquetSource
 from pipelines.sources.parquet import is_hidden
 from pipelines.sources.parquet_file import TableFile
-from pipelines.storage import redact
+from pipelines.storage import Folder, redact
+from pipelines.work_units import pack_units
 
 PICTURES = [b"\xff\xd8\xff" + bytes([n]) * (50 + n) for n in range(6)]
 
@@ -548,6 +553,31 @@ def test_a_row_group_is_read_once_by_the_slices_of_a_task(one_group: Path, count
     assert late == expected[590:]
     assert picked == [expected[500], expected[3], expected[3]]
     assert counted.bytes_read < 2.1 * size
+
+
+def test_a_run_over_parts_reads_each_row_group_once(one_group: Path, tmp_path: Path, counted: Any) -> None:
+    write(one_group, "u.parquet", {"image": [b"%d" % n * 100 for n in range(700)]}, row_group_size=90)
+    source = ParquetSource(f"counted://{one_group}")
+    output = Folder(str(tmp_path / "out"))
+    manifest = prepare_manifest(output, source, 256)
+    assert len(manifest.parts) == 6
+    units = plan_work(output, source, manifest, LABEL_TABLE, 2, 16).units
+    assert len(units) > 2
+    expected = {
+        f"{name}.parquet": pq.read_table(one_group / f"{name}.parquet")["image"].to_pylist() for name in "tu"
+    }
+    counted.bytes_read = 0
+    found: dict[str, bytes] = {}
+    for unit in pack_units(units):  # each as a task of its own
+        reader = ReadImages(output.uri, source.uri, "image", threads=1)
+        for table in reader.read(pa.Table.from_pylist([unit])):
+            found.update(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+    assert found == {
+        f"{name}#{row}": value for name, values in expected.items() for row, value in enumerate(values)
+    }
+    size = (one_group / "t.parquet").stat().st_size
+    overhead = len(units) * (1 << 16)  # the end of a file, for each task
+    assert counted.bytes_read < 1.1 * size + overhead
 
 
 def test_a_reader_travels_to_another_process_without_its_open_file(one_group: Path) -> None:
