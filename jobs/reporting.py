@@ -105,7 +105,8 @@ def _ending_signals() -> Iterator[None]:
         yield
     finally:
         for number in taken:
-            signal.signal(number, before[number])
+            if signal.getsignal(number) is end:  # after a signal the process only has to end
+                signal.signal(number, before[number])
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:

@@ -164,7 +164,7 @@ def _refusal(lack: Lack, nodes: Sequence[Node], growth: Growth, joined: bool, se
     place = "the cluster" if joined else "this machine"
     waited = f" after {seconds:g} s" if joined and seconds else ""
     advice = f"{wait}, or {lack.advice}" if joined else lack.advice
-    return f"{place} has not {lack.what}{waited}, only {describe_nodes(nodes)}{coming}; {advice}"
+    return f"{place} lacks {lack.what}{waited}: it has {describe_nodes(nodes)}{coming}; {advice}"
 
 
 def worker_bundles(options: PoolOptions, two_stages: bool) -> list[dict[str, float]]:

@@ -9,6 +9,8 @@ import socket
 import sys
 import tempfile
 import threading
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,7 @@ import ray
 
 from ovss_core.errors import ClusterError
 from pipelines.capacity import cluster_nodes
+from pipelines.compute import pick_device
 from pipelines.progress import LINE_INTERVAL_S, announced
 
 _CONNECT_S = 20.0
@@ -32,6 +35,8 @@ _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _LEAST_FREE_BYTES = 200 << 20
 _OWN_NEWS = re.compile(rb"\[[^\]]* I \d+ \d+\] logging\.cc:\d+: Set ray log level from environment variable")
 """What Ray's core says at its start because it was told to say nothing."""
+_MARK = "OVSS_STARTED_BY"
+_GRACE_S = 2.0
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -60,16 +65,18 @@ def connected(
         return
     remote = address or os.environ.get("RAY_ADDRESS")
     step = f"ovss: joining the Ray cluster at {remote}" if remote else "ovss: starting Ray on this machine"
+    mark = uuid.uuid4().hex
     with _quiet(verbose):
         try:
             with _own_stderr() as stream, announced(step, interval_s, stream):
-                _start(remote, verbose)
+                _start(remote, verbose, mark)
             yield bool(remote)
         finally:
             ray.shutdown()
+            _end_leftovers(mark)
 
 
-def _start(remote: str | None, verbose: bool) -> None:
+def _start(remote: str | None, verbose: bool, mark: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_KEEP_IDLE_MS))
     os.environ.setdefault(
@@ -83,7 +90,7 @@ def _start(remote: str | None, verbose: bool) -> None:
         options |= {"address": "local", "include_dashboard": False, "_temp_dir": temporary_folder()}
     try:
         _check_reachable(remote)
-        with _own_signals(), _without_own_news(verbose):
+        with _marked(mark), _own_signals(), _without_own_news(verbose):
             ray.init(**options)
     except ClusterError:
         raise
@@ -112,6 +119,40 @@ def _quiet(verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
+def _marked(mark: str) -> Iterator[None]:
+    """Let processes that are started inside the block, and theirs, carry a mark in their environment."""
+    os.environ[_MARK] = mark
+    try:
+        yield
+    finally:
+        del os.environ[_MARK]
+
+
+def _end_leftovers(mark: str) -> None:
+    """End what carries the mark still: agents of a node that ended while they started would stay for a while."""
+    begin, empty = time.monotonic(), 0
+    while (
+        empty < 2 and time.monotonic() < begin + 5 * _GRACE_S
+    ):  # twice: a process that is just born shows no mark
+        left = _marked_processes(mark)
+        empty = 0 if left else empty + 1
+        if time.monotonic() >= begin + _GRACE_S:
+            for process in left:
+                with suppress(OSError):
+                    os.kill(process, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def _marked_processes(mark: str) -> list[int]:
+    found, wanted = [], f"{_MARK}={mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):  # empty where there is no Linux
+        with suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+@contextmanager
 def _own_signals() -> Iterator[None]:
     """Keep this process's handlers of the signals that end it: `ray.init` puts its own in their place."""
     if threading.current_thread() is not threading.main_thread():
@@ -137,7 +178,7 @@ def _without_own_news(verbose: bool) -> Iterator[None]:
     if verbose:
         yield
         return
-    with tempfile.TemporaryFile() as held, suppress(OSError):
+    with tempfile.TemporaryFile() as held:
         kept = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:
@@ -146,9 +187,8 @@ def _without_own_news(verbose: bool) -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             held.seek(0)
-            for line in held:
-                if not _OWN_NEWS.match(line):
-                    os.write(2, line)
+            with suppress(OSError):  # a terminal that has gone
+                os.write(2, b"".join(line for line in held if not _OWN_NEWS.match(line)))
 
 
 @contextmanager
@@ -239,8 +279,15 @@ def run_near_gpu(function: Callable[..., Any], *arguments: Any, use_gpu: bool = 
     """Call a function as ``function(*arguments, device)``: on a GPU of the cluster if it has one, else here."""
     if not use_gpu or not any(node.gpus for node in cluster_nodes()):
         return function(*arguments, "cpu")
-    task = ray.remote(num_gpus=0.25, num_cpus=0.25, max_retries=1)(function)
+    task = ray.remote(num_gpus=0.25, num_cpus=0.25, max_retries=1)(_call_on_own_device)
     try:
-        return ray.get(task.remote(*arguments, "cuda"))
+        return ray.get(task.remote(function, *arguments))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from error
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ClusterError(f"the text could not be encoded on the cluster: {reason}; try again") from error
+
+
+def _call_on_own_device(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments, pick_device("auto"))

@@ -260,6 +260,8 @@ def describe_result(job: EvaluateJob, report: Mapping[str, Any]) -> int:
     else:
         print(_headline(report))
         print(f"report: {place}/{EVALUATION}")
+    for warning in (report["rows"][0] if job.pairs.grid else report)["warnings"]:
+        print(f"warning: {warning}")
     if report["failed"]:
         print(f"why images failed: {place}/failures; try them again with --retry-failed")
     return 0 if report["measured"] else 1
@@ -274,4 +276,5 @@ def _headline(report: Mapping[str, Any]) -> str:
         "oracle mIoU": (report["oracle"] or {}).get("miou"),
         "purified vocabulary F1": (report["purified_vocabulary"] or {}).get("f1"),
     }
-    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in named.items() if value is not None)
+    scores = [f"{name} {100 * value:.2f} %" for name, value in named.items() if value is not None]
+    return ", ".join(scores) or "no scores"

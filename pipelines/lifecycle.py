@@ -104,9 +104,10 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
         OvssError: The run stopped, or its counts do not add up.
     """
     output, run = course.output, course.run
-    replaces = run.overwrite or not _continues(course, course.identity(None), but=("weights_hash",))
-    output.check_writable()
-    manifest = None if replaces else _extend_finished(course)
+    with _refusing_in_one_line():
+        replaces = run.overwrite or not _continues(course, course.identity(None), but=("weights_hash",))
+        output.check_writable()
+        manifest = None if replaces else _extend_finished(course)
     if manifest and _is_finished(course, manifest):
         with stopping_in_one_line():
             return write_summary(output, manifest, _this_start(0, 0.0)), manifest
@@ -132,13 +133,25 @@ def open_source(uri: str | None, open_it: Callable[[], OpenSource], run: RunOpti
     Raises:
         StorageError: It holds none.
     """
-    with announced(f"ovss: looking into {redact(uri or '')}", run.progress_s):
+    with _refusing_in_one_line(), announced(f"ovss: looking into {redact(uri or '')}", run.progress_s):
         source = open_it()
         if not is_streamed(source) and next(iter(source.records()), None) is None:
             raise StorageError(
                 f"no image in {source.describe()['uri']}; check the path and the files' extensions"
             )
     return source
+
+
+@contextmanager
+def _refusing_in_one_line() -> Iterator[None]:
+    """Turn what the system says against a place into the error of a command that has not begun."""
+    try:
+        yield
+    except OvssError:
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise StorageError(f"{place}{error.strerror or root_cause(error)}") from error
 
 
 @contextmanager
@@ -160,6 +173,8 @@ def _continues(course: Course, identity: dict[str, Any], but: Collection[str] = 
     """
     try:
         check_identity(course.output, identity, but)
+    except NotADirectoryError:  # nothing is there to compare; that it cannot be written to is said next
+        return True
     except OutputMismatchError:
         output = course.output
         if not output.exists(RUN) or output.names(DONE) or output.folders(FRAGMENTS):
@@ -178,7 +193,7 @@ def _extend_finished(course: Course) -> Manifest | None:
             return None
     except DamagedFileError:  # the run that comes now repairs it
         return None
-    with announced("ovss: nothing was left to do; comparing the weights", course.run.progress_s):
+    with announced("ovss: everything is done; comparing the weights", course.run.progress_s):
         try:
             weights_hash = load_clip(course.model).weights_hash()
         except (ModelError, WeightsError):  # they may lie on the cluster's nodes only

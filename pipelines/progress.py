@@ -14,13 +14,15 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 LINE_INTERVAL_S = 10.0
 _TICK_S = 0.5
+_QUICK_S = 0.5
+"""A step that is over before this is not worth a line."""
 
 
 @contextmanager
 def announced(
     step: str, interval_s: float = LINE_INTERVAL_S, stream: TextIO | None = None
 ) -> Iterator[Callable[[str], None]]:
-    """Say what is being done before it is done, and how long it takes while it lasts.
+    """Say what is being done while it is done, and how long it takes; what takes no time is passed over.
 
     Args:
         step: What is done, such as "listing photos/".
@@ -33,7 +35,6 @@ def announced(
     shown = _Step(step, stream or sys.stderr)
     stop = threading.Event()
     thread = threading.Thread(target=shown.repeat, args=(stop, interval_s), daemon=True)
-    shown.begin()
     thread.start()
     try:
         yield shown.tell
@@ -46,34 +47,34 @@ def announced(
 class _Step:
     def __init__(self, text: str, stream: TextIO) -> None:
         self._text, self._detail, self._stream = text, "", stream
-        self._start = time.monotonic()
+        self._start, self._shown = time.monotonic(), False
         self._console = Console(file=stream) if stream.isatty() else None
         self._status = self._console.status(escape(f"{text} ...")) if self._console else None
-
-    def begin(self) -> None:
-        with suppress(OSError):
-            if self._status:
-                self._status.start()
-            else:
-                print(f"{self._text} ...", file=self._stream, flush=True)
 
     def tell(self, detail: str) -> None:
         self._detail = f": {detail}" if detail else ""
 
     def repeat(self, stop: threading.Event, interval_s: float) -> None:
+        if stop.wait(_QUICK_S):
+            return
+        self._shown = True
+        self._write(f"{self._text} ...")
         while not stop.wait(_TICK_S if self._status else interval_s):
-            with suppress(OSError):  # a terminal that is gone must not end the run
-                line = self._line()
-                if self._status:
-                    self._status.update(escape(line))
-                else:
-                    print(line, file=self._stream, flush=True)
+            self._write(self._line())
 
     def end(self) -> None:
         with suppress(OSError):
-            if self._status and self._console:
+            if self._shown and self._status and self._console:
                 self._status.stop()
                 self._console.print(self._line(), markup=False, highlight=False)
+
+    def _write(self, line: str) -> None:
+        with suppress(OSError):  # a terminal that is gone must not end the run
+            if self._status:
+                self._status.update(escape(line))
+                self._status.start()
+            else:
+                print(line, file=self._stream, flush=True)
 
     def _line(self) -> str:
         return f"{self._text}{self._detail} ({time.monotonic() - self._start:.0f} s)"

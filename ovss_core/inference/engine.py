@@ -20,10 +20,11 @@ from ovss_core.dense_heads import HeadOptions, build_head
 from ovss_core.encoders.checkpoints import ClipModel, load_clip
 from ovss_core.encoders.image_encoder import ImageEncoder
 from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.errors import ConfigError
+from ovss_core.errors import ConfigError, ImageError
+from ovss_core.inference.finiteness import WINDOWS, finite_images, not_finite, raise_first
 from ovss_core.inference.preprocessing import normalise, resize_image
 from ovss_core.inference.proposal import PhraseFeatures, Proposal, PurifiedClasses
-from ovss_core.inference.resolution import Resolver, background_policy
+from ovss_core.inference.resolution import Resolver, Winners, background_policy
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.segmentation import Segmentation
 
@@ -93,7 +94,9 @@ class SegmentationEngine:
         purifying = purification.method == "freecp"
         self.purifier = ClassPurifier(purification, text, policy, self.device) if purifying else None
         self._phrases = text.phrase_embeddings.to(self.device)
-        self.resolver = Resolver(self.config, text, self.encoder, self.device, self.window_batch)
+        self.resolver = Resolver(
+            self.config, text, self.encoder, self.device, self.window_batch, self.request.resampling
+        )
 
     def with_vocabulary(self, text: TextClassifier, config: SegmenterConfig) -> "SegmentationEngine":
         """Return an engine on the same image tower and host for another vocabulary.
@@ -144,7 +147,14 @@ class SegmentationEngine:
 
         Args:
             images: Decoded images, uint8 RGB [height, width, 3], any sizes, or prepared ones.
+
+        Raises:
+            ImageError: The features of an image are not finite; `propose_each` gives the others all the same.
         """
+        return raise_first(self.propose_each(images))
+
+    def propose_each(self, images: Sequence[np.ndarray | PreparedImage]) -> list[Proposal | ImageError]:
+        """Do as `propose`; an image whose features are not finite has the error in its place."""
         with self._timed("resize"):
             prepared = [
                 image if isinstance(image, PreparedImage) else self.prepare(image) for image in images
@@ -153,26 +163,44 @@ class SegmentationEngine:
             WindowLayout.of(image.pixels.shape[0], image.pixels.shape[1], self.config.windows)
             for image in prepared
         ]
-        proposals: list[Proposal | None] = [None] * len(prepared)
+        proposals: dict[int, Proposal | ImageError] = {}
         for wave in plan_waves(layouts, self.window_batch * WAVE_BATCHES):
             found = self._propose_wave([prepared[i] for i in wave], [layouts[i] for i in wave])
-            for index, proposal in zip(wave, found, strict=True):
-                proposals[index] = proposal
-        return [proposal for proposal in proposals if proposal is not None]
+            proposals.update(zip(wave, found, strict=True))
+        return [proposals[index] for index in range(len(prepared))]
 
     def resolve(self, proposals: Sequence[Proposal]) -> list[Segmentation]:
-        """Encode the crops of all proposals, pick winners and assign labels at the images' sizes (stage 2)."""
+        """Encode the crops of all proposals, pick winners and assign labels at the images' sizes (stage 2).
+
+        Raises:
+            ImageError: The features or scores of an image are not finite; `resolve_each` labels the others all the
+                same.
+        """
+        return raise_first(self.resolve_each(proposals))
+
+    def resolve_each(self, proposals: Sequence[Proposal]) -> list[Segmentation | ImageError]:
+        """Do as `resolve`; an image whose features or scores are not finite has the error in its place."""
         with torch.inference_mode():
             with self._timed("ambiguity_crops"):
-                winners = self.resolver.winners(proposals)
+                winners = self.resolver.winners_each(proposals)
             with self._timed("labels"):
                 return [
-                    self.resolver.label(proposal, decided)
+                    self._label(proposal, decided)
                     for proposal, decided in zip(proposals, winners, strict=True)
                 ]
 
+    def _label(self, proposal: Proposal, decided: Winners | ImageError) -> Segmentation | ImageError:
+        if isinstance(decided, ImageError):
+            return decided
+        try:
+            return self.resolver.label(proposal, decided)
+        except ImageError as error:
+            return error
+
     @torch.inference_mode()
-    def _propose_wave(self, images: list[PreparedImage], layouts: list[WindowLayout]) -> list[Proposal]:
+    def _propose_wave(
+        self, images: list[PreparedImage], layouts: list[WindowLayout]
+    ) -> list[Proposal | ImageError]:
         """Run stage 1 on images whose windows all have one size."""
         with self._timed("windows"):
             windows = np.concatenate(
@@ -187,8 +215,10 @@ class SegmentationEngine:
         layouts: Sequence[WindowLayout],
         features: Float[Tensor, "windows patches features"],
         attention: Float[Tensor, "windows patches patches"] | None,
-    ) -> list[Proposal]:
+    ) -> list[Proposal | ImageError]:
         """Score and purify the vocabulary on windows that are encoded already.
+
+        An image whose features or attention are not finite has an error in its place.
 
         Args:
             images: Prepared images, all of one window size.
@@ -196,6 +226,32 @@ class SegmentationEngine:
             features: From `encode_windows`, the windows of all images one after the other.
             attention: From the same; read only where purification follows.
         """
+        finite = finite_images(features, attention, [len(layout) for layout in layouts])
+        if all(finite):
+            return [*self._propose_finite(images, layouts, features, attention)]
+        kept = [place for place, sound in enumerate(finite) if sound]
+        windows = torch.tensor(finite).repeat_interleave(torch.tensor([len(layout) for layout in layouts]))
+        sound_attention = None if attention is None else attention[windows.to(attention.device)]
+        sound_features = features[windows.to(features.device)]
+        proposals = iter(
+            self._propose_finite(
+                [images[place] for place in kept],
+                [layouts[place] for place in kept],
+                sound_features,
+                sound_attention,
+            )
+            if kept
+            else ()
+        )
+        return [next(proposals) if sound else not_finite(WINDOWS) for sound in finite]
+
+    def _propose_finite(
+        self,
+        images: Sequence[PreparedImage],
+        layouts: Sequence[WindowLayout],
+        features: Tensor,
+        attention: Tensor | None,
+    ) -> list[Proposal]:
         contents: Sequence[PhraseFeatures | PurifiedClasses]
         if self.purifier is None:
             with self._timed("scores"):

@@ -17,8 +17,10 @@ from ovss_core.class_purification.winners import (
 )
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.positional import Resampling
 from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.errors import ConfigError
+from ovss_core.errors import ConfigError, ImageError
+from ovss_core.inference.finiteness import CROPS, SCORES, not_finite, raise_first
 from ovss_core.inference.labels import (
     Labels,
     PhraseScores,
@@ -80,6 +82,7 @@ class Resolver:
         encoder: Encodes the crops.
         device: Where to compute.
         window_batch: Windows whose tokens are encoded at once.
+        resampling: How the host's tower resamples positions; the released code encodes crops by the same rule.
     """
 
     def __init__(
@@ -89,11 +92,13 @@ class Resolver:
         encoder: ImageEncoder,
         device: torch.device,
         window_batch: int,
+        resampling: Resampling = "scale",
     ) -> None:
         self._config = config
         self._vocabulary = text.vocabulary
         self._encoder = encoder
         self._device = device
+        self._resampling = resampling
         self._crop_batch = window_batch * CROPS_PER_WINDOW
         self._phrases = text.phrase_embeddings.to(device)
         self._phrase_class = text.phrase_class.to(device)
@@ -106,32 +111,52 @@ class Resolver:
 
         Returns:
             For each proposal, group and box the winning class, None for a degenerate box.
+
+        Raises:
+            ImageError: The features of an image's crops are not finite.
         """
+        return raise_first(self.winners_each(proposals))
+
+    def winners_each(self, proposals: Sequence[Proposal]) -> list[Winners | ImageError]:
+        """Do as `winners`; an image with a crop whose features are not finite has the error in its place."""
         contents = [proposal.content for proposal in proposals]
         purified = [content for content in contents if isinstance(content, PurifiedClasses)]
         candidates = [content.groups[group].classes for content in purified for group, _ in content.crop_of]
         picked = iter(self._pick([content.crops for content in purified if len(content.crops)], candidates))
-        result: list[Winners] = []
+        result: list[Winners | ImageError] = []
         for content in contents:
             groups = content.groups if isinstance(content, PurifiedClasses) else ()
             winners: Winners = [[None] * len(group.boxes) for group in groups]
+            sound = True
             for group, box in content.crop_of if isinstance(content, PurifiedClasses) else ():
-                winners[group][box] = next(picked)
-            result.append(winners)
+                winners[group][box], finite = next(picked)
+                sound &= finite
+            result.append(winners if sound else not_finite(CROPS))
         return result
 
-    def _pick(self, crops: list[np.ndarray], candidates: list[tuple[int, ...]]) -> list[int]:
+    def _pick(self, crops: list[np.ndarray], candidates: list[tuple[int, ...]]) -> list[tuple[int, bool]]:
+        """Return each crop's winner, and whether its features are finite."""
         if not candidates:
             return []
         stacked = torch.from_numpy(np.concatenate(crops))
-        features = [
-            F.normalize(self._encoder.class_features(part.to(self._device)).float(), dim=-1)
-            for part in stacked.split(self._crop_batch)
-        ]
-        return pick_winners(torch.cat(features), self._descriptions, candidates)
+        features = torch.cat(
+            [
+                F.normalize(
+                    self._encoder.class_features(part.to(self._device), self._resampling).float(), dim=-1
+                )
+                for part in stacked.split(self._crop_batch)
+            ]
+        )
+        sums = features.square().sum(1)
+        winners = pick_winners(features, self._descriptions, candidates)
+        return list(zip(winners, (sums.isfinite() & (sums > 0)).tolist(), strict=True))
 
     def label(self, proposal: Proposal, winners: Winners) -> Segmentation:
-        """Assign labels to one image at its own size."""
+        """Assign labels to one image at its own size.
+
+        Raises:
+            ImageError: Its scores are not finite.
+        """
         stitcher = self.stitcher(proposal)
         if isinstance(proposal.content, PhraseFeatures):
             return self._summarise(self._label_phrases(proposal.content, stitcher))
@@ -220,7 +245,10 @@ class Resolver:
 
     def _summarise(self, labels: Labels) -> Segmentation:
         label_map = labels.label_map.cpu().numpy().astype(self._vocabulary.mask_dtype)
-        present = summarise_labels(label_map, labels.confidence_sums.cpu().numpy(), self._vocabulary)
+        sums = labels.confidence_sums.cpu().numpy()
+        if not np.isfinite(sums).all():
+            raise not_finite(SCORES)
+        present = summarise_labels(label_map, sums, self._vocabulary)
         return Segmentation(label_map, present)
 
 

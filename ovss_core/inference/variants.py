@@ -18,6 +18,7 @@ from ovss_core.config import SfpConfig, WindowConfig
 from ovss_core.encoders.trace import TraceRequest, merge_requests
 from ovss_core.errors import ConfigError
 from ovss_core.inference.engine import WAVE_BATCHES, PreparedImage, SegmentationEngine, plan_waves
+from ovss_core.inference.finiteness import raise_first
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.segmentation import Segmentation
 
@@ -61,10 +62,13 @@ class EncodedImages:
         )
 
     def segment(self, engine: SegmentationEngine) -> list[Segmentation]:
-        """Label the images with an engine whose windows and head are those they were encoded with."""
-        return engine.resolve(
-            engine.propose_encoded(self.images, self.layouts, self.features, self.attention)
-        )
+        """Label the images with an engine whose windows and head are those they were encoded with.
+
+        Raises:
+            ImageError: The features or scores of an image are not finite.
+        """
+        proposals = engine.propose_encoded(self.images, self.layouts, self.features, self.attention)
+        return engine.resolve(raise_first(proposals))
 
 
 class VariantEngines:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from ovss_core.class_purification.winners import GroupProposal
 from ovss_core.config import (
     Background,
     LabelConfig,
@@ -15,7 +16,9 @@ from ovss_core.config import (
 )
 from ovss_core.dense_heads import HEADS, HeadOptions, build_head
 from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.errors import ConfigError, ModelError
+from ovss_core.encoders.positional import Resampling
+from ovss_core.encoders.trace import EncoderTrace, TraceRequest
+from ovss_core.errors import ConfigError, ImageError, ModelError
 from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.inference.preprocessing import normalise, resize_image
 from ovss_core.inference.proposal import PhraseFeatures, Proposal, PurifiedClasses
@@ -310,3 +313,98 @@ def test_a_resnet_is_refused_when_the_engine_is_built_from_its_name() -> None:
     config = tiny_config()
     with pytest.raises(ModelError, match="ResNet"):
         SegmentationEngine.build(replace(config, model=replace(config.model, name="RN50")), tiny_text(WORDS))
+
+
+@pytest.mark.parametrize(("host", "resampling"), [("gem", "antialias"), ("sfp", "scale"), ("clip", "scale")])
+def test_crops_are_encoded_with_the_hosts_own_positions(host: str, resampling: Resampling) -> None:
+    purification = PurificationConfig(crop_size=16, thresholds="fixed", redundancy_threshold=0.0)
+    engine = _engine(tiny_config(host, purification))
+    crops = normalise(np.stack([random_picture(16, 16, seed) for seed in range(60)]))
+    descriptions = engine.text.description_embeddings
+    other: Resampling = "scale" if resampling == "antialias" else "antialias"
+    nearest = {}
+    for rule in (resampling, other):
+        features = torch.nn.functional.normalize(engine.encoder.class_features(crops, rule), dim=-1)
+        nearest[rule] = (features @ descriptions.T).argmax(1).tolist()
+    groups = tuple(GroupProposal(tuple(range(len(WORDS))), None, ((0, 0, 16, 16),)) for _ in crops)
+    content = PurifiedClasses(
+        np.zeros(len(WORDS), np.float32),
+        np.arange(len(WORDS)),
+        np.zeros((len(WORDS), 1, 4, 4), np.float32),
+        groups,
+        crops.numpy(),
+        tuple((group, 0) for group in range(len(groups))),
+    )
+    [winners] = engine.resolver.winners([Proposal((32, 32), (32, 32), content)])
+    assert [winner for [winner] in winners] == nearest[resampling]
+    assert nearest[resampling] != nearest[other]
+
+
+def _poison(engine: SegmentationEngine, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """Let the image tower fail on white windows."""
+    trace = engine.encoder.trace
+
+    def poisoned(windows: torch.Tensor, request: TraceRequest) -> EncoderTrace:
+        found = trace(windows, request)
+        found.tokens[windows.amin((1, 2, 3)) > 1.7] = value
+        return found
+
+    monkeypatch.setattr(engine.encoder, "trace", poisoned)
+
+
+@pytest.mark.parametrize("method", ["none", "image auto", "released fixed"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_cost_their_own_image_alone(
+    method: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _engine(tiny_config("clip", METHODS[method]))
+    white = np.full((60, 80, 3), 255, np.uint8)
+    pictures = [PICTURES[4], white, PICTURES[5], white]
+    expected = engine.segment([PICTURES[4], PICTURES[5]])
+    _poison(engine, monkeypatch, value)
+    proposals = engine.propose_each(pictures)
+    assert [isinstance(outcome, ImageError) for outcome in proposals] == [False, True, False, True]
+    assert "features of its windows are not finite" in str(proposals[1])
+    sound = [outcome for outcome in proposals if isinstance(outcome, Proposal)]
+    for result, other in zip(engine.resolve(sound), expected, strict=True):
+        _assert_alike(result, other)
+    with pytest.raises(ImageError, match="not finite"):
+        engine.segment(pictures)
+    assert all(isinstance(outcome, ImageError) for outcome in engine.propose_each([white, white]))
+
+
+@pytest.mark.parametrize("method", ["none", "image auto"])
+def test_features_of_zeros_are_no_features(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _engine(tiny_config("clip", METHODS[method]))
+    monkeypatch.setattr(
+        engine.head, "features", lambda encoder, trace: torch.full((len(trace.tokens), 16, 24), 1e30)
+    )
+    with pytest.raises(ImageError, match="not finite"):
+        engine.propose([PICTURES[4]])
+
+
+def test_crops_and_scores_that_are_not_finite_cost_their_own_image_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = _engine(tiny_config(purification=METHODS["image fixed"]))
+    proposals = engine.propose(PICTURES)
+    contents = [proposal.content for proposal in proposals if isinstance(proposal.content, PurifiedClasses)]
+    [first, *_] = [place for place, content in enumerate(contents) if len(content.crops)]
+    [second, third, *_] = [place for place, content in enumerate(contents) if not len(content.crops)]
+    encode = engine.encoder.class_features
+
+    def poisoned(windows: torch.Tensor, resampling: Resampling) -> torch.Tensor:
+        features = encode(windows, resampling)
+        features[0] = torch.nan  # the first crop is the first picture's
+        return features
+
+    [expected] = engine.resolve([proposals[third]])
+    monkeypatch.setattr(engine.encoder, "class_features", poisoned)
+    broken = replace(contents[second], maps=np.full_like(contents[second].maps, np.nan))
+    results = engine.resolve_each(
+        [proposals[first], replace(proposals[second], content=broken), proposals[third]]
+    )
+    assert "features of its ambiguous regions are not finite" in str(results[0])
+    assert "scores are not finite" in str(results[1])
+    assert isinstance(results[2], Segmentation)
+    np.testing.assert_array_equal(results[2].label_map, expected.label_map)

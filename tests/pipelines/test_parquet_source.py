@@ -592,13 +592,16 @@ def test_a_reader_travels_to_another_process_without_its_open_file(one_group: Pa
 
 
 _MEASURE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pipelines.fetch import ImageFetcher
 from pipelines.sources import ParquetSource
+def peak():  # of this process alone; getrusage counts the one that started it as well
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 source = ParquetSource(sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 rows = [asdict(record) for record in source.records()]
 fetcher = ImageFetcher(source.uri, source.image_column, int(sys.argv[2]))
 reasons = set()
@@ -606,7 +609,7 @@ with ThreadPoolExecutor(1) as threads:
     for first in range(0, len(rows), 16):
         for value in fetcher.fetch(rows[first:first + 16], threads):
             reasons.add("" if isinstance(value, bytes) else value.reason)
-growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+growth = peak() - before
 print(len(rows), growth // 1024, *sorted(reasons), sep="|")
 """
 
@@ -624,6 +627,7 @@ def measure(folder: Path, max_bytes: int) -> tuple[int, int, list[str]]:
     return int(rows), int(growth), reasons
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak")
 def test_memory_is_bounded_whatever_the_pages_claim(tmp_path: Path) -> None:
     blank = pa.array([bytes(1 << 20) + bytes([n]) for n in range(100)], pa.large_binary())
     for name, dictionary in (("dictionary", True), ("plain", False)):
@@ -635,7 +639,7 @@ def test_memory_is_bounded_whatever_the_pages_claim(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 10 << 20
     rows, growth, reasons = measure(tmp_path, 1 << 21)
     assert rows == 320
-    assert growth < 60
+    assert growth < 150  # unguarded, each of the first two takes 230 MiB
     assert sum("taken for a bomb" in reason for reason in reasons) >= 1
     assert sum("more than max_bytes" in reason for reason in reasons) == 1
 
