@@ -21,7 +21,7 @@ _BUFFER_BYTES = 1 << 16
 _ROWS_TOGETHER = 64
 _SMALL_BYTES = 1 << 20
 _BATCH_BYTES = 1 << 26
-_PIECE_BYTES = 1 << 27
+_PIECE_BYTES = 1 << 25
 
 
 class TableFile:

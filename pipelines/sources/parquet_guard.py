@@ -39,6 +39,8 @@ class PageGuard(io.RawIOBase):
     def __init__(self, root: str, path: str, limit_s: float) -> None:
         super().__init__()
         self._root, self._path, self._limit_s = root, path, limit_s
+        scheme = "" if "://" in path or local_path(root) is not None else f"{root.partition('://')[0]}://"
+        self._address = f"{scheme}{path}"
         self._is_local = local_path(root) is not None
         self._file: pa.NativeFile | None = None
         self._limits = PageLimits(0)
@@ -137,7 +139,7 @@ class PageGuard(io.RawIOBase):
             return value
 
         def attempt(left: float) -> Value:
-            with blamed_on(self._root, self._path):
+            with blamed_on(self._address, self._root):
                 return read() if self._is_local else within(left, read, f"reading from {host_of(self._root)}")
 
         return patiently(attempt, self._limit_s)

@@ -24,10 +24,15 @@ from hypothesis import strategies as st
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.faults import Failure
 from pipelines.fetch import ImageFetcher
+from pipelines.label_rows import LABEL_TABLE
+from pipelines.manifest import prepare_manifest
+from pipelines.plan import plan_work
+from pipelines.reading import ReadImages
 from pipelines.sources import ParquetSource
 from pipelines.sources.parquet import is_hidden
 from pipelines.sources.parquet_file import TableFile
-from pipelines.storage import redact
+from pipelines.storage import Folder, redact
+from pipelines.work_units import pack_units
 
 PICTURES = [b"\xff\xd8\xff" + bytes([n]) * (50 + n) for n in range(6)]
 
@@ -550,6 +555,31 @@ def test_a_row_group_is_read_once_by_the_slices_of_a_task(one_group: Path, count
     assert counted.bytes_read < 2.1 * size
 
 
+def test_a_run_over_parts_reads_each_row_group_once(one_group: Path, tmp_path: Path, counted: Any) -> None:
+    write(one_group, "u.parquet", {"image": [b"%d" % n * 100 for n in range(700)]}, row_group_size=90)
+    source = ParquetSource(f"counted://{one_group}")
+    output = Folder(str(tmp_path / "out"))
+    manifest = prepare_manifest(output, source, 256)
+    assert len(manifest.parts) == 6
+    units = plan_work(output, source, manifest, LABEL_TABLE, 2, 16).units
+    assert len(units) > 2
+    expected = {
+        f"{name}.parquet": pq.read_table(one_group / f"{name}.parquet")["image"].to_pylist() for name in "tu"
+    }
+    counted.bytes_read = 0
+    found: dict[str, bytes] = {}
+    for unit in pack_units(units):  # each as a task of its own
+        reader = ReadImages(output.uri, source.uri, "image", threads=1)
+        for table in reader.read(pa.Table.from_pylist([unit])):
+            found.update(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+    assert found == {
+        f"{name}#{row}": value for name, values in expected.items() for row, value in enumerate(values)
+    }
+    size = (one_group / "t.parquet").stat().st_size
+    overhead = len(units) * (1 << 16)  # the end of a file, for each task
+    assert counted.bytes_read < 1.1 * size + overhead
+
+
 def test_a_reader_travels_to_another_process_without_its_open_file(one_group: Path) -> None:
     import pickle
 
@@ -562,13 +592,16 @@ def test_a_reader_travels_to_another_process_without_its_open_file(one_group: Pa
 
 
 _MEASURE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pipelines.fetch import ImageFetcher
 from pipelines.sources import ParquetSource
+def peak():  # of this process alone; getrusage counts the one that started it as well
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 source = ParquetSource(sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 rows = [asdict(record) for record in source.records()]
 fetcher = ImageFetcher(source.uri, source.image_column, int(sys.argv[2]))
 reasons = set()
@@ -576,7 +609,7 @@ with ThreadPoolExecutor(1) as threads:
     for first in range(0, len(rows), 16):
         for value in fetcher.fetch(rows[first:first + 16], threads):
             reasons.add("" if isinstance(value, bytes) else value.reason)
-growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+growth = peak() - before
 print(len(rows), growth // 1024, *sorted(reasons), sep="|")
 """
 
@@ -594,6 +627,7 @@ def measure(folder: Path, max_bytes: int) -> tuple[int, int, list[str]]:
     return int(rows), int(growth), reasons
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak")
 def test_memory_is_bounded_whatever_the_pages_claim(tmp_path: Path) -> None:
     blank = pa.array([bytes(1 << 20) + bytes([n]) for n in range(100)], pa.large_binary())
     for name, dictionary in (("dictionary", True), ("plain", False)):
@@ -605,7 +639,7 @@ def test_memory_is_bounded_whatever_the_pages_claim(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 10 << 20
     rows, growth, reasons = measure(tmp_path, 1 << 21)
     assert rows == 320
-    assert growth < 60
+    assert growth < 150  # unguarded, each of the first two takes 230 MiB
     assert sum("taken for a bomb" in reason for reason in reasons) >= 1
     assert sum("more than max_bytes" in reason for reason in reasons) == 1
 
