@@ -32,7 +32,8 @@ class ModelConfig:
     Attributes:
         name: An open_clip ViT architecture, or "demo" for the small model that ships with ovss.
         pretrained: An open_clip weight tag (downloaded by open_clip), a path to a state dict, safetensors
-            file or OpenAI TorchScript archive, or "random" for seeded random weights (tests only).
+            file or OpenAI TorchScript archive (read as data, never run), or "random" for seeded random weights
+            (tests only). With "demo" the default means the weights that ship with ovss.
         precision: Number format of the image tower.
         quick_gelu: Activation of both towers; None takes what the architecture's name, the tag or the archive
             says. Set it for a state dict of OpenAI's weights saved under a plain architecture name.
