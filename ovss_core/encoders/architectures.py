@@ -19,7 +19,7 @@ from ovss_core.errors import ModelError, nearest
 
 DEMO = "demo"
 LOCAL_FOLDER, HUB = "local-dir:", "hf-hub:"
-_ADVICE = "choose a plain ViT such as ViT-B-16, ViT-B-32 or ViT-L-14, or demo"
+_ADVICE = "choose a ViT such as ViT-B-16, ViT-B-32 or ViT-L-14, or demo"
 _CUSTOM_BLOCKS = (
     "block_type",
     "qk_norm",
