@@ -108,6 +108,8 @@ def _what_it_is(path: Path, start: bytes) -> str | None:
     """Say what is wrong with a file, or None where it may hold weights."""
     if not start:
         return "the file is empty"
+    if is_safetensors(start):  # first, for its length may begin with any byte
+        return _safetensors_fault(path, start)
     for magic, meaning in _MAGIC.items():
         if start.startswith(magic):
             return meaning
@@ -118,7 +120,7 @@ def _what_it_is(path: Path, start: bytes) -> str | None:
         if b'"weight_map"' in text:
             return "it is the index of weights in several files, which ovss does not join"
         return "it is JSON text, no weights"
-    if is_safetensors(start) or path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         return _safetensors_fault(path, start)
     if start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
         return "its end is missing; copy or download it again"
