@@ -52,7 +52,8 @@ class OpenVocabSegmenter:
         Args:
             name: open_clip architecture, or "demo" for the small model that ships with ovss.
             pretrained: Weight tag or path; see `ModelConfig`.
-            vocabulary: Class names (synonyms separated by commas), a shipped vocabulary's name, or a file.
+            vocabulary: A list of classes (synonyms of one separated by commas), words separated by commas, a
+                shipped vocabulary's name, or a file.
             config: Everything else; its model is replaced by the one named here.
             descriptions: Sentences by class name that settle ambiguous regions.
             device: "cuda", "cpu", ...; None takes a GPU where there is one.
@@ -90,10 +91,8 @@ class OpenVocabSegmenter:
 
 
 def as_vocabulary(source: Sequence[str] | str | Path | Vocabulary) -> Vocabulary:
-    """Return a vocabulary from one, from a shipped name or a path, or from a list of classes."""
-    if isinstance(source, Vocabulary):
-        return source
-    return Vocabulary.load(source) if isinstance(source, str | Path) else Vocabulary.from_names(source)
+    """Return a vocabulary from one, or from what `Vocabulary.load` takes."""
+    return source if isinstance(source, Vocabulary) else Vocabulary.load(source)
 
 
 def classify_text(

@@ -118,7 +118,9 @@ def weight_tags(name: str) -> list[str]:
 
 def _require_vit(name: str, vision: dict[str, Any]) -> None:
     if "timm_model_name" in vision:
-        raise ModelError(f"{name} has a timm image tower ({vision['timm_model_name']}); choose a plain ViT such as ViT-B-16")
+        raise ModelError(
+            f"{name} has a timm image tower ({vision['timm_model_name']}); choose a plain ViT such as ViT-B-16"
+        )
     if isinstance(vision.get("layers"), list):
         raise ModelError(
             f"{name} has a ResNet image tower, which has no class token and no attention blocks to purify; {_ADVICE}"
