@@ -17,7 +17,6 @@ from ovss_core.config import (
     WindowConfig,
 )
 from ovss_core.errors import ConfigError
-from ovss_core.evaluation.benchmarks.protocols import protocol_config
 from ovss_core.vocabulary import Vocabulary
 
 Settings = TypeVar("Settings")
@@ -104,6 +103,8 @@ def parse_with_protocol(
     if not values.benchmark:
         assert vocabulary is not None
         return values, vocabulary
+    from ovss_core.evaluation.benchmarks.protocols import protocol_config  # brings torch
+
     config, offered = protocol_config(values.benchmark, values.host, values.purify)
     parser.set_defaults(segmenter_defaults(config))
     return parser.parse_args(arguments), vocabulary or offered

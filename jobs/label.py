@@ -2,8 +2,8 @@
 
 from jobs.arguments import add_fields, add_segmenter, parse_with_protocol, take_fields, take_segmenter
 from jobs.reporting import Arguments, make_parser, reported
-from pipelines.label import LabelJob, describe_result, read_descriptions, run_label
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.preflight import check_label, read_descriptions
 
 
 @reported
@@ -22,14 +22,15 @@ def main(arguments: Arguments = None) -> int:
     add_segmenter(parser)
     add_fields(parser, PoolOptions)
     values, vocabulary = parse_with_protocol(parser, arguments)
-    job = LabelJob(
-        take_fields(values, SourceOptions),
-        take_fields(values, RunOptions),
-        vocabulary,
-        take_segmenter(values),
-        read_descriptions(values.descriptions),
-        take_fields(values, PoolOptions),
-    )
+    source, run = take_fields(values, SourceOptions), take_fields(values, RunOptions)
+    segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
+    descriptions = read_descriptions(values.descriptions)
+    check_label(source, run, pools, segmenter, vocabulary, descriptions)
+    source.open()  # says at once where nothing is there
+    # imported here: help and wrong flags do not wait for torch and Ray
+    from pipelines.label import LabelJob, describe_result, run_label
+
+    job = LabelJob(source, run, vocabulary, segmenter, descriptions, pools)
     return describe_result(job, run_label(job))
 
 

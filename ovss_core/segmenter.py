@@ -5,6 +5,7 @@ result = segmenter.segment(image)
 result.label_map
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ovss_core.check import validate
 from ovss_core.class_purification.thresholds import load_distractors
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.checkpoints import ClipModel, load_clip
-from ovss_core.encoders.text_encoder import TextClassifier, TextEncoder, encode_vocabulary
-from ovss_core.errors import ImageError
+from ovss_core.encoders.text_encoder import TextClassifier, TextEncoder, cut_texts, encode_vocabulary
+from ovss_core.errors import ConfigError, ImageError
 from ovss_core.inference.decoding import decode_image, to_rgb
 from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.segmentation import Segmentation
 from ovss_core.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 ImageLike = Image.Image | np.ndarray | str | Path | bytes
 
@@ -63,9 +67,14 @@ class OpenVocabSegmenter:
         """
         settings = config or SegmenterConfig()
         settings = replace(settings, model=replace(settings.model, name=name, pretrained=pretrained))
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        classes = as_vocabulary(vocabulary)
+        warnings = validate(settings, classes, descriptions)
+        chosen = _choose_device(device)
         clip = load_clip(settings.model)
-        text = classify_text(clip, settings, as_vocabulary(vocabulary), descriptions, chosen)
+        warnings += cut_texts(lambda: clip.tokenizer, clip.context_length, classes.phrases, descriptions)
+        for warning in warnings:
+            logger.warning("%s", warning)
+        text = classify_text(clip, settings, classes, descriptions, chosen)
         return cls(SegmentationEngine(settings, clip, text, chosen))
 
     @property
@@ -88,6 +97,18 @@ class OpenVocabSegmenter:
         """Label several images in one go; each gets what it would get alone."""
         limit = self.engine.config.max_pixels
         return self.engine.segment([_as_pixels(image, limit) for image in images])
+
+
+def _choose_device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}; give cpu, or cuda where there is a GPU") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"the device is {device!r}, but torch finds no GPU here; leave it out, or give cpu")
+    return device
 
 
 def as_vocabulary(source: Sequence[str] | str | Path | Vocabulary) -> Vocabulary:

@@ -186,11 +186,13 @@ def _from_objects(data: list[dict[str, Any]], path: Path) -> list[Entry]:
         order = sorted(range(len(data)), key=known.__getitem__)
         _require_positions([known[index] for index in order], f"the ids of {path}")
         data = [data[index] for index in order]
-    names = [entry.get("name", entry.get("label")) for entry in data]
-    for position, name in enumerate(names):
+    entries = []
+    for position, entry in enumerate(data, 1):
+        name = entry.get("name", entry.get("label"))
         if not isinstance(name, str):
-            raise VocabularyError(f"entry {position + 1} of {path} has no name; {_DATA_FORM}")
-    return [class_entry(name.strip(), [name.strip()]) for name in names]
+            raise VocabularyError(f"entry {position} of {path} has no name; {_DATA_FORM}")
+        entries.append(class_entry(name.strip(), [name.strip()]))
+    return entries
 
 
 def _from_mapping(data: dict[Any, Any], path: Path) -> list[Entry]:

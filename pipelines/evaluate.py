@@ -31,6 +31,7 @@ from pipelines.evaluation.table import MEASUREMENT_TABLE, MEASUREMENTS
 from pipelines.manifest import Manifest, prepare_manifest
 from pipelines.options import PoolOptions, RunOptions
 from pipelines.pools import WorkerPlan, plan_workers
+from pipelines.preflight import check_evaluate, check_model, say_once
 from pipelines.progress import ProgressReport
 from pipelines.record import check_identity, remove_run, write_run
 from pipelines.runner import ActorStage, Job, run_job
@@ -145,6 +146,9 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
+    asked = job.pairs, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
+    warnings, vocabularies = check_evaluate(*asked), [row.vocabulary for row in job.rows()]
+    say_once([*warnings, *check_model(job.segmenter.model, vocabularies, job.descriptions)])
     source, output, rows = job.pairs.open(job.vocabulary), Folder(job.run.output), job.rows()
     if next(iter(source.records()), None) is None:
         raise StorageError(

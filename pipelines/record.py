@@ -45,6 +45,12 @@ def check_identity(output: Folder, identity: Mapping[str, Any]) -> None:
         )
 
 
+def holds_images(output: Folder) -> bool:
+    """Say whether a run has stored any image in an output, labelled or failed; if not, another may take its place."""
+    parts = [f"{FRAGMENTS}/{part}" for part in output.folders(FRAGMENTS)]
+    return any(output.names(folder) for folder in (DONE, FAILED, "labels", "measurements", *parts))
+
+
 def write_run(output: Folder, identity: Mapping[str, Any], details: Mapping[str, Any]) -> None:
     """Write `run.json`, or add this start to it.
 

@@ -51,6 +51,11 @@ class ClipModel:
     image_std: tuple[float, float, float]
     config: ModelConfig
 
+    @property
+    def context_length(self) -> int:
+        """Tokens that the text tower reads."""
+        return int(getattr(self.model, "context_length", 77))
+
     def weights_hash(self) -> str:
         """Return the SHA-256 over all weights by name, type and bytes; the file format does not count."""
         digest = hashlib.sha256()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ovss_core.check import background_policy
 from ovss_core.class_purification.purifier import ClassPurifier, PurificationInput
 from ovss_core.class_purification.winners import ImagePurification, is_degenerate
 from ovss_core.config import SegmenterConfig
@@ -23,7 +24,7 @@ from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.errors import ConfigError
 from ovss_core.inference.preprocessing import normalise, resize_image
 from ovss_core.inference.proposal import PhraseFeatures, Proposal, PurifiedClasses
-from ovss_core.inference.resolution import Resolver, background_policy
+from ovss_core.inference.resolution import Resolver
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.segmentation import Segmentation
 
