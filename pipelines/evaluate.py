@@ -33,7 +33,7 @@ from pipelines.options import PoolOptions, RunOptions
 from pipelines.pools import WorkerPlan, plan_workers
 from pipelines.preflight import check_evaluate, check_model, say_once
 from pipelines.progress import ProgressReport
-from pipelines.record import check_identity, remove_run, write_run
+from pipelines.record import continues_run, remove_run, write_run
 from pipelines.runner import ActorStage, Job, run_job
 from pipelines.sink import reopen_part
 from pipelines.storage import Folder
@@ -159,13 +159,12 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         use_gpu = job.pools.num_gpus != 0 and not job.pools.device.startswith("cpu")
         variants, weights_hash = run_near_gpu(encode_texts, rows, job.descriptions, use_gpu=use_gpu)
         identity = _identity(job, source, rows, weights_hash)
-        if not job.run.overwrite:
-            check_identity(output, identity)
+        replaces = job.run.overwrite or not continues_run(output, identity)
         plan = plan_workers(job.pools, cluster_nodes(), two_stages=False)
         if job.pairs.grid and job.pools.batch_size is None:
             plan = replace(plan, batch_size=max(1, plan.batch_size // GRID_BATCH_DIVISOR))
         wait_for_capacity(plan.pools, job.run.cluster_wait_s)
-        if job.run.overwrite:
+        if replaces:
             remove_run(output, MEASUREMENT_TABLE.name)
             _remove_reports(output)
         details = {**asdict(job.run), "output": output.public_uri}

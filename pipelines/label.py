@@ -20,7 +20,7 @@ from pipelines.preflight import check_label, check_model, say_once
 from pipelines.preflight import read_descriptions as read_descriptions
 from pipelines.previews import write_previews
 from pipelines.progress import ProgressReport
-from pipelines.record import check_identity, remove_run, write_run
+from pipelines.record import continues_run, remove_run, write_run
 from pipelines.runner import ActorStage, Job, run_job
 from pipelines.schema import LABELS
 from pipelines.sink import reopen_part
@@ -72,13 +72,12 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             encode_text, job.segmenter, job.vocabulary, job.descriptions, use_gpu=use_gpu
         )
         identity = _identity(job, source, weights_hash)
-        if not job.run.overwrite:
-            check_identity(output, identity)
+        replaces = job.run.overwrite or not continues_run(output, identity)
         purification = job.segmenter.purification
         two_stages = purification.method == "freecp" and purification.ambiguity
         plan = plan_workers(job.pools, cluster_nodes(), two_stages)
         wait_for_capacity(plan.pools, job.run.cluster_wait_s)
-        if job.run.overwrite:
+        if replaces:
             remove_run(output, LABEL_TABLE.name)
         write_run(output, identity, _details(job, plan))
         manifest = prepare_manifest(output, source, job.run.shard_size)

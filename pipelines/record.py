@@ -45,6 +45,24 @@ def check_identity(output: Folder, identity: Mapping[str, Any]) -> None:
         )
 
 
+def continues_run(output: Folder, identity: Mapping[str, Any]) -> bool:
+    """Say whether this run goes on with what the output holds; False where that is to be removed first.
+
+    A run that stopped before it stored any image leaves nothing worth keeping, and does not stand in the way of a
+    corrected command.
+
+    Raises:
+        OutputMismatchError: As `check_identity`, where images are stored.
+    """
+    try:
+        check_identity(output, identity)
+    except OutputMismatchError:
+        if not output.exists(RUN) or holds_images(output):
+            raise
+        return False
+    return True
+
+
 def holds_images(output: Folder) -> bool:
     """Say whether a run has stored any image in an output, labelled or failed; if not, another may take its place."""
     parts = [f"{FRAGMENTS}/{part}" for part in output.folders(FRAGMENTS)]

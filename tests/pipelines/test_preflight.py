@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -20,13 +21,14 @@ from ovss_core.config import (
     WindowConfig,
 )
 from ovss_core.encoders.checkpoints import load_clip
-from ovss_core.errors import ConfigError, ModelError, OvssError, WeightsError
+from ovss_core.errors import ConfigError, ModelError, OutputMismatchError, OvssError, WeightsError
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate import EvaluateJob, PairOptions, run_evaluate
 from pipelines.label import LabelJob, run_label
+from pipelines.manifest import prepare_manifest
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.preflight import check_evaluate, check_model, require_apart
-from pipelines.record import holds_images
+from pipelines.record import holds_images, write_run
 from pipelines.storage import Folder
 from tests.conftest import encode_image
 from tests.tiny import NAME, register_tiny_models, tiny_clip
@@ -296,18 +298,29 @@ def test_the_command_refuses_within_three_seconds(flags: list[str], message: str
     assert seconds < 3, f"{seconds:.1f} s"
 
 
-def test_a_corrected_command_goes_into_the_output_of_a_refused_one(ray_session: None, images: Path) -> None:
-    register_tiny_models()
+def test_a_run_that_stopped_before_its_first_image_does_not_block_a_corrected_one(
+    ray_session: None, images: Path
+) -> None:
     output = images.parent / "out"
-    source, run = SourceOptions(images=str(images)), RunOptions(str(output))
     small = SegmenterConfig(
         ModelConfig("demo", "random"),
         "clip",
         windows=WindowConfig(32, 32, 32),
         purification=PurificationConfig("none"),
     )
+    source, pools = SourceOptions(images=str(images)), PoolOptions(actors=1)
+    job = LabelJob(source, RunOptions(str(output)), WORDS, small, pools=pools)
     with pytest.raises(ConfigError):
-        run_label(LabelJob(source, run, WORDS, replace(small, host="clpi"), pools=PoolOptions(actors=1)))
-    summary = run_label(LabelJob(source, run, WORDS, small, pools=PoolOptions(actors=1)))
-    assert summary["labelled"] == 1
+        run_label(replace(job, segmenter=replace(small, host="clpi")))
+    # what a run leaves that is killed between its record and its first image: another source, listed already
+    other = Folder(str(images.parent / "others"))
+    other.write("b.png", encode_image(1, kind="PNG"))
+    write_run(Folder(str(output)), {"config": {"host": "clpi"}}, {})
+    prepare_manifest(Folder(str(output)), SourceOptions(images=other.uri).open(), 256)
+    summary = run_label(job)
+    assert (summary["images"], summary["labelled"]) == (1, 1)
     assert json.loads((output / "run.json").read_text())["identity"]["config"]["host"] == "clip"
+    [row] = pq.read_table(output / "labels/part-00000.parquet", columns=["image_id"]).to_pylist()
+    assert row == {"image_id": "a.png"}
+    with pytest.raises(OutputMismatchError, match=r"belongs to another run: config\.host"):
+        run_label(replace(job, segmenter=replace(small, host="maskclip")))
