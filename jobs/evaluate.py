@@ -23,6 +23,7 @@ from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
 from pipelines.evaluation.options import PairOptions
 from pipelines.options import PoolOptions, RunOptions
+from pipelines.preflight import check_evaluate, read_descriptions
 
 _START = (
     "benchmark",
@@ -70,11 +71,12 @@ def main(arguments: Arguments = None) -> int:
     values.output = values.output or _default_output(values)
     pairs, run = take_fields(values, PairOptions), take_fields(values, RunOptions)
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
+    descriptions = read_descriptions(values.descriptions)
+    check_evaluate(pairs, run, pools, segmenter, vocabulary, descriptions)
     # imported here: help and wrong flags do not wait for torch and Ray
     from pipelines.evaluate import EvaluateJob, describe_result, run_evaluate
-    from pipelines.label import read_descriptions
 
-    job = EvaluateJob(pairs, run, vocabulary, segmenter, read_descriptions(values.descriptions), pools)
+    job = EvaluateJob(pairs, run, vocabulary, segmenter, descriptions, pools)
     return describe_result(job, run_evaluate(job))
 
 

@@ -18,6 +18,7 @@ from jobs.flags import flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.preflight import check_label, read_descriptions
 
 _START = ("images", "parquet", "webdataset", "vocabulary", "output", "model", "pretrained", "previews")
 
@@ -49,10 +50,13 @@ def main(arguments: Arguments = None) -> int:
     values, vocabulary = parse_with_protocol(build_parser(), arguments)
     source, run = take_fields(values, SourceOptions), take_fields(values, RunOptions)
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
+    descriptions = read_descriptions(values.descriptions)
+    check_label(source, run, pools, segmenter, vocabulary, descriptions)
+    source.open()  # says at once where nothing is there
     # imported here: help and wrong flags do not wait for torch and Ray
-    from pipelines.label import LabelJob, describe_result, read_descriptions, run_label
+    from pipelines.label import LabelJob, describe_result, run_label
 
-    job = LabelJob(source, run, vocabulary, segmenter, read_descriptions(values.descriptions), pools)
+    job = LabelJob(source, run, vocabulary, segmenter, descriptions, pools)
     return describe_result(job, run_label(job))
 
 

@@ -1,5 +1,6 @@
 """Every number with a meaning, as frozen dataclasses; each field says which way it acts."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
@@ -8,6 +9,7 @@ from ovss_core.errors import ConfigError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Background = Literal["auto", "none", "first_class", "residual"]
+BackgroundPolicy = Literal["none", "first_class", "residual"]
 SfpVariant = Literal["released", "paper"]
 OutlierRule = Literal["attention", "norm", "local_outlier_factor"]
 PurificationMethod = Literal["freecp", "none"]
@@ -25,6 +27,10 @@ def _require_choice(name: str, value: object, choices: object) -> None:
     _require(value in allowed, f"{name} is {value!r}; give one of {', '.join(map(repr, allowed))}")
 
 
+def _require_positive(name: str, value: float) -> None:
+    _require(math.isfinite(value) and value > 0, f"{name} is {value}; give a number above 0")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Which CLIP to hold.
@@ -32,7 +38,8 @@ class ModelConfig:
     Attributes:
         name: An open_clip ViT architecture, or "demo" for the small model that ships with ovss.
         pretrained: An open_clip weight tag (downloaded by open_clip), a path to a state dict, safetensors
-            file or OpenAI TorchScript archive, or "random" for seeded random weights (tests only).
+            file or OpenAI TorchScript archive (read as data, never run), or "random" for seeded random weights
+            (tests only). With "demo" the default means the weights that ship with ovss.
         precision: Number format of the image tower.
         quick_gelu: Activation of both towers; None takes what the architecture's name, the tag or the archive
             says. Set it for a state dict of OpenAI's weights saved under a plain architecture name.
@@ -112,6 +119,12 @@ class SfpConfig:
     def __post_init__(self) -> None:
         _require_choice("sfp.variant", self.variant, SfpVariant)
         _require_choice("sfp.outlier_rule", self.outlier_rule, OutlierRule)
+        if self.outlier_factor is not None:
+            _require_positive("sfp.outlier_factor", self.outlier_factor)
+        _require(
+            math.isfinite(self.enhancement_lambda) and self.enhancement_lambda >= 0,
+            f"sfp.enhancement_lambda is {self.enhancement_lambda}; give a number of at least 0",
+        )
         _require(
             self.max_outliers is None or self.max_outliers >= 0,
             f"sfp.max_outliers is {self.max_outliers}; give at least 0, or none for the variant's own limit",
@@ -166,6 +179,7 @@ class PurificationConfig:
         for name in ("redundancy_threshold", "ambiguity_threshold", "box_threshold"):
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, f"purification.{name} is {value}; give a number from 0 to 1")
+        _require_positive("purification.score_scale", self.score_scale)
         _require(self.phrase_chunk >= 1, f"purification.phrase_chunk is {self.phrase_chunk}; give at least 1")
         _require(self.crop_size >= 1, f"purification.crop_size is {self.crop_size}; give at least 1")
 
@@ -193,6 +207,11 @@ class LabelConfig:
         _require(
             0.0 <= self.min_probability <= 1.0,
             f"labels.min_probability is {self.min_probability}; give 0 to 1",
+        )
+        _require_positive("labels.logit_scale", self.logit_scale)
+        _require(
+            self.min_area is None or 0.0 <= self.min_area <= 1.0,
+            f"labels.min_area is {self.min_area}; give a share from 0 to 1, or none to keep all classes",
         )
 
 

@@ -28,6 +28,7 @@ from pipelines.evaluation.table import MEASUREMENT_TABLE, MEASUREMENTS
 from pipelines.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.options import PoolOptions, RunOptions
 from pipelines.pools import WorkerPlan
+from pipelines.preflight import check_evaluate, check_model, say_once
 from pipelines.runner import ActorStage
 from pipelines.storage import Folder
 
@@ -74,6 +75,9 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
+    asked = job.pairs, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
+    warnings, vocabularies = check_evaluate(*asked), [row.vocabulary for row in job.rows()]
+    say_once([*warnings, *check_model(job.segmenter.model, vocabularies, job.descriptions)])
     rows, pairs = job.rows(), job.pairs
     source = open_source(pairs.images or pairs.root, partial(pairs.open, job.vocabulary), job.run)
     summary, _ = carry_out(

@@ -6,7 +6,7 @@ many images at once. A decision is made for a unit: the whole image (variant "im
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,12 +36,11 @@ from ovss_core.class_purification.redundancy import (
 )
 from ovss_core.class_purification.thresholds import keep_one, most_likely, null_threshold
 from ovss_core.class_purification.winners import ImagePurification
-from ovss_core.config import PurificationConfig
+from ovss_core.config import BackgroundPolicy, PurificationConfig
 from ovss_core.vocabulary import Vocabulary
 
 __all__ = ["BackgroundPolicy", "ClassPurifier", "ClassTexts", "PurificationInput"]
 
-BackgroundPolicy = Literal["none", "residual", "first_class"]
 BOUND_SLACK = 1e-6
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ovss_core.check import background_policy
 from ovss_core.class_purification.purifier import ClassPurifier, PurificationInput
 from ovss_core.class_purification.winners import ImagePurification, is_degenerate
 from ovss_core.config import SegmenterConfig
@@ -24,7 +25,7 @@ from ovss_core.errors import ConfigError, ImageError
 from ovss_core.inference.finiteness import WINDOWS, finite_images, not_finite, raise_first
 from ovss_core.inference.preprocessing import normalise, resize_image
 from ovss_core.inference.proposal import PhraseFeatures, Proposal, PurifiedClasses
-from ovss_core.inference.resolution import Resolver, Winners, background_policy
+from ovss_core.inference.resolution import Resolver, Winners
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.segmentation import Segmentation
 

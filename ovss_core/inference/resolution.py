@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ovss_core.class_purification.purifier import BackgroundPolicy
+from ovss_core.check import background_policy
 from ovss_core.class_purification.winners import (
     BoxEdit,
     ImagePurification,
@@ -19,7 +19,7 @@ from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.image_encoder import ImageEncoder
 from ovss_core.encoders.positional import Resampling
 from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.errors import ConfigError, ImageError
+from ovss_core.errors import ImageError
 from ovss_core.inference.finiteness import CROPS, SCORES, not_finite, raise_first
 from ovss_core.inference.labels import (
     Labels,
@@ -37,40 +37,9 @@ from ovss_core.segmentation import (
     Segmentation,
     summarise_labels,
 )
-from ovss_core.vocabulary import BACKGROUND_NAME, Vocabulary
 
 Winners = list[list[int | None]]
 CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
-
-
-def background_policy(config: SegmenterConfig, vocabulary: Vocabulary) -> BackgroundPolicy:
-    """Resolve the background policy "auto" by vocabulary and method.
-
-    Raises:
-        ConfigError: The policy needs a background class and the vocabulary has none, or it is "residual"
-            without purification.
-    """
-    policy = config.labels.background
-    has_background = vocabulary.background_index is not None
-    purifying = config.purification.method == "freecp"
-    if policy == "auto":
-        if not has_background:
-            return "none"
-        return "residual" if purifying else "first_class"
-    if policy == "residual" and not purifying:
-        raise ConfigError(
-            'labels.background "residual" needs purification; use --purify freecp or "first_class"'
-        )
-    if policy == "none" and vocabulary.names == [BACKGROUND_NAME]:
-        raise ConfigError(
-            'labels.background is "none" but the vocabulary has no other class than "background"; add one'
-        )
-    if policy != "none" and not has_background:
-        raise ConfigError(
-            f'labels.background is {policy!r} but the vocabulary has no class "background"; add a line '
-            '"background: sky, wall, floor" (or "background:" alone), or set labels.background to "none"'
-        )
-    return policy
 
 
 class Resolver:
