@@ -71,8 +71,11 @@ def main(arguments: Arguments = None) -> int:
     pairs, run = take_fields(values, PairOptions), take_fields(values, RunOptions)
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
     # imported here: help and wrong flags do not wait for torch and Ray
-    from pipelines.evaluate import EvaluateJob, describe_result, run_evaluate
-    from pipelines.label import read_descriptions
+    from pipelines.progress import announced
+
+    with announced("ovss: loading torch and Ray"):
+        from pipelines.evaluate import EvaluateJob, describe_result, run_evaluate
+        from pipelines.label import read_descriptions
 
     job = EvaluateJob(pairs, run, vocabulary, segmenter, read_descriptions(values.descriptions), pools)
     return describe_result(job, run_evaluate(job))

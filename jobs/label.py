@@ -50,7 +50,10 @@ def main(arguments: Arguments = None) -> int:
     source, run = take_fields(values, SourceOptions), take_fields(values, RunOptions)
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
     # imported here: help and wrong flags do not wait for torch and Ray
-    from pipelines.label import LabelJob, describe_result, read_descriptions, run_label
+    from pipelines.progress import announced
+
+    with announced("ovss: loading torch and Ray"):
+        from pipelines.label import LabelJob, describe_result, read_descriptions, run_label
 
     job = LabelJob(source, run, vocabulary, segmenter, read_descriptions(values.descriptions), pools)
     return describe_result(job, run_label(job))
