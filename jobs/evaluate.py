@@ -23,7 +23,6 @@ from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
 from pipelines.evaluation.options import PairOptions
 from pipelines.options import PoolOptions, RunOptions
-from pipelines.preflight import check_evaluate, read_descriptions
 
 _START = (
     "benchmark",
@@ -71,10 +70,14 @@ def main(arguments: Arguments = None) -> int:
     values.output = values.output or _default_output(values)
     pairs, run = take_fields(values, PairOptions), take_fields(values, RunOptions)
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
+    # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
+    from pipelines.preflight import check_evaluate, read_descriptions
+    from pipelines.progress import announced
+
     descriptions = read_descriptions(values.descriptions)
     check_evaluate(pairs, run, pools, segmenter, vocabulary, descriptions)
-    # imported here: help and wrong flags do not wait for torch and Ray
-    from pipelines.evaluate import EvaluateJob, describe_result, run_evaluate
+    with announced("ovss: loading torch and Ray"):
+        from pipelines.evaluate import EvaluateJob, describe_result, run_evaluate
 
     job = EvaluateJob(pairs, run, vocabulary, segmenter, descriptions, pools)
     return describe_result(job, run_evaluate(job))

@@ -18,7 +18,6 @@ from jobs.flags import flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
-from pipelines.preflight import check_label, read_descriptions
 
 _START = ("images", "parquet", "webdataset", "vocabulary", "output", "model", "pretrained", "previews")
 
@@ -50,11 +49,15 @@ def main(arguments: Arguments = None) -> int:
     values, vocabulary = parse_with_protocol(build_parser(), arguments)
     source, run = take_fields(values, SourceOptions), take_fields(values, RunOptions)
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
+    # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
+    from pipelines.preflight import check_label, read_descriptions
+    from pipelines.progress import announced
+
     descriptions = read_descriptions(values.descriptions)
     check_label(source, run, pools, segmenter, vocabulary, descriptions)
     source.open()  # says at once where nothing is there
-    # imported here: help and wrong flags do not wait for torch and Ray
-    from pipelines.label import LabelJob, describe_result, run_label
+    with announced("ovss: loading torch and Ray"):
+        from pipelines.label import LabelJob, describe_result, run_label
 
     job = LabelJob(source, run, vocabulary, segmenter, descriptions, pools)
     return describe_result(job, run_label(job))

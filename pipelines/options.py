@@ -1,6 +1,5 @@
 """What a user may set about a run, apart from what decides the masks; every job takes these."""
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,9 +7,6 @@ from ovss_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipelines.sources import Source
-
-DEVICES = ("cpu", "cuda", "mps", "xpu")
-"""Kinds of devices that workers may compute on."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +162,3 @@ class PoolOptions:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigError(f"{name} is {value}; give at least {least}")
-        if not re.fullmatch(rf"auto|({'|'.join(DEVICES)})(:\d+)?", self.device):
-            raise ConfigError(
-                f"device is {self.device!r}; give auto, or one of {', '.join(DEVICES)}, with a number as in cuda:0 "
-                "where there are several"
-            )

@@ -91,10 +91,6 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "--images is given twice; give one value that covers both",
         ),
         (f"label {RIGHT} -- x", "unexpected '--'"),
-        (
-            f"label {RIGHT} --device gpu --vocabulary voc21",
-            "device is 'gpu'; give auto, or one of cpu, cuda,",
-        ),
         (f"label {RIGHT} --vocabulary cat, dog", "unexpected 'dog' after the value of --vocabulary"),
         (f"label {RIGHT} --vocabulary voc2l", "unknown vocabulary 'voc2l'"),
         (f"label {RIGHT} --vocabulary '!!int'", "a value cannot be read (string index out of range)"),
