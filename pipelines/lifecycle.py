@@ -4,7 +4,6 @@ What can be known without Ray is decided first, and a run whose output is finish
 written before the checks have passed but a file that shows whether the output can be written to.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from pipelines.manifest import is_streamed, prepare_manifest, read_manifest
 from pipelines.manifest_files import COMPLETE, Manifest
 from pipelines.options import PoolOptions, RunOptions
 from pipelines.pools import WorkerPlan
-from pipelines.progress import ProgressReport, announced
+from pipelines.progress import ProgressReport, announced, say
 from pipelines.record import CLEARING, RUN, check_identity, continues_run, remove_run, write_run
 from pipelines.retry import reopen_failed
 from pipelines.runner import ActorStage, Job, run_job
@@ -250,9 +249,7 @@ def _work(
     )
     start = monotonic()
     workers = ", ".join(f"{pool.actors} x {pool.name}" for pool in plan.pools)
-    print(
-        f"ovss: starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})", file=sys.stderr, flush=True
-    )
+    say(f"ovss: starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})")
     with ProgressReport(manifest.images, interval_s=run.progress_s, final=not manifest.unlisted) as progress:
         manifest = run_job(work, manifest, progress)
     seconds = monotonic() - start
