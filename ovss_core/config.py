@@ -131,8 +131,9 @@ class PurificationConfig:
     """FreeCP, "Training-Free Class Purification" (ICCV 2025): which parts run, in which form, how strictly.
 
     Attributes:
-        method: "freecp", or "none" to label with the host's own scores.
-        variant: "image" decides once an image (default), "released" once a window as the authors' code,
+        method: "freecp" removes words that are absent from the image and settles words that claim one region;
+            "none" labels with the host's own scores.
+        variant: FreeCP's form: "image" decides once an image, "released" once a window as the authors' code,
             "paper" once a window by the paper's equations.
         redundancy: Remove the classes that are absent from the image.
         ambiguity: Let one class win where several claim the same region.
@@ -200,7 +201,7 @@ class SegmenterConfig:
     """Everything that decides what mask an image gets, and how much memory that takes.
 
     Attributes:
-        host: The dense head, by the name of its file in `ovss_core.dense_heads`.
+        host: How dense features are read out of CLIP: the dense head of that name in `ovss_core.dense_heads`.
         window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 64 on a GPU, 8
             on a CPU, whose caches hold no more.
         max_pixels: Images with more pixels are refused before they are decoded.

@@ -76,7 +76,9 @@ class OpenVocabSegmenter:
         """Label one image.
 
         Args:
-            image: A PIL image, uint8 RGB pixels [height, width, 3], a path, or the bytes of an image file.
+            image: A path or the bytes of an image file; a PIL image, which gets the mask of its file (turned upright by
+                its EXIF orientation, first frame, transparency on white); or uint8 RGB pixels [height, width, 3], which
+                are taken as they are.
 
         Raises:
             ImageError: The image cannot be decoded, or the array is no RGB picture.

@@ -4,8 +4,6 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-import open_clip
-
 DEMO_ARCHITECTURE = "ovss-demo"
 """The architecture's name in open_clip's registry, once registered."""
 
@@ -19,6 +17,8 @@ def _model_folder() -> Path:
 @lru_cache(maxsize=1)
 def register_demo_model() -> None:
     """Make the demonstration architecture known to open_clip under `DEMO_ARCHITECTURE`."""
+    import open_clip  # brings torch, which drawing scenes does not need
+
     open_clip.add_model_config(_model_folder() / f"{DEMO_ARCHITECTURE}.json")
 
 

@@ -14,9 +14,10 @@ from pipelines.measurement.encoder_levers import encoder_levers
 from pipelines.measurement.engine_levers import engine_levers
 from pipelines.measurement.engine_times import end_to_end_rows, headline_ratios, loop_ratios, stage_rows
 from pipelines.measurement.levers import measure_levers
+from pipelines.measurement.options import MeasureConfig
 from pipelines.measurement.ray_times import ray_over_engine, scaling
 from pipelines.measurement.throughput import throughput
-from pipelines.measurement.workload import MeasureConfig, load_workload
+from pipelines.measurement.workload import load_workload
 from pipelines.record import machine_facts, package_versions
 
 NO_GPU = "No GPU here: all of this is the CPU's. Where there is one, the same command measures it (add --precision bfloat16)."
