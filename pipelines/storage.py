@@ -86,7 +86,8 @@ class Folder:
         except TransferError as error:
             if may_miss and error.error_type == "FileNotFoundError":
                 raise FileNotFoundError(f"cannot {action} {self.public_uri}: no such file") from error
-            raise StorageError(f"cannot {action} {self.public_uri}: {error}") from error
+            reason = str(error).removesuffix(f": {self.public_uri}")
+            raise StorageError(f"cannot {action} {self.public_uri}: {reason}") from error
 
     @property
     def _is_local(self) -> bool:

@@ -292,9 +292,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_no_half_file(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        StorageError, match=f"^cannot write a under {tmp_path}: no space left on device: {tmp_path}$"
-    ):
+    with pytest.raises(StorageError, match=f"^cannot write a under {tmp_path}: no space left on device$"):
         Folder(str(tmp_path)).write("a", b"1")
     assert list(tmp_path.iterdir()) == []
 
