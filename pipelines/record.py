@@ -38,6 +38,8 @@ def check_identity(output: Folder, identity: Mapping[str, Any], but: Collection[
         OutputMismatchError: Something that decides the results differs, or the folder holds something else.
         StorageError: What the run was cannot be known any more.
     """
+    if output.is_file():
+        raise StorageError(f"cannot write under {output.public_uri}: it is a file; give a folder as --output")
     if output.exists(CLEARING):
         return  # `write_run` ends the clearing that an --overwrite began; nothing of that run is left to compare
     try:

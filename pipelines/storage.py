@@ -97,6 +97,10 @@ class Folder:
         """Say whether a file or folder of that name is there."""
         return bool(self._info(name).type != pafs.FileType.NotFound)
 
+    def is_file(self, name: str = "") -> bool:
+        """Say whether a file of that name is there."""
+        return bool(self._info(name).is_file)
+
     def _info(self, name: str) -> pafs.FileInfo:
         return self._call("reach", lambda: self.filesystem.get_file_info(self._at(name)))
 

@@ -209,7 +209,7 @@ def test_nothing_is_started_or_written_where_the_checks_fail(ray_session: None, 
         run_label(job(tmp_path / "empty", tmp_path / "out"))
     (tmp_path / "empty/a.jpg").write_bytes(b"")
     (tmp_path / "file").write_text("-")
-    with pytest.raises(StorageError, match=r"cannot (write|list)"):
+    with pytest.raises(StorageError, match="cannot write"):
         run_label(job(tmp_path / "empty", tmp_path / "file"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/photo.raw").write_text("-")
