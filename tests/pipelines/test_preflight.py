@@ -153,10 +153,9 @@ def test_a_refused_run_starts_no_ray_and_touches_no_output(
     if callable(settings.get("segmenter")):
         settings["segmenter"] = settings["segmenter"](images.parent)
     settings = {"segmenter": DEMO, **settings}
-    run = RunOptions(str(output), **changes.get("run", {}))
     start = _label if job == "label" else _evaluate
     with pytest.raises(error, match=message) as raised:
-        start(images, run, settings)
+        start(images, RunOptions(str(output), **changes.get("run", {})), settings)
     assert "\n" not in str(raised.value)
     assert not output.exists()
     assert started == []
@@ -272,7 +271,7 @@ def test_an_output_holds_images_once_one_is_stored_labelled_or_failed(tmp_path: 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--host", "sfpp"], "unknown host 'sfpp' (did you mean 'sfp'?)"),
+        (["--host", "sfpp"], "--host is 'sfpp'; give one of"),
         (
             ["--pretrained", "opnai"],
             "'opnai' is neither a file nor a weight tag of ViT-B-16 (did you mean 'openai'?)",
