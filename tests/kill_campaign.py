@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ import pyarrow.parquet as pq
 
 MARK = "OVSS_KILL_CAMPAIGN"
 SCENES, SIDE, SHARD = 96, 96, 16
-LONGEST_RUN_S = 240.0
+LONGEST_RUN_S = 300.0
+LEAVING_S = 15.0
 STARTS = 4
 FLAGS = (
     *("--model", "demo", "--vocabulary", "demo", "--host", "clearclip", "--actors", "1", "--batch-size", "4"),
@@ -40,6 +42,7 @@ VICTIMS: dict[str, tuple[str, ...]] = {
     "raylet": ("/raylet/raylet",),
     "control service": ("gcs_server",),
 }
+COUNTS = ("lost", "doubled", "differing", "failed", "left")
 SOURCES = {"folder": "--images", "webdataset": "--webdataset", "parquet": "--parquet"}
 
 
@@ -49,12 +52,13 @@ class Trial:
 
     Attributes:
         victim: What was killed; "nobody" where the run ended before the moment came.
-        after_s: Seconds from the start to the kill.
+        after_s: Seconds from the start to the moment of the kill.
         starts: How often the command had to be started until it ended with status 0.
         lost: Images without a row.
         doubled: Images with more than one row.
         differing: Masks that differ from the undisturbed run's.
         failed: Rows in ``failures/``.
+        left: Processes of Ray that a driver left behind which ended by itself.
         verified: Whether ``ovss verify`` ended with status 0.
     """
 
@@ -67,12 +71,26 @@ class Trial:
     doubled: int
     differing: int
     failed: int
+    left: int
     verified: bool
 
     @property
     def sound(self) -> bool:
-        """Whether nothing was lost."""
-        return self.verified and not (self.lost or self.doubled or self.differing or self.failed)
+        """Whether nothing was lost, and nothing left behind."""
+        return self.verified and not any(getattr(self, name) for name in COUNTS)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody disturbed.
+
+    Attributes:
+        masks: The bytes of each image's mask.
+        spans: When each victim was there: seconds from the start to its first and last sight.
+    """
+
+    masks: Mapping[str, bytes]
+    spans: Mapping[str, tuple[float, float]]
 
 
 def run_campaign(runs: int, seed: int, folder: Path) -> list[Trial]:
@@ -80,64 +98,90 @@ def run_campaign(runs: int, seed: int, folder: Path) -> list[Trial]:
 
     Args:
         runs: Number of trials; victims and kinds of source take turns.
-        seed: Decides victims and moments.
+        seed: Seed of the first trial; they count up from it. A seed decides victim, source and moment.
         folder: Holds scenes, reference runs and the outputs of the trials.
     """
-    references: dict[str, tuple[dict[str, bytes], float]] = {}
+    references: dict[str, Reference] = {}
     trials = []
-    for number in range(runs):
-        source = list(SOURCES)[number % len(SOURCES)]
+    for number in range(seed, seed + runs):
+        source = list(SOURCES)[(number + number // len(VICTIMS)) % len(SOURCES)]
         if source not in references:
             references[source] = _reference(source, folder)
-        masks, usual = references[source]
-        trial = _trial(seed + number, list(VICTIMS)[number % len(VICTIMS)], source, masks, usual, folder)
+        trial = _trial(number, list(VICTIMS)[number % len(VICTIMS)], source, references[source], folder)
         trials.append(trial)
         print(f"{'sound' if trial.sound else 'BROKEN'}: {trial}", flush=True)
     return trials
 
 
-def _reference(source: str, folder: Path) -> tuple[dict[str, bytes], float]:
-    """Draw the scenes and label them undisturbed; returns the masks by image and the seconds it took."""
+def _reference(source: str, folder: Path) -> Reference:
+    """Draw the scenes and label them undisturbed."""
     scenes = folder / f"scenes-{source}"
     drawn = ("--count", str(SCENES), "--size", str(SIDE), "--shard", str(SHARD), "--format", source)
     subprocess.run([*_ovss("scenes"), *drawn, "--output", str(scenes)], check=True, capture_output=True)
-    start = time.monotonic()
-    process = _start(source, folder, folder / f"reference-{source}")
+    output = folder / f"reference-{source}"
+    process = _start(source, folder, output)
+    spans = _watch(process)
     if _wait(process) != 0:
-        raise SystemExit(f"the undisturbed run failed: {_log(folder / f'reference-{source}')}")
-    rows = _rows(folder / f"reference-{source}", "labels")
+        raise SystemExit(f"the undisturbed run failed: {_log(output)}")
+    rows = _rows(output, "labels")
     if len(rows) != SCENES:
         raise SystemExit(f"the undisturbed run has {len(rows)} rows for {SCENES} scenes")
-    return {row["image_id"]: row["mask"] for row in rows}, time.monotonic() - start
+    return Reference({row["image_id"]: row["mask"] for row in rows}, spans)
 
 
-def _trial(seed: int, victim: str, source: str, masks: dict[str, bytes], usual: float, folder: Path) -> Trial:
+def _watch(process: subprocess.Popen[bytes]) -> dict[str, tuple[float, float]]:
+    spans: dict[str, tuple[float, float]] = {}
+    begun = time.monotonic()
+    while process.poll() is None:
+        now = time.monotonic() - begun
+        for victim in VICTIMS:
+            if "driver" in victim or _candidates(victim):
+                spans[victim] = (spans.get(victim, (now, now))[0], now)
+        time.sleep(0.1)
+    return spans
+
+
+def _trial(seed: int, victim: str, source: str, reference: Reference, folder: Path) -> Trial:
     chance = random.Random(seed)
     output = folder / f"trial-{seed}"
     process = _start(source, folder, output)
-    moment = chance.uniform(0.0, usual)
+    moment = chance.uniform(*reference.spans[victim])
     killed = _kill_at(process, victim, moment, chance)
-    starts = 1
-    while _wait(process) != 0:
+    starts, left = 1, 0
+    while True:
+        status = _wait(process)
+        left += 0 if status == -signal.SIGKILL else _left_running()
+        _end_all()
+        if status == 0:
+            break
         if starts == STARTS:
             raise SystemExit(f"seed {seed}: no start of {STARTS} ended well: {_log(output)}")
         process = _start(source, folder, output)
         starts += 1
-    rows, failed = _rows(output, "labels"), _rows(output, "failures")
-    found = Counter(row["image_id"] for row in (*rows, *failed))
-    verify = subprocess.run([*_ovss("verify"), str(output)], capture_output=True, check=False)
+    verify = subprocess.run([*_ovss("verify"), str(output), "--content"], capture_output=True, check=False)
     return Trial(
         seed,
         source,
         victim if killed else "nobody",
         round(moment, 2),
         starts,
-        lost=len(masks.keys() - found.keys()),
-        doubled=sum(count > 1 for count in found.values()),
-        differing=sum(masks.get(row["image_id"]) != row["mask"] for row in rows),
-        failed=len(failed),
+        **compare_rows(reference.masks, _rows(output, "labels"), _rows(output, "failures")),
+        left=left,
         verified=verify.returncode == 0,
     )
+
+
+def compare_rows(
+    masks: Mapping[str, bytes], labelled: Sequence[Mapping[str, Any]], failed: Sequence[Mapping[str, Any]]
+) -> dict[str, int]:
+    """Count what the rows of a run lack, against the masks by image that they should hold."""
+    found = Counter(row["image_id"] for row in (*labelled, *failed))
+    return {
+        "lost": len(masks.keys() - found.keys()),
+        "doubled": sum(count > 1 for count in found.values()),
+        "differing": sum(masks.get(row["image_id"]) != row["mask"] for row in labelled),
+        "failed": len(failed),
+    }
 
 
 def _kill_at(process: subprocess.Popen[bytes], victim: str, moment: float, chance: random.Random) -> bool:
@@ -147,17 +191,16 @@ def _kill_at(process: subprocess.Popen[bytes], victim: str, moment: float, chanc
         if "driver" in victim:
             process.send_signal(signal.SIGTERM if "SIGTERM" in victim else signal.SIGKILL)
             return True
-        candidates = [
-            pid for pid, command in _processes() if any(name in command for name in VICTIMS[victim])
-        ]
-        if candidates:
-            try:
+        if candidates := _candidates(victim):
+            with suppress(ProcessLookupError):
                 os.kill(chance.choice(candidates), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            return True
+                return True
         time.sleep(0.05)
     return False
+
+
+def _candidates(victim: str) -> list[int]:
+    return [pid for pid, command in _processes() if any(name in command for name in VICTIMS[victim])]
 
 
 def _processes() -> Iterator[tuple[int, str]]:
@@ -190,18 +233,32 @@ def _start(source: str, folder: Path, output: Path) -> subprocess.Popen[bytes]:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a run, and end what a killed driver left of Ray."""
+    """Wait for a run to end; one that does not is no sound one.
+
+    Raises:
+        SystemExit: It hangs.
+    """
     try:
-        status = process.wait(LONGEST_RUN_S)
+        return process.wait(LONGEST_RUN_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        status = process.wait()
+        _end_all()
+        raise SystemExit(f"a run did not end within {LONGEST_RUN_S:g} s") from None
+
+
+def _left_running() -> int:
+    """Count the processes that a driver which ended by itself has left, after a while for them to go."""
+    end = time.monotonic() + LEAVING_S
+    while (left := len(list(_processes()))) and time.monotonic() < end:
+        time.sleep(0.2)
+    return left
+
+
+def _end_all() -> None:
+    """End what a killed driver left of Ray."""
     for pid, _ in _processes():
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    return status
 
 
 def _rows(output: Path, table: str) -> list[dict[str, Any]]:
@@ -216,16 +273,13 @@ def _log(output: Path) -> str:
 def as_markdown(trials: Sequence[Trial]) -> str:
     """Return one row a victim: trials, starts needed, and what was lost in all of them together."""
     lines = [
-        "| killed | trials | starts needed (most) | images lost | doubled | other masks | failed | verified |"
+        "| killed | trials | starts needed (most) | images lost | doubled | other masks | failed | processes left | verified |"
     ]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for victim in dict.fromkeys(trial.victim for trial in trials):
         group = [trial for trial in trials if trial.victim == victim]
         starts = max(trial.starts for trial in group)
-        counts = [
-            sum(getattr(trial, name) for trial in group)
-            for name in ("lost", "doubled", "differing", "failed")
-        ]
+        counts = [sum(getattr(trial, name) for trial in group) for name in COUNTS]
         verified = sum(trial.verified for trial in group)
         row = [victim, len(group), starts, *counts, f"{verified} of {len(group)}"]
         lines.append("| " + " | ".join(map(str, row)) + " |")
@@ -240,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--runs", type=int, default=24, help="Trials; a trial takes one to three runs of the job."
     )
-    parser.add_argument("--seed", type=int, default=0, help="Decides victims and moments.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the first trial; they count up from it.")
     parser.add_argument("--output", type=Path, help="JSON file for the trials.")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="ovss-kills-") as folder:

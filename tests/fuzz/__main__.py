@@ -16,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="How long to read damaged files.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the first case; they count up from it.")
+    parser.add_argument("--cases", type=int, help="Stop after so many files, if the time is not up before.")
     parser.add_argument("--target", help="Read with this target only.")
     parser.add_argument(
         "--case",
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = _again(Path(folder), given.case, given.keep)
             print(outcome)
             return int(outcome.fault is not None)
-        report = fuzz(partial(load_for_campaign, Path(folder)), given.seconds, given.seed, given.target)
+        load = partial(load_for_campaign, Path(folder))
+        report = fuzz(load, given.seconds, given.seed, given.target, given.cases)
     print(as_text(report))
     return int(bool(report.findings))
 

@@ -123,9 +123,14 @@ def _read(target: Target, seed_file: str, data: bytes) -> Outcome:
 
 
 def fuzz(
-    load: Load, seconds: float, seed: int = 0, only: str | None = None, case_s: float = CASE_S
+    load: Load,
+    seconds: float,
+    seed: int = 0,
+    only: str | None = None,
+    cases: int | None = None,
+    case_s: float = CASE_S,
 ) -> Report:
-    """Run cases until the time is up.
+    """Run cases until the time is up, or so many have run.
 
     Args:
         load: Builds the targets; called in the process that reads, so it must be importable.
@@ -138,7 +143,7 @@ def fuzz(
     names = [only] if only else sorted(reader.seed_files)
     end = time.monotonic() + seconds
     try:
-        while (begun := time.monotonic()) < end:
+        while (begun := time.monotonic()) < end and report.cases.total() != cases:
             name = min(names, key=spent.__getitem__)
             files = reader.seed_files[name]
             case = Case(name, files[turns[name] % len(files)], seed)
