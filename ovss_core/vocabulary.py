@@ -70,6 +70,10 @@ class Vocabulary:
                 )
             if not entry.name.strip() or not all(phrase.strip() for phrase in entry.phrases):
                 raise VocabularyError(f"class {position + 1} has an empty name or phrase: {entry}; remove it")
+            if not _is_text(entry):
+                raise VocabularyError(
+                    f"class {position + 1} has a sign in it that is no text: {entry}; write it as UTF-8"
+                )
             if not entry.phrases and not is_background(entry.name):
                 raise VocabularyError(f"class {entry.name!r} has no phrase; give it at least one")
             seen[entry.name] = position
@@ -192,6 +196,15 @@ class Vocabulary:
         return sorted(
             entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt")
         )
+
+
+def _is_text(entry: VocabularyClass) -> bool:
+    """Say whether names can be written down: halves of characters (surrogates) cannot."""
+    try:
+        "".join((entry.name, *entry.phrases)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _class_lines(text: str) -> list[str]:

@@ -7,7 +7,7 @@ name on every pixel.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ _BACKGROUND_SPELLINGS = (BACKGROUND_NAME, "bg")
 _FORM = "give one class a line: its name, and synonyms behind commas"
 _DATA_FORM = 'give a list of names, such as ["cat", "dog"], or an object of phrases by name, such as {"cat": ["cat", "kitten"]}'
 _CVAT = re.compile(r"([^:]+):(?:\d+,\d+,\d+)?:[^:]*:[^:]*")
-_NUMBERED = re.compile(r"(\d+)\s*([:,;\t])\s*(.+)")
-_NUMBERED_BY_SPACE = re.compile(r"(\d+)( +)(\D.*)")
-_NUMBER_LAST = re.compile(r"([^:,;\t]*[^\d:,;\t][^:,;\t]*?)\s*([:,;\t])\s*(\d+)")
+_POSITION = re.compile(r"\d{1,9}")
+_NUMBERED = re.compile(r"(\d{1,9})\s*([:,;\t])\s*(.+)")
+_NUMBERED_BY_SPACE = re.compile(r"(\d{1,9})( +)(\D.*)")
+_NUMBER_LAST = re.compile(r"([^:,;\t]*[^\d:,;\t][^:,;\t]*?)\s*([:,;\t])\s*(\d{1,9})")
 _TABLE_HEAD = re.compile(
     r"(\w*(id|idx|index|value|number|name|label|class)\w*)\s*[,;\t]\s*\w*(id|idx|index|value|name|label|class)\w*",
     re.I,
@@ -30,6 +31,8 @@ _TABLE_HEAD = re.compile(
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _STRANGE = re.compile(r"[\t;{}<>|\[\]]")
 _KEYS_OF_CLASSES = ("categories", "names", "classes", "labels", "id2label")
+_YAML_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What PyYAML lets through where a text such as ``!!int`` has the wrong form for its type."""
 
 Lines = list[tuple[int, str]]
 """Number (from 1) and text of the lines that count."""
@@ -69,9 +72,9 @@ def read_entries(path: Path) -> list[Entry]:
     data = path.read_bytes()
     text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     if path.suffix.lower() == ".json" or text.lstrip()[:1] in ("[", "{"):
-        return _from_data(_parse_json(path, text), path)
+        return _from_parsed(_parse_json, path, text)
     if path.suffix.lower() in (".yaml", ".yml"):
-        return _from_data(_parse_yaml(path, text), path)
+        return _from_parsed(_parse_yaml, path, text)
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     return _from_lines([(number, line) for number, line in lines if line and not line.startswith("#")], path)
 
@@ -129,6 +132,18 @@ def _require_class(number: int, line: str, path: Path) -> None:
         raise VocabularyError(f"line {number} of {path} has {what} in it ({shown!r}); {_FORM}")
     if _CVAT.fullmatch(line) or len(numeric) > 1 or (len(parts) > 1 and numeric and parts[0] == numeric[0]):
         raise VocabularyError(f"line {number} of {path} has numbers beside a name ({shown!r}); {_FORM}")
+
+
+def _from_parsed(parse: Callable[[Path, str], Any], path: Path, text: str) -> list[Entry]:
+    """Read JSON or YAML; values that no parser or number type can hold are no vocabulary either."""
+    try:
+        return _from_data(parse(path, text), path)
+    except VocabularyError:
+        raise
+    except (*_YAML_FAULTS, RecursionError) as error:
+        raise VocabularyError(
+            f"{path} holds something else than a vocabulary ({str(error)[:100] or type(error).__name__}); {_DATA_FORM}"
+        ) from error
 
 
 def _parse_json(path: Path, text: str) -> Any:
@@ -196,7 +211,7 @@ def _from_objects(data: list[dict[str, Any]], path: Path) -> list[Entry]:
 
 
 def _from_mapping(data: dict[Any, Any], path: Path) -> list[Entry]:
-    if data and all(str(key).isdigit() for key in data):
+    if data and all(_POSITION.fullmatch(str(key)) for key in data):
         ordered = sorted(data.items(), key=lambda pair: int(pair[0]))
         _require_positions([int(key) for key, _ in ordered], f"the numbers of {path}")
         return [_from_item(value, position, path) for position, (_, value) in enumerate(ordered)]

@@ -4,6 +4,34 @@ import random
 from collections.abc import Callable
 
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
+_TOKENS = (
+    *(
+        b"\0",
+        b"\n",
+        b"../",
+        b"NaN",
+        b"-1",
+        b"99999999999",
+        b"{",
+        b"]",
+        b"\xff\xfe",
+        b"\\u0000",
+        b"\\ud800",
+        b"\xed\xa0\x80",
+    ),
+    *(
+        "²".encode(),
+        b"!!int ",
+        b"&a ",
+        b"*a",
+        b"null",
+        b"1e999",
+        b"9" * 5000,
+        b"[" * 5000,
+        b'{"":' * 5000,
+        b"- " * 1000,
+    ),
+)
 _CHANGES_A_FILE = (1, 1, 1, 2, 2, 3, 4, 8)
 
 
@@ -78,9 +106,7 @@ def _splice(data: bytes, other: bytes, chance: random.Random) -> bytes:
 
 def _text(data: bytes, other: bytes, chance: random.Random) -> bytes:
     """Put a token in that means something to some parser."""
-    token = chance.choice(
-        (b"\0", b"\n", b"../", b"NaN", b"-1", b"99999999999", b"{", b"]", b"\xff\xfe", b"\\u0000")
-    )
+    token = chance.choice(_TOKENS)
     place = _place(data, chance)
     return data[:place] + token + data[place:]
 
