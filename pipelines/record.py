@@ -19,7 +19,7 @@ from pipelines.fragments import FRAGMENTS
 from pipelines.manifest_files import COMPLETE
 from pipelines.manifest_files import FOLDER as MANIFEST
 from pipelines.sink import DONE, FAILED
-from pipelines.state_files import DamagedFileError, read_json
+from pipelines.state_files import DamagedFileError, read_json, write_json
 from pipelines.storage import Folder
 
 RUN = "run.json"
@@ -158,7 +158,7 @@ def write_run(output: Folder, identity: Mapping[str, Any], details: Mapping[str,
         "machine": machine_facts(),
         "starts": [*starts, started],
     }
-    output.write(RUN, json.dumps(record, indent=2, ensure_ascii=False).encode())
+    write_json(output, RUN, record, indent=2)
 
 
 def remove_run(output: Folder, table: str) -> None:

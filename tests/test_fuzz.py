@@ -11,7 +11,7 @@ from tests.fuzz.planted import load_nothing, load_planted
 from tests.fuzz.seeds import image_files, tar_files
 from tests.fuzz.targets import load_targets
 
-CASES = {"images": 150, "masks": 50, "tar": 60, "vocabularies": 60, "weights": 20}
+CASES = {"images": 150, "masks": 50, "tar": 60, "vocabularies": 60, "descriptions": 30, "weights": 20}
 """Damaged files read by the default suite; the targets that are whole runs get `RUNS`."""
 RUNS = 4
 

@@ -186,7 +186,7 @@ class ListSource:
                 data = stream.read()
             try:
                 return json.loads(data)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{redact(self.pattern)} is no JSON: {error}") from error
 
     def _record(self, item: _Item, ids: set[bytes]) -> ImageRecord:

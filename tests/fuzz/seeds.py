@@ -186,6 +186,15 @@ def vocabulary_files() -> dict[str, bytes]:
     }
 
 
+def description_files() -> dict[str, bytes]:
+    """Return sentences by class name."""
+    sentences = {"cat": ["a small furry animal", "it purrs"], "dog": ["it b\u00e4rks"]}
+    return {
+        "plain.json": json.dumps(sentences, ensure_ascii=False).encode(),
+        "escaped.json": json.dumps(sentences).encode(),
+    }
+
+
 def list_files() -> dict[str, bytes]:
     """Return lists of the files ``0.jpg``, ``1.jpg``, ... beside them, by their names."""
     entries = [{"id": number, "file_name": f"{number}.jpg", "width": 32} for number in range(4)]

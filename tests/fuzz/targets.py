@@ -14,6 +14,7 @@ from ovss_core.encoders.checkpoints import check_weight_file, load_clip, load_to
 from ovss_core.evaluation import decode_labels
 from ovss_core.inference.decoding import decode_image
 from ovss_core.vocabulary import Vocabulary
+from pipelines.preflight import read_descriptions
 from pipelines.sources.tar_stream import ImageFields, TarEnd, TarImage, stream_tar
 from tests.fuzz import seeds
 from tests.fuzz.campaign import Target
@@ -35,7 +36,7 @@ def load_targets(folder: Path) -> list[Target]:
         Target("images", seeds.image_files(), _check_image, mend_png),
         Target("masks", seeds.mask_files(), _check_mask, mend_png),
         Target("tar", seeds.tar_files(), _check_tar, mend_tar),
-        Target("vocabularies", seeds.vocabulary_files(), _vocabulary_check(folder)),
+        *_word_targets(folder),
         _weights(folder),
         *run_targets(folder),
     ]
@@ -84,11 +85,11 @@ def _key(item: TarImage | TarEnd) -> str | None:
     return item.key if isinstance(item, TarImage) else None
 
 
-def _vocabulary_check(folder: Path) -> Callable[[str, bytes], None]:
-    """Return a check that a vocabulary can be stored, hashed and turned into tokens."""
+def _word_targets(folder: Path) -> list[Target]:
+    """Build the targets whose words must be stored, hashed and turned into tokens."""
     tokenizer = load_tokenizer(ModelConfig("demo"))
 
-    def check(name: str, data: bytes) -> None:
+    def check_vocabulary(name: str, data: bytes) -> None:
         path = folder / name
         path.write_bytes(data)
         vocabulary = Vocabulary.from_file(path)
@@ -97,7 +98,17 @@ def _vocabulary_check(folder: Path) -> Callable[[str, bytes], None]:
         require(len(vocabulary.content_hash) == 64, "no hash")
         tokenizer(vocabulary.phrases)
 
-    return check
+    def check_descriptions(name: str, data: bytes) -> None:
+        path = folder / name
+        path.write_bytes(data)
+        sentences = read_descriptions(str(path)) or {}
+        json.dumps(sentences, ensure_ascii=False).encode()
+        tokenizer([sentence for group in sentences.values() for sentence in group] or [""])
+
+    return [
+        Target("vocabularies", seeds.vocabulary_files(), check_vocabulary),
+        Target("descriptions", seeds.description_files(), check_descriptions),
+    ]
 
 
 def _weights(folder: Path) -> Target:

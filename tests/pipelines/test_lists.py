@@ -200,6 +200,7 @@ def test_a_json_list_of_paths_is_a_list(tmp_path: Path) -> None:
         ("a.json", "{}", "neither a list of paths nor a COCO file"),
         ("a.json", "[1]", "neither a list of paths nor a COCO file"),
         ("a.json", "{", "is no JSON"),
+        ("a.json", "[" * 100_000, "is no JSON"),
     ],
 )
 def test_another_container_says_which_flag_takes_it(

@@ -27,7 +27,7 @@ from pipelines.evaluate import EvaluateJob, PairOptions, run_evaluate
 from pipelines.label import LabelJob, run_label
 from pipelines.manifest import prepare_manifest
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
-from pipelines.preflight import check_evaluate, check_model, require_apart
+from pipelines.preflight import check_evaluate, check_model, read_descriptions, require_apart
 from pipelines.record import holds_images, write_run
 from pipelines.storage import Folder
 from tests.conftest import encode_image
@@ -323,3 +323,10 @@ def test_a_run_that_stopped_before_its_first_image_does_not_block_a_corrected_on
     assert row == {"image_id": "a.png"}
     with pytest.raises(OutputMismatchError, match=r"belongs to another run: config\.host"):
         run_label(replace(job, segmenter=replace(small, host="maskclip")))
+
+
+@pytest.mark.parametrize("content", ['{"cat": [', "[" * 100_000, r'{"cat": ["\ud83d"]}', '"cat"', "\xff"])
+def test_descriptions_that_are_something_else_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "d.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"d\.json"):
+        read_descriptions(str(tmp_path / "d.json"))
