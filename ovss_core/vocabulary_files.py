@@ -57,6 +57,11 @@ def class_entry(name: str, phrases: Sequence[str]) -> Entry:
     return name, tuple(phrases)
 
 
+def brief(text: str) -> str:
+    """Return a name as it stands in messages: quoted, and not all of it where it is long."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
 def split_words(text: str) -> list[str]:
     """Split words that were given inline, one class each, at line ends or else at commas."""
     return [word for word in map(str.strip, text.split("\n" if "\n" in text else ",")) if word]
@@ -114,7 +119,7 @@ def _require_positions(numbers: Sequence[int], what: str, lines: Lines | None = 
     """Refuse numbers that are not the positions 0, 1, 2, ... of their classes."""
     for position, number in enumerate(numbers):
         if number != position:
-            where = f" (line {lines[position][0]}: {lines[position][1]!r})" if lines else ""
+            where = f" (line {lines[position][0]}: {brief(lines[position][1])})" if lines else ""
             raise VocabularyError(
                 f"{what} are not 0, 1, 2, ... in order: class {position} has {number}{where}; in ovss a class's value is "
                 "its position from 0, so write the names alone, one a line, in the order of the values you want"
@@ -126,12 +131,12 @@ def _require_class(number: int, line: str, path: Path) -> None:
     strange = _STRANGE.search(line)
     parts = [part.strip() for part in re.split("[,:]", line)]
     numeric = [part for part in parts if _NUMBER.fullmatch(part)]
-    shown = line if len(line) <= 60 else f"{line[:57]}..."
+    shown = brief(line)
     if strange:
         what = "a tab" if strange[0] == "\t" else f"a {strange[0]!r}"
-        raise VocabularyError(f"line {number} of {path} has {what} in it ({shown!r}); {_FORM}")
+        raise VocabularyError(f"line {number} of {path} has {what} in it ({shown}); {_FORM}")
     if _CVAT.fullmatch(line) or len(numeric) > 1 or (len(parts) > 1 and numeric and parts[0] == numeric[0]):
-        raise VocabularyError(f"line {number} of {path} has numbers beside a name ({shown!r}); {_FORM}")
+        raise VocabularyError(f"line {number} of {path} has numbers beside a name ({shown}); {_FORM}")
 
 
 def _from_parsed(parse: Callable[[Path, str], Any], path: Path, text: str) -> list[Entry]:
@@ -226,7 +231,9 @@ def _phrases_by_name(data: dict[Any, Any], path: Path) -> Iterator[Entry]:
     for name, phrases in data.items():
         listed = [phrases] if isinstance(phrases, str) else [] if phrases is None else phrases
         if not isinstance(listed, list) or not all(isinstance(phrase, str) for phrase in listed):
-            raise VocabularyError(f"{name!r} of {path} has {_kind(phrases)} for phrases; {_DATA_FORM}")
+            raise VocabularyError(
+                f"{brief(str(name))} of {path} has {_kind(phrases)} for phrases; {_DATA_FORM}"
+            )
         yield class_entry(str(name), [phrase.strip() for phrase in listed])
 
 

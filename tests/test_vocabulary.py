@@ -281,8 +281,10 @@ def test_a_mistyped_name_or_path_is_not_taken_for_a_word(tmp_path: Path) -> None
         ("date.yaml", "cat: 2001-99-99\n", "date.yaml holds something else than a vocabulary"),
         ("huge.yaml", f"? 0x{'f' * 9000}\n: cat\n", "huge.yaml holds something else than a vocabulary"),
         ("huge.csv", f"{'9' * 5000},cat\n", "line 1 of .*huge.csv has numbers beside a name"),
+        ("long.json", json.dumps({"c" * 9000: {}}), r"'c{57}\.\.\.' of .*long.json has an object"),
+        ("long.txt", f"{'c' * 9000}\n" * 2, r"class 'c{57}\.\.\.' appears twice"),
         ("powers.json", '{"²": "cat"}', None),
-        ("half.json", r'["cat", "\ud83d"]', r"class 2 has a sign in it that is no text: .*'\\ud83d'"),
+        ("half.json", r'["cat", "\ud83d"]', r"class 2 has a sign in it that is no text: '\\ud83d: \\ud83d'"),
     ],
 )
 def test_values_that_no_parser_or_number_holds_are_refused_in_one_line(

@@ -199,7 +199,7 @@ def list_files() -> dict[str, bytes]:
     """Return lists of the files ``0.jpg``, ``1.jpg``, ... beside them, by their names."""
     entries = [{"id": number, "file_name": f"{number}.jpg", "width": 32} for number in range(4)]
     return {
-        "lines.txt": b"\xef\xbb\xbf0.jpg\n# a comment\n\n./1.jpg\r\n  2.jpg \nbelow/../3.jpg\ngone.jpg\n",
+        "lines.txt": b"\xef\xbb\xbf0.jpg\n# a comment\n\n./1.jpg\r\n  2.jpg \nbelow/../3.jpg\ngone.jpg\nfile:///0.jpg\n",
         "list.json": json.dumps(["0.jpg", "1.jpg", "2.jpg"]).encode(),
         "coco.json": json.dumps({"images": entries, "annotations": [], "categories": []}).encode(),
     }
