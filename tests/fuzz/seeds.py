@@ -149,7 +149,7 @@ def _holes(picture: bytes) -> bytes:
 
 def parquet_files() -> dict[str, bytes]:
     """Return tables of image bytes, structs, addresses and dictionaries, in several encodings."""
-    pictures = [encode_image(number, 12, 12) for number in range(40)]
+    pictures = [encode_image(number, 12, 12) for number in range(12)]
 
     def build(column: pa.Array, **options: object) -> bytes:
         sink = pa.BufferOutputStream()
@@ -160,12 +160,12 @@ def parquet_files() -> dict[str, bytes]:
 
     structs = [{"bytes": data, "path": f"{number}.jpg"} for number, data in enumerate(pictures)]
     return {
-        "bytes": build(pa.array(pictures, pa.binary()), row_group_size=16),
+        "bytes": build(pa.array(pictures, pa.binary()), row_group_size=5),
         "bytes-v2-zstd": build(pa.array(pictures), compression="zstd", data_page_version="2.0"),
         "bytes-no-dictionary": build(pa.array(pictures), use_dictionary=False, compression="snappy"),
         "structs": build(pa.array(structs), row_group_size=7),
-        "dictionary": build(pa.array([pictures[n % 3] for n in range(40)]).dictionary_encode()),
-        "addresses": build(pa.array([f"{number}.jpg" if number % 5 else None for number in range(40)])),
+        "dictionary": build(pa.array([pictures[n % 3] for n in range(12)]).dictionary_encode()),
+        "addresses": build(pa.array([f"{number}.jpg" if number % 5 else None for number in range(12)])),
     }
 
 
