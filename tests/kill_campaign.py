@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 
 MARK = "OVSS_KILL_CAMPAIGN"
 SCENES, SIDE, SHARD = 96, 96, 16
-LONGEST_RUN_S = 300.0
+LONGEST_RUN_S = 900.0
+"""More than `--no-progress-s`, after which a run that hangs gives up by itself."""
 LEAVING_S = 15.0
 STARTS = 4
 FLAGS = (
@@ -202,15 +203,17 @@ def _kill_at(process: subprocess.Popen[bytes], victim: str, moment: float, chanc
             process.send_signal(signal.SIGTERM if "SIGTERM" in victim else signal.SIGKILL)
             return True
         if candidates := _candidates(victim):
+            pid, command = chance.choice(candidates)
             with suppress(ProcessLookupError):
-                os.kill(chance.choice(candidates), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+                print(f"killed {command[:100].strip()}", flush=True)
                 return True
         time.sleep(0.05)
     return False
 
 
-def _candidates(victim: str) -> list[int]:
-    return [pid for pid, command in _processes() if any(name in command for name in VICTIMS[victim])]
+def _candidates(victim: str) -> list[tuple[int, str]]:
+    return [entry for entry in _processes() if any(name in entry[1] for name in VICTIMS[victim])]
 
 
 def _processes() -> Iterator[tuple[int, str]]:
