@@ -187,7 +187,10 @@ def test_a_worker_that_is_killed_while_it_starts_does_not_hold_up_the_run(
         commands = processes_with(mark)
         starting = [number for number, command in commands.items() if is_starting_worker(command)]
     os.kill(starting[0], signal.SIGKILL)
-    printed, said = run.communicate(timeout=100)
+    try:
+        printed, said = run.communicate(timeout=100)
+    finally:
+        run.kill()
     assert run.returncode == 0, said
     assert printed.startswith("5 images: 5 labelled, 0 failed")
 
