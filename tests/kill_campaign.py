@@ -25,7 +25,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-MARK = "OVSS_KILL_CAMPAIGN"
 SCENES, SIDE, SHARD = 96, 96, 16
 LONGEST_RUN_S = 900.0
 """More than `--no-progress-s`, after which a run that hangs gives up by itself."""
@@ -146,7 +145,7 @@ def _watch(process: subprocess.Popen[bytes]) -> dict[str, tuple[float, float]]:
     while process.poll() is None:
         now = time.monotonic() - begun
         for victim in VICTIMS:
-            if "driver" in victim or _candidates(victim):
+            if "driver" in victim or _candidates(process, victim):
                 spans[victim] = (spans.get(victim, (now, now))[0], now)
         time.sleep(0.1)
     return spans
@@ -163,15 +162,19 @@ def _trial(seed: int, share: float, source: str, reference: Reference, folder: P
     starts, left = 1, 0
     while True:
         status = _wait(process)
-        left += 0 if status == -signal.SIGKILL else _left_running()
-        _end_all()
+        left += 0 if status == -signal.SIGKILL else _left_running(process)
+        _end_all(process)
         if status == 0:
             break
         if starts == STARTS:
             raise SystemExit(f"seed {seed}: no start of {STARTS} ended well: {_log(output)}")
         process = _start(source, folder, output)
         starts += 1
-    verify = subprocess.run([*_ovss("verify"), str(output), "--content"], capture_output=True, check=False)
+    verify = subprocess.run(
+        [*_ovss("verify"), str(output), "--content"], capture_output=True, text=True, check=False
+    )
+    if verify.returncode:
+        print(verify.stdout, verify.stderr, flush=True)
     return Trial(
         seed,
         source,
@@ -204,7 +207,7 @@ def _kill_at(process: subprocess.Popen[bytes], victim: str, moment: float, chanc
         if "driver" in victim:
             process.send_signal(signal.SIGTERM if "SIGTERM" in victim else signal.SIGKILL)
             return True
-        if candidates := _candidates(victim):
+        if candidates := _candidates(process, victim):
             pid, command = chance.choice(candidates)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -214,20 +217,20 @@ def _kill_at(process: subprocess.Popen[bytes], victim: str, moment: float, chanc
     return False
 
 
-def _candidates(victim: str) -> list[tuple[int, str]]:
-    return [entry for entry in _processes() if any(name in entry[1] for name in VICTIMS[victim])]
+def _candidates(run: subprocess.Popen[bytes], victim: str) -> list[tuple[int, str]]:
+    return [entry for entry in _processes(run) if any(name in entry[1] for name in VICTIMS[victim])]
 
 
-def _processes() -> Iterator[tuple[int, str]]:
-    """Yield the processes of this campaign's run that are alive, with their command lines."""
-    mark = f"{MARK}={os.getpid()}".encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    yield int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except (OSError, UnicodeDecodeError):
-                continue
+def _processes(run: subprocess.Popen[bytes]) -> Iterator[tuple[int, str]]:
+    """Yield the living processes of a run with their command lines: those of its session, whoever started them."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, _, _, session = (
+                (folder / "stat").read_text(errors="replace").rpartition(") ")[2].split()[:4]
+            )
+            if int(session) == run.pid and state != "Z":
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                yield int(folder.name), command.decode(errors="replace").strip()
 
 
 def _ovss(command: str) -> list[str]:
@@ -240,7 +243,7 @@ def _start(source: str, folder: Path, output: Path) -> subprocess.Popen[bytes]:
     log = output.with_suffix(".log").open("ab")
     return subprocess.Popen(
         [*_ovss("label"), *given, *FLAGS, "--output", str(output)],
-        env={**os.environ, MARK: str(os.getpid()), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=log,
         stderr=log,
         start_new_session=True,
@@ -256,24 +259,23 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     try:
         return process.wait(LONGEST_RUN_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-        _end_all()
+        _end_all(process)
         raise SystemExit(f"a run did not end within {LONGEST_RUN_S:g} s") from None
 
 
-def _left_running() -> int:
+def _left_running(run: subprocess.Popen[bytes]) -> int:
     """Count the processes that a driver which ended by itself has left, after a while for them to go."""
     end = time.monotonic() + LEAVING_S
-    while (left := len(list(_processes()))) and time.monotonic() < end:
+    while (left := len(list(_processes(run)))) and time.monotonic() < end:
         time.sleep(0.2)
-    for pid, command in _processes():
+    for pid, command in _processes(run):
         print(f"left running: {pid} {command[:120]}", flush=True)
     return left
 
 
-def _end_all() -> None:
+def _end_all(run: subprocess.Popen[bytes]) -> None:
     """End what a killed driver left of Ray."""
-    for pid, _ in _processes():
+    for pid, _ in _processes(run):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
