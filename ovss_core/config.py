@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 from ovss_core.errors import ConfigError
+from ovss_core.vocabulary import Vocabulary
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Background = Literal["auto", "none", "first_class", "residual"]
+BackgroundPolicy = Literal["none", "first_class", "residual"]
 SfpVariant = Literal["released", "paper"]
 OutlierRule = Literal["attention", "norm", "local_outlier_factor"]
 PurificationMethod = Literal["freecp", "none"]
@@ -168,6 +170,21 @@ class PurificationConfig:
         _require(self.phrase_chunk >= 1, f"purification.phrase_chunk is {self.phrase_chunk}; give at least 1")
         _require(self.crop_size >= 1, f"purification.crop_size is {self.crop_size}; give at least 1")
 
+    @property
+    def active(self) -> bool:
+        """Whether classes are purified at all."""
+        return self.method == "freecp"
+
+    @property
+    def needs_crops(self) -> bool:
+        """Whether stage 2 has regions to encode, so that it deserves a pool of its own."""
+        return self.active and self.ambiguity
+
+    @property
+    def needs_distractors(self) -> bool:
+        """Whether the text side must hold words that are known to be absent."""
+        return self.active and self.redundancy and self.thresholds == "auto"
+
 
 @dataclass(frozen=True)
 class LabelConfig:
@@ -221,6 +238,49 @@ class SegmenterConfig:
             f"window_batch is {self.window_batch}; give at least 1, or none for the device's own",
         )
         _require(self.max_pixels >= 1, f"max_pixels is {self.max_pixels}; give at least 1")
+
+    @property
+    def tower_part(self) -> tuple[object, ...]:
+        """What decides which model runs on which pixels, and what it is asked for; the rest is done afterwards."""
+        return self.model, self.host, self.sfp, self.windows, self.purification.active
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide results as nested plain values.
+
+        What only costs speed or memory is left out, and so is where weights came from: their contents count.
+        """
+        values = self.to_dict()
+        values.pop("window_batch")
+        values["purification"].pop("phrase_chunk")
+        values["model"].pop("pretrained")
+        return values
+
+    def background_policy(self, vocabulary: Vocabulary) -> BackgroundPolicy:
+        """Resolve the background policy "auto" by vocabulary and method.
+
+        Raises:
+            ConfigError: The policy needs a background class and the vocabulary has none, or it is "residual" without
+                purification.
+        """
+        policy, background = self.labels.background, vocabulary.background_index
+        if policy == "auto":
+            if background is None:
+                return "none"
+            return "residual" if self.purification.active else "first_class"
+        _require(
+            policy != "residual" or self.purification.active,
+            'labels.background "residual" needs purification; use --purify freecp or "first_class"',
+        )
+        _require(
+            policy != "none" or background is None or len(vocabulary) > 1,
+            'labels.background is "none" but the vocabulary has no other class than "background"; add one',
+        )
+        _require(
+            policy == "none" or background is not None,
+            f'labels.background is {policy!r} but the vocabulary has no class "background"; add a line '
+            '"background: sky, wall, floor" (or "background:" alone), or set labels.background to "none"',
+        )
+        return policy
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, ready for JSON."""

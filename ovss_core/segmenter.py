@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ovss_core.class_purification.thresholds import load_distractors
+from ovss_core.class_purification.null import load_distractors
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.checkpoints import ClipModel, load_clip
 from ovss_core.encoders.text_encoder import TextClassifier, TextEncoder, encode_vocabulary
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ImageError
 from ovss_core.inference.decoding import decode_image, to_rgb
-from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.segmentation import Segmentation
 from ovss_core.vocabulary import Vocabulary
 
@@ -105,11 +105,7 @@ def classify_text(
     cache_dir: str | Path | None = None,
 ) -> TextClassifier:
     """Encode the text side of a run: phrases, descriptions, and the null's distractors where they are used."""
-    purification = config.purification
-    wants_null = (
-        purification.method == "freecp" and purification.redundancy and purification.thresholds == "auto"
-    )
-    distractors = load_distractors(vocabulary.phrases) if wants_null else []
+    distractors = load_distractors(vocabulary.phrases) if config.purification.needs_distractors else []
     return encode_vocabulary(TextEncoder(clip, device, cache_dir), vocabulary, descriptions, distractors)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ovss_core.class_purification.purifier import PurificationInput
+from ovss_core.class_purification.class_maps import WindowBatch
 from ovss_core.vocabulary import Vocabulary
 
 PATCH = 16
@@ -27,7 +27,7 @@ class Texts:
 class Scene:
     """A batch, its texts and the classes that are in each image."""
 
-    batch: PurificationInput
+    batch: WindowBatch
     texts: Texts
     present: list[set[int]]
 
@@ -75,14 +75,14 @@ def make_scene(
     )
     side = (grid[0] * PATCH, grid[1] * PATCH)
     step = side[1] // 2
-    origin = torch.tensor([[0, step * w] for _ in range(images) for w in range(windows)])
-    batch = PurificationInput(
+    origins = tuple((0, step * w) for _ in range(images) for w in range(windows))
+    batch = WindowBatch(
         features=stacked,
         attention=logits.softmax(-1) * 0.9,
         grid=grid,
-        image_index=torch.arange(images).repeat_interleave(windows),
-        window_origin=origin,
-        image_sizes=[(side[0], side[1] + step * (windows - 1))] * images,
+        window_counts=(windows,) * images,
+        origins=origins,
+        image_sizes=((side[0], side[1] + step * (windows - 1)),) * images,
         patch_size=PATCH,
         window_size=side,
     )
@@ -106,16 +106,17 @@ def _window(
     return unit(clutter + noise * scattered).flatten(0, 1)
 
 
-def single(batch: PurificationInput, image: int) -> PurificationInput:
+def single(batch: WindowBatch, image: int) -> WindowBatch:
     """Cut one image out of a batch."""
-    wanted = batch.image_index == image
-    return PurificationInput(
+    start = sum(batch.window_counts[:image])
+    wanted = slice(start, start + batch.window_counts[image])
+    return WindowBatch(
         batch.features[wanted],
         batch.attention[wanted],
         batch.grid,
-        torch.zeros(int(wanted.sum()), dtype=torch.int64),
-        batch.window_origin[wanted],
-        [batch.image_sizes[image]],
+        batch.window_counts[image : image + 1],
+        batch.origins[wanted],
+        batch.image_sizes[image : image + 1],
         batch.patch_size,
         batch.window_size,
     )

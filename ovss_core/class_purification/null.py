@@ -14,8 +14,10 @@ from collections.abc import Iterable
 from importlib import resources
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from ovss_core.class_purification.class_maps import Units
 
 EXPECTED_FALSE_CLASSES = 1.0
 TOP_SHARE = 0.03
@@ -45,7 +47,7 @@ def _words(phrase: str) -> set[str]:
 
 
 def null_threshold(
-    null_scores: Float[Tensor, "distractors units"], classes: int, ceiling: float
+    null_scores: Float[Tensor, "units distractors"], classes: int, ceiling: float
 ) -> Float[Tensor, " units"]:
     """Estimate the score that about one absent class of the whole vocabulary exceeds by chance.
 
@@ -63,45 +65,39 @@ def null_threshold(
     Returns:
         The threshold of each unit; 0 without distractors.
     """
-    distractors, units = null_scores.shape
+    units, distractors = null_scores.shape
     if distractors == 0:
         return null_scores.new_zeros(units)
     first, last = int(TOP_SHARE * distractors), max(1, int(FITTED_SHARE * distractors))
-    upper = null_scores.sort(0, descending=True).values[first:last]
+    upper = null_scores.sort(1, descending=True).values[:, first:last]
     rank = torch.arange(first, last, dtype=torch.float64, device=upper.device)
-    normal = torch.special.ndtri(1 - (rank + 0.5) / distractors)[:, None]
-    share = torch.tensor(min(EXPECTED_FALSE_CLASSES / max(classes, 1), 0.5), dtype=torch.float64)
+    normal = torch.special.ndtri(1 - (rank + 0.5) / distractors)
+    share = min(EXPECTED_FALSE_CLASSES / max(classes, 1), 0.5)
+    target = torch.special.ndtri(torch.tensor(1 - share, dtype=torch.float64)).item()
     weight = (upper > LEAST_SCORE).double()
-    points = weight.sum(0)
+    points = weight.sum(1)
     score = torch.logit((upper / ceiling).clamp(LEAST_SCORE, 1 - LEAST_SCORE))
-    centre, level = ((weight * values).sum(0) / points.clamp_min(1) for values in (normal, score))
-    offset = weight * (normal - centre)
-    slope = (offset * score).sum(0) / (offset * (normal - centre)).sum(0).clamp_min(1e-9)
-    line = level + slope.clamp_min(0) * (torch.special.ndtri(1 - share).to(upper.device) - centre)
-    return torch.where(points >= LEAST_POINTS, ceiling * torch.sigmoid(line), upper[0])
+    center, level = ((weight * values).sum(1) / points.clamp_min(1) for values in (normal, score))
+    offset = weight * (normal - center[:, None])
+    slope = (offset * score).sum(1) / (offset * (normal - center[:, None])).sum(1).clamp_min(1e-9)
+    line = level + slope.clamp_min(0) * (target - center)
+    return torch.where(points >= LEAST_POINTS, ceiling * torch.sigmoid(line), upper[:, 0])
 
 
-def most_likely(
-    peaks: Float[Tensor, "classes units"], image: Int[Tensor, " units"], images: int
-) -> Bool[Tensor, "classes units"]:
+def most_likely(peaks: Float[Tensor, "units classes"], unit_images: Units) -> Bool[Tensor, "units classes"]:
     """Find the class with the largest probability in each image, which an image keeps if it loses all others.
 
     Args:
         peaks: Largest probability of each class in each unit; 0 for a class that may not be kept.
-        image: Image of each unit.
-        images: Number of images.
+        unit_images: The units of each image.
     """
-    best = peaks.new_zeros(images).scatter_reduce(0, image, peaks.amax(0), "amax")
-    return (peaks == best[image]) & (peaks > 0)
+    best = unit_images.reduce(peaks.amax(1), "amax")[unit_images.index]
+    return (peaks == best[:, None]) & (peaks > 0)
 
 
 def keep_one(
-    kept: Bool[Tensor, "classes units"],
-    likely: Bool[Tensor, "classes units"],
-    image: Int[Tensor, " units"],
-    images: int,
-) -> Bool[Tensor, "classes units"]:
+    kept: Bool[Tensor, "units classes"], likely: Bool[Tensor, "units classes"], unit_images: Units
+) -> Bool[Tensor, "units classes"]:
     """Give every image that kept nothing its most likely class back."""
-    alive = torch.zeros(images, dtype=torch.bool, device=kept.device)
-    alive.index_fill_(0, image[kept.any(0)], True)
-    return kept | (likely & ~alive[image])
+    alive = unit_images.reduce(kept.any(1).int(), "amax")[unit_images.index] > 0
+    return kept | (likely & ~alive[:, None])

@@ -1,0 +1,310 @@
+"""The labelling engine: images to proposals (stage 1), proposals to labels (stage 2). It knows no Ray.
+
+The way of an image: `prepare` resizes it; images whose windows have one size are put together in waves (`gather`);
+`encode` runs the tower and the dense head over all windows of a wave; `propose_encoded` scores the vocabulary and
+purifies it, and cuts out the regions that several words claim; `finish` shows those to the plain encoder, and labels
+every pixel. Everything after `gather` works on whole waves.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ovss_core.class_purification.class_maps import NOBODY, WindowBatch
+from ovss_core.class_purification.purifier import ClassPurifier
+from ovss_core.class_purification.winners import Regions
+from ovss_core.config import SegmenterConfig
+from ovss_core.dense_heads import HeadOptions, build_head
+from ovss_core.encoders.checkpoints import ClipModel, load_clip
+from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.text_encoder import TextClassifier
+from ovss_core.engine.crops import cut_regions
+from ovss_core.engine.finish import Finisher
+from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals
+from ovss_core.errors import ConfigError
+from ovss_core.inference.preprocessing import normalise, resize_image
+from ovss_core.inference.windows import WindowLayout
+from ovss_core.segmentation import Segmentation
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WAVE_BATCHES = 4
+WINDOW_BATCH, WINDOW_BATCH_CPU = 64, 8
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A decoded image, resized for windows.
+
+    Attributes:
+        size: Height and width of the image.
+        pixels: The resized image, uint8 RGB [height, width, 3].
+    """
+
+    size: tuple[int, int]
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Images whose windows all have one size, cut.
+
+    Attributes:
+        places: Their positions in the call.
+        sizes: Height and width of each image.
+        layouts: Where its windows lie.
+        windows: Pixels of all windows, image after image, on the device.
+    """
+
+    places: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    layouts: tuple[WindowLayout, ...]
+    windows: UInt8[Tensor, "windows height width 3"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the tower and the dense head make of the windows of a wave.
+
+    Attributes:
+        features: Unit features.
+        attention: Mean attention over blocks and heads, where purification follows.
+    """
+
+    features: Float[Tensor, "windows patches channels"]
+    attention: Float[Tensor, "windows patches patches"] | None
+
+
+class SegmentationEngine:
+    """Holds CLIP's image tower and the encoded vocabulary, and labels images in batches.
+
+    Args:
+        config: Decides what every image gets.
+        clip: The model; only its image tower is kept.
+        text: The encoded vocabulary.
+        device: Where to compute.
+
+    Raises:
+        ModelError: The image tower is no plain ViT.
+        ConfigError: The head is unknown, or the settings do not fit the vocabulary.
+
+    Attributes:
+        timings: Seconds spent by stage since the last `take_timings`.
+    """
+
+    def __init__(
+        self,
+        config: SegmenterConfig,
+        clip: ClipModel,
+        text: TextClassifier,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.encoder = ImageEncoder(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
+        self.normalization = clip.image_mean, clip.image_std
+        self.head = build_head(config.host, HeadOptions(purified=config.purification.active, sfp=config.sfp))
+        request = self.head.request(self.encoder.depth)
+        self.request = request.with_mean_attention() if config.purification.active else request
+        if config.windows.size < self.encoder.patch_size:
+            raise ConfigError(
+                f"windows of {config.windows.size} pixels are smaller than the model's patches of "
+                f"{self.encoder.patch_size}; give a larger windows.size"
+            )
+        self.timings: dict[str, float] = defaultdict(float)
+        self._offer(text)
+
+    def _offer(self, text: TextClassifier) -> None:
+        """Take up a vocabulary."""
+        config, self.text = self.config, text
+        policy = config.background_policy(text.vocabulary)
+        active = config.purification.active
+        self.purifier = ClassPurifier(config.purification, text, policy, self.device) if active else None
+        self.finisher = Finisher(config, text, policy, self.encoder, self.normalization, self.window_batch)
+        self._phrases = text.phrase_embeddings.to(self.device)
+        self._must_keep = policy != "residual"
+
+    def with_vocabulary(self, text: TextClassifier, config: SegmenterConfig) -> "SegmentationEngine":
+        """Return an engine on the same image tower and head for another vocabulary.
+
+        Args:
+            config: May differ in purification and labels; what the head and the tower are asked for must stay.
+
+        Raises:
+            ConfigError: The head would compute something else, so that an engine of its own is needed.
+        """
+        if config.tower_part != self.config.tower_part:
+            raise ConfigError(
+                "another vocabulary on the same tower may change thresholds and label rules, but neither model, head, "
+                "windows nor whether purification runs; build an engine of its own"
+            )
+        other = copy(self)
+        other.config, other.timings = config, defaultdict(float)
+        other._offer(text)
+        return other
+
+    @classmethod
+    def build(
+        cls, config: SegmenterConfig, text: TextClassifier, device: str | torch.device = "cpu"
+    ) -> "SegmentationEngine":
+        """Load the model that `config` names and build the engine."""
+        return cls(config, load_clip(config.model), text, device)
+
+    @property
+    def window_batch(self) -> int:
+        """Windows encoded at once."""
+        return self.config.window_batch or (WINDOW_BATCH_CPU if self.device.type == "cpu" else WINDOW_BATCH)
+
+    def take_timings(self) -> dict[str, float]:
+        """Return the seconds by stage, and start counting anew."""
+        taken, self.timings = dict(self.timings), defaultdict(float)
+        return taken
+
+    def segment(self, images: Sequence[np.ndarray | PreparedImage]) -> list[Segmentation]:
+        """Label images, uint8 RGB [height, width, 3] of any sizes: both stages, one after the other."""
+        results: dict[int, Segmentation] = {}
+        for wave in self.gather(images):
+            results.update(zip(wave.places, self.finish(self.propose(wave)), strict=True))
+        return [results[place] for place in range(len(images))]
+
+    def prepare(self, image: np.ndarray) -> PreparedImage:
+        """Resize a decoded image (uint8 RGB [height, width, 3]) for windows; safe to call from threads."""
+        windows = self.config.windows
+        pixels = resize_image(image, windows.short_side, windows.long_side, self.encoder.patch_size)
+        return PreparedImage((image.shape[0], image.shape[1]), pixels)
+
+    def gather(self, images: Sequence[np.ndarray | PreparedImage]) -> Iterator[Wave]:
+        """Cut the windows of images, and yield them in waves of one window size and a bounded number of windows."""
+        with self._timed("resize"):
+            prepared = [
+                image if isinstance(image, PreparedImage) else self.prepare(image) for image in images
+            ]
+        layouts = [WindowLayout.of(*image.pixels.shape[:2], self.config.windows) for image in prepared]
+        for places in plan_waves(layouts, self.window_batch * WAVE_BATCHES):
+            with self._timed("windows"):
+                windows = np.concatenate([layouts[place].cut(prepared[place].pixels) for place in places])
+                pixels = torch.from_numpy(windows).to(self.device, non_blocking=True)
+            yield Wave(
+                tuple(places),
+                tuple(prepared[place].size for place in places),
+                tuple(layouts[place] for place in places),
+                pixels,
+            )
+
+    def propose(self, wave: Wave) -> Proposals:
+        """Encode all windows of a wave, score the vocabulary and purify it (stage 1)."""
+        return self.propose_encoded(wave, self.encode(wave))
+
+    @torch.inference_mode()
+    def encode(self, wave: Wave) -> Encoded:
+        """Run the tower and the dense head over the windows, in full batches."""
+        features, attention = [], []
+        for part in wave.windows.split(self.window_batch):
+            with self._timed("windows"):
+                pixels = normalise(part, *self.normalization)
+            with self._timed("encoder"):
+                trace = self.encoder.trace(pixels, self.request)
+            with self._timed("dense_head"):
+                features.append(F.normalize(self.head.features(self.encoder, trace).float(), dim=-1))
+            if trace.mean_attention is not None:
+                attention.append(trace.mean_attention)
+        return Encoded(torch.cat(features), torch.cat(attention) if attention else None)
+
+    @torch.inference_mode()
+    def propose_encoded(self, wave: Wave, encoded: Encoded) -> Proposals:
+        """Score and purify the vocabulary on windows that are encoded already."""
+        if self.purifier is None or encoded.attention is None:
+            with self._timed("scores"):
+                # phrases by patches, or, where a vocabulary has more phrases than dimensions, the features themselves
+                scored = len(self._phrases) <= encoded.features.shape[2]
+                maps = encoded.features.mT
+                return Proposals(wave.sizes, wave.layouts, self._phrases @ maps if scored else maps, scored)
+        with self._timed("purification"):
+            purified = self.purifier.purify(self.window_batch_of(wave, encoded))
+            decisions = Decisions(
+                purified.scores.float().cpu().numpy(),
+                purified.kept.classes.cpu().numpy(),
+                Regions.of_groups(purified.groups, purified.kept.units),
+            )
+            maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
+            if self._must_keep:
+                decisions, maps = _keep_something(decisions, maps)
+        with self._timed("crops"):
+            regions = decisions.regions
+            corners = regions.on_image([layout.origins for layout in wave.layouts])[regions.has_area]
+            side = self.config.purification.crop_size
+            image = regions.image[regions.has_area]
+            crops = (
+                cut_regions(wave.windows, wave.layouts, image, corners, side)
+                if len(image)
+                else wave.windows.new_empty(0, side, side, 3)
+            )
+        return Proposals(wave.sizes, wave.layouts, maps, decisions=decisions, crops=crops)
+
+    def window_batch_of(self, wave: Wave, encoded: Encoded) -> WindowBatch:
+        """Put encoded windows into the purifier's form."""
+        assert encoded.attention is not None, "a purifier asks for the mean attention"
+        window_size = wave.layouts[0].window_size
+        return WindowBatch(
+            features=encoded.features,
+            attention=encoded.attention,
+            grid=self.encoder.grid_of(window_size),
+            window_counts=tuple(map(len, wave.layouts)),
+            origins=tuple(origin for layout in wave.layouts for origin in layout.origins),
+            image_sizes=tuple(layout.image_size for layout in wave.layouts),
+            patch_size=self.encoder.patch_size,
+            window_size=window_size,
+        )
+
+    @torch.inference_mode()
+    def finish(self, proposals: Proposals) -> list[Segmentation]:
+        """Encode the crops, pick winners and assign labels at the images' sizes (stage 2)."""
+        with self._timed("finish"):
+            return self.finisher.finish(proposals)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[stage] += time.perf_counter() - start
+
+
+def _keep_something(decisions: Decisions, maps: Tensor) -> tuple[Decisions, Tensor]:
+    """Give an image whose every class was removed its best-scored one, where no background can take the image."""
+    classes = decisions.classes
+    if not classes.shape[1]:
+        classes, maps = np.full((len(classes), 1), NOBODY), maps.new_zeros(maps.shape[0], 1, maps.shape[2])
+    nothing = (classes == NOBODY).all(1)
+    if nothing.any():
+        classes = classes.copy()
+        classes[nothing, 0] = np.nanargmax(decisions.scores[nothing], 1)
+    return Decisions(decisions.scores, classes, decisions.regions), maps
+
+
+def plan_waves(layouts: Sequence[WindowLayout], limit: int) -> list[list[int]]:
+    """Group images by window size into waves of at most `limit` windows (one image at least)."""
+    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, layout in enumerate(layouts):
+        by_size[layout.window_size].append(index)
+    waves = []
+    for members in by_size.values():
+        wave: list[int] = []
+        windows = 0
+        for index in members:
+            if wave and windows + len(layouts[index]) > limit:
+                waves.append(wave)
+                wave, windows = [], 0
+            wave.append(index)
+            windows += len(layouts[index])
+        waves.append(wave)
+    return waves

@@ -1,0 +1,185 @@
+"""Stage 2 for a batch of images: winners of the ambiguous regions, and labels at each image's own size."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, Units
+from ovss_core.class_purification.winners import LabelEdits, pick_winners, remove_losers, scale_boxes
+from ovss_core.config import BackgroundPolicy, SegmenterConfig
+from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.text_encoder import TextClassifier
+from ovss_core.engine.labels import Labels, PhraseRule, budget, label_by_probability, label_by_purified_maps
+from ovss_core.engine.proposal import Decisions, Proposals
+from ovss_core.engine.stitch import Stitcher, chunk_by_area
+from ovss_core.inference.preprocessing import normalise
+from ovss_core.segmentation import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
+
+CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
+
+
+class Finisher:
+    """Turns proposals into labels.
+
+    Args:
+        config: Decides the rules.
+        text: Class descriptions and names.
+        policy: What becomes of the background class.
+        encoder: Encodes the crops.
+        normalization: Mean and standard deviation of the tower's pixels.
+        window_batch: Windows whose tokens are encoded at once.
+    """
+
+    def __init__(
+        self,
+        config: SegmenterConfig,
+        text: TextClassifier,
+        policy: BackgroundPolicy,
+        encoder: ImageEncoder,
+        normalization: tuple[Sequence[float], Sequence[float]],
+        window_batch: int,
+    ) -> None:
+        self._config = config
+        self._vocabulary = text.vocabulary
+        self._encoder = encoder
+        self._normalization = normalization
+        self._crop_batch = window_batch * CROPS_PER_WINDOW
+        self._phrases = text.phrase_embeddings.to(encoder.device)
+        self._rule = PhraseRule(
+            text.phrase_class.to(encoder.device), len(text.vocabulary), text.vocabulary.background_index
+        )
+        self._descriptions = text.description_embeddings.to(encoder.device)
+        self._residual = text.vocabulary.background_index if policy == "residual" else None
+
+    def finish(self, proposals: Proposals) -> list[Segmentation]:
+        """Label the images of one batch."""
+        if proposals.decisions is None:
+            return self._finish_phrases(proposals)
+        return self._finish_purified(proposals, proposals.decisions)
+
+    def winners(self, proposals: Proposals) -> Int[Tensor, " areas"]:
+        """Encode the crops of all images in full batches and pick each region's winner.
+
+        Returns:
+            Position of the winner among its group's members, for each region that has an area.
+        """
+        device = self._encoder.device
+        if proposals.decisions is None or proposals.crops is None or not len(proposals.crops):
+            return torch.zeros(0, dtype=torch.int64, device=device)
+        regions = proposals.decisions.regions
+        features = [
+            F.normalize(
+                self._encoder.class_features(normalise(part.to(device), *self._normalization)).float(), dim=-1
+            )
+            for part in proposals.crops.split(self._crop_batch)
+        ]
+        candidates = torch.from_numpy(regions.members[regions.group[regions.has_area]]).to(device)
+        return pick_winners(torch.cat(features), self._descriptions, candidates)
+
+    def _finish_phrases(self, proposals: Proposals) -> list[Segmentation]:
+        results = []
+        for part in chunk_by_area(proposals.sizes, len(self._phrases), budget(self._encoder.device)):
+            maps = proposals.maps[proposals.windows_of(part)].to(self._encoder.device)
+            cosines = maps if proposals.scored else self._phrases @ maps
+            stitcher = self._stitcher(proposals, part)
+            labels = label_by_probability(stitcher.tile(cosines), self._rule, stitcher, self._config.labels)
+            results += [Segmentation(*found) for found in self._present(labels, proposals.sizes[part])]
+        return results
+
+    def _finish_purified(self, proposals: Proposals, decisions: Decisions) -> list[Segmentation]:
+        device, classes = self._encoder.device, torch.from_numpy(decisions.classes).to(self._encoder.device)
+        winners = self.winners(proposals)
+        kept = ClassMaps(Units.of(proposals.window_counts, device), classes, proposals.maps.to(device))
+        edits = None
+        if self._config.purification.variant == "image":
+            edits = LabelEdits.of_regions(decisions.regions, winners, decisions.classes, proposals.scales)
+        else:
+            kept = self._without_losers(
+                kept, decisions, self._encoder.grid_of(proposals.layouts[0].window_size), winners
+            )
+        found = []
+        for part in chunk_by_area(proposals.sizes, kept.places, budget(device)):
+            stitcher = self._stitcher(proposals, part)
+            labels = label_by_purified_maps(
+                stitcher.tile(kept.maps[proposals.windows_of(part)]),
+                classes[part],
+                len(self._vocabulary),
+                self._residual,
+                stitcher,
+                edits.of_images(part) if edits else None,
+            )
+            found += self._present(labels, proposals.sizes[part])
+        decided = self._describe(proposals, decisions, winners)
+        return [Segmentation(*labels, *facts) for labels, facts in zip(found, decided, strict=True)]
+
+    def _without_losers(
+        self, kept: ClassMaps, decisions: Decisions, grid: tuple[int, int], winners: Tensor
+    ) -> ClassMaps:
+        released = self._config.purification.variant == "released"
+        size = self._encoder.patch_size
+        return remove_losers(kept, decisions.regions, winners, decisions.classes, size, grid, released)
+
+    def _stitcher(self, proposals: Proposals, part: slice) -> Stitcher:
+        grid = self._encoder.grid_of(proposals.layouts[0].window_size)
+        return Stitcher(proposals.layouts[part], grid, proposals.sizes[part], self._encoder.device)
+
+    def _present(
+        self, labels: Labels, sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[np.ndarray, tuple[PresentClass, ...]]]:
+        """Bring label maps and counts to the host, and list the classes of each image."""
+        maps, pixels, sums = (
+            table.cpu().numpy() for table in (labels.label_maps, labels.pixels, labels.confidence_sums)
+        )
+        names, dtype = self._vocabulary.names, self._vocabulary.mask_dtype
+        found = []
+        for image, (height, width) in enumerate(sizes):
+            present = tuple(
+                PresentClass(
+                    index=int(index),
+                    name=names[index],
+                    pixels=int(pixels[image, index]),
+                    share=float(pixels[image, index] / (height * width)),
+                    confidence=float(sums[image, index] / pixels[image, index]),
+                )
+                for index in np.flatnonzero(pixels[image])
+            )
+            found.append((maps[image, :height, :width].astype(dtype), present))
+        return found
+
+    def _describe(
+        self, proposals: Proposals, decisions: Decisions, winners: Tensor
+    ) -> list[tuple[tuple[ScoredClass, ...], tuple[ScoredClass, ...], tuple[AmbiguityGroup, ...]]]:
+        """List kept and removed classes, and the groups with boxes in pixels of each image."""
+        regions = decisions.regions
+        owner = np.full(len(regions), NOBODY)
+        owner[regions.has_area] = regions.members[regions.group[regions.has_area], winners.cpu().numpy()]
+        corners = regions.on_image([layout.origins for layout in proposals.layouts])
+        boxes = scale_boxes(corners, np.array(proposals.scales)[regions.image])
+        groups: list[list[AmbiguityGroup]] = [[] for _ in proposals.sizes]
+        for group, members in enumerate(regions.members):
+            rows = np.flatnonzero(regions.group == group)
+            taken = [None if owner[row] == NOBODY else int(owner[row]) for row in rows]
+            decided = tuple(
+                BoxDecision(*map(int, boxes[row]), winner) for row, winner in zip(rows, taken, strict=True)
+            )
+            classes = tuple(int(index) for index in members if index != NOBODY)
+            groups[regions.group_image[group]].append(AmbiguityGroup(classes, decided))
+        facts = []
+        for image, found in enumerate(groups):
+            kept = set(decisions.classes[image].tolist())
+            scored = [
+                ScoredClass(index, name, float(score))
+                for index, (name, score) in enumerate(
+                    zip(self._vocabulary.names, decisions.scores[image], strict=True)
+                )
+                if index in kept or not np.isnan(score)
+            ]
+            stays, goes = (
+                [entry for entry in scored if (entry.index in kept) is side] for side in (True, False)
+            )
+            facts.append((tuple(stays), tuple(goes), tuple(found)))
+        return facts
