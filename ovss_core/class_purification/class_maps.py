@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 NOBODY = -1
@@ -85,7 +85,7 @@ class Units:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def reduce(self, values: Float[Tensor, "windows *columns"], how: str) -> Float[Tensor, "units *columns"]:
+    def reduce(self, values: Num[Tensor, "windows *columns"], how: str) -> Num[Tensor, "units *columns"]:
         """Take the "amin", "amax" or "sum" over the windows of each unit.
 
         Units of one window each are their windows.

@@ -23,6 +23,7 @@ class AmbiguousGroups:
 
     Attributes:
         units: Images or windows, whichever decide.
+        by_window: Whether windows do.
         members: Class index of each member, ascending; `NOBODY` in places of classes that are not of the group.
         boxes: Boxes of each group in pixels: of the unit's window, or of the resized image where images decide;
             end exclusive. Degenerate boxes (x0 >= x1 or y0 >= y1) have no winner. An empty map has one.
@@ -31,18 +32,20 @@ class AmbiguousGroups:
     """
 
     units: Units
+    by_window: bool
     members: Int[Tensor, "units groups places"]
     boxes: Int[Tensor, "units groups boxes 4"]
     used: Bool[Tensor, "units groups boxes"]
     complete: Bool[Tensor, ""]
 
     @classmethod
-    def none(cls, kept: ClassMaps) -> "AmbiguousGroups":
+    def none(cls, kept: ClassMaps, by_window: bool) -> "AmbiguousGroups":
         """Return no group for every unit of `kept`."""
         units, places = kept.classes.shape
         corners = kept.classes.new_zeros(units, 0, 0, 4)
         return cls(
             kept.units,
+            by_window,
             kept.classes.new_zeros(units, 0, places),
             corners,
             corners[..., 0].bool(),
@@ -94,7 +97,8 @@ def find_ambiguous(
     used = used & members.any(2)[:, :, None]
     corners = torch.cat([corners[..., :2], ends], -1)
     classes = torch.where(members, kept.classes[:, None, :], NOBODY)
-    return AmbiguousGroups(kept.units, classes, corners, used, complete & boxes.complete)
+    by_window = config.variant != "image"
+    return AmbiguousGroups(kept.units, by_window, classes, corners, used, complete & boxes.complete)
 
 
 def soft_iou(maps: Float[Tensor, "units places values"]) -> Float[Tensor, "units places places"]:

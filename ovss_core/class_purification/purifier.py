@@ -140,7 +140,7 @@ class ClassPurifier:
         scores, kept = self._redundancy(evidence, phrases, thresholds)
 
         # 4. Ambiguity: kept classes whose maps coincide claim one region; the encoder will look at it.
-        groups = AmbiguousGroups.none(kept)
+        groups = AmbiguousGroups.none(kept, by_window=not whole)
         if self._config.ambiguity and kept.places >= 2:
             excluded = self._background if self._background_competes else None
             groups = find_ambiguous(batch, kept, self._config, excluded)

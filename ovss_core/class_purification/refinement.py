@@ -102,15 +102,12 @@ def refine(
     Returns:
         q in [0, 1]. A map below the threshold everywhere is 0.
     """
-    normalized = statistics.normalize(probability.maps, probability.units.index)
-    levels = probability.with_maps(quantize(normalized))
-    peaks = levels.to_windows(levels.extreme("amax"))
-    regions = (
-        threshold_regions(levels.maps, peaks, box_threshold)
-        & probability.to_windows(probability.used)[..., None]
-    )
+    normalized = probability.with_maps(statistics.normalize(probability.maps, probability.units.index))
+    peaks = normalized.to_windows(quantize(normalized.extreme("amax")))
+    regions = threshold_regions(quantize(normalized.maps), peaks, box_threshold)
+    regions &= probability.to_windows(probability.used)[:, :, None]
     inside = box_union(regions.flatten(0, 1).unflatten(1, grid)).view_as(regions)
-    return normalize_range(probability.with_maps(spread(affinity, normalized * inside)))
+    return normalize_range(probability.with_maps(spread(affinity, normalized.maps * inside)))
 
 
 def normalize_range(maps: ClassMaps) -> ClassMaps:

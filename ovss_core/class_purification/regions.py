@@ -82,16 +82,23 @@ def bound_parts(
         holes: Add, after the parts of a map, a box around the rim of every hole. The released code's contour search
             returns these too when it looks for ambiguous regions; they duplicate or lie inside an outer box, so they
             matter only where each box is decided by itself.
-        capacity: Boxes of a map; None counts, and makes as many as the fullest map needs.
+        capacity: Boxes of a map, so that nothing has to be counted; None makes as many as the fullest map needs.
     """
     height, width = regions.shape[1:]
-    bound = _bound_by_scipy if capacity is None or regions.device.type == "cpu" else _bound_on_device
-    boxes = bound(regions, True, capacity)
+
+    def bound(parts: Tensor, diagonal: bool) -> Boxes:
+        return (
+            _bound_and_count(parts, diagonal)
+            if capacity is None
+            else _bound_in_places(parts, diagonal, capacity)
+        )
+
+    boxes = bound(regions, True)
     corners, used, complete = boxes.corners, boxes.used, boxes.complete
     if holes:
         # a hole is an enclosed 4-connected part of the outside; its rim is one patch wider on each side
         outside = functional.pad(~regions, (1, 1, 1, 1), value=True)
-        rims = bound(outside, False, capacity)
+        rims = bound(outside, False)
         inner = rims.used & (rims.corners[..., :2] > 0).all(-1)
         grown = rims.corners + rims.corners.new_tensor([-2, -2, 0, 0])
         corners, used = torch.cat([corners, grown], 1), torch.cat([used, inner], 1)
@@ -122,7 +129,7 @@ def box_union(regions: Bool[Tensor, "maps height width"]) -> Bool[Tensor, "maps 
     return torch.from_numpy(union)
 
 
-def _bound_by_scipy(regions: Tensor, diagonal: bool, capacity: int | None) -> Boxes:
+def _bound_and_count(regions: Tensor, diagonal: bool) -> Boxes:
     """Bound parts on the CPU; the order is that of each part's last patch, as contour searches have it."""
     maps, height, width = regions.shape
     labels, slices = _find_parts(regions, _EIGHT if diagonal else _FOUR)
@@ -135,13 +142,12 @@ def _bound_by_scipy(regions: Tensor, diagonal: bool, capacity: int | None) -> Bo
     ).reshape(-1, 4)
     owner = last[1:][order] // (height * width)
     counts = np.bincount(owner, minlength=maps)
-    most = int(counts.max(initial=0)) if capacity is None else capacity
+    most = int(counts.max(initial=0))
     place = np.arange(parts) - (counts.cumsum() - counts)[owner]
-    fits = place < most
     corners, used = np.zeros((maps, most, 4), np.int64), np.zeros((maps, most), bool)
-    corners[owner[fits], place[fits]], used[owner[fits], place[fits]] = bounds[fits], True
-    tables = (torch.from_numpy(table).to(regions.device) for table in (corners, used, np.array(fits.all())))
-    return Boxes(*tables)
+    corners[owner, place], used[owner, place] = bounds, True
+    table, there = (torch.from_numpy(values).to(regions.device) for values in (corners, used))
+    return Boxes(table, there, there.new_ones(()))
 
 
 def _find_parts(regions: Tensor, neighbors: np.ndarray) -> tuple[np.ndarray, list[tuple[slice, ...]]]:
@@ -150,8 +156,8 @@ def _find_parts(regions: Tensor, neighbors: np.ndarray) -> tuple[np.ndarray, lis
     return labels, ndimage.find_objects(labels, count) if count else []
 
 
-def _bound_on_device(regions: Tensor, diagonal: bool, capacity: int | None) -> Boxes:
-    """Bound parts with shapes that are known beforehand."""
+def _bound_in_places(regions: Tensor, diagonal: bool, capacity: int) -> Boxes:
+    """Bound parts where they are, with shapes that are known beforehand."""
     labels, stable = _part_labels(regions, diagonal)
     corners, root = _corners_of_labels(labels)
     patches = root.shape[1]

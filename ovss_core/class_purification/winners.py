@@ -70,11 +70,10 @@ class Regions:
         """
         used, corners, table = (part.cpu().numpy() for part in (groups.used, groups.boxes, groups.members))
         unit, number, box = used.nonzero()
-        by_window = len(groups.units) != len(images) or groups.units.counts != images.counts
         counts = np.array(images.counts)
-        owner = np.repeat(np.arange(len(counts)), counts) if by_window else np.arange(len(counts))
+        owner = np.repeat(np.arange(len(counts)), counts) if groups.by_window else np.arange(len(counts))
         first = (counts.cumsum() - counts)[owner[unit]]
-        window = unit - first if by_window else np.full(len(unit), -1)
+        window = unit - first if groups.by_window else np.full(len(unit), -1)
         names, group = np.unique(unit * max(table.shape[1], 1) + number, return_inverse=True)
         rows = table[names // max(table.shape[1], 1), names % max(table.shape[1], 1)]
         return cls(owner[unit], window, group, corners[unit, number, box], _to_the_left(rows))

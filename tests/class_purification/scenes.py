@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovss_core.class_purification.class_maps import WindowBatch
+from ovss_core.class_purification.purifier import Purified
+from ovss_core.class_purification.winners import Regions
 from ovss_core.vocabulary import Vocabulary
 
 PATCH = 16
@@ -30,6 +32,45 @@ class Scene:
     batch: WindowBatch
     texts: Texts
     present: list[set[int]]
+
+
+@dataclass(frozen=True)
+class FoundGroup:
+    """Classes that claim one region, the window that decides it (None: the image), and its boxes in pixels."""
+
+    classes: tuple[int, ...]
+    window: int | None
+    boxes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was decided about one image: scores [classes], kept classes, maps [kept, windows, rows, columns]."""
+
+    scores: Tensor
+    kept: Tensor
+    maps: Tensor
+    groups: tuple[FoundGroup, ...]
+
+
+def by_image(purified: Purified, batch: WindowBatch) -> list[Found]:
+    """Take the result of a batch apart."""
+    regions = Regions.of_groups(purified.groups, batch.images)
+    found, start = [], 0
+    for image, count in enumerate(batch.window_counts):
+        used = purified.kept.used[image]
+        maps = purified.kept.maps[start : start + count, used].transpose(0, 1).unflatten(2, batch.grid)
+        groups = tuple(
+            FoundGroup(
+                tuple(index for index in regions.members[group].tolist() if index >= 0),
+                None if regions.group_window[group] < 0 else int(regions.group_window[group]),
+                tuple(map(tuple, regions.corners[regions.group == group].tolist())),
+            )
+            for group in np.flatnonzero(regions.group_image == image)
+        )
+        found.append(Found(purified.scores[image], purified.kept.classes[image, used], maps, groups))
+        start += count
+    return found
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -5,12 +5,20 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from ovss_core.class_purification.batch import PurificationInput
-from ovss_core.class_purification.purifier import BackgroundPolicy, ClassPurifier
-from ovss_core.class_purification.winners import ImagePurification
-from ovss_core.config import PurificationConfig, PurificationVariant
+from ovss_core.class_purification.class_maps import WindowBatch
+from ovss_core.class_purification.purifier import ClassPurifier
+from ovss_core.config import BackgroundPolicy, PurificationConfig, PurificationVariant
 from tests import oracles_freecp as oracle
-from tests.class_purification.scenes import PATCH, Scene, Texts, make_scene, make_texts, single
+from tests.class_purification.scenes import (
+    PATCH,
+    Found,
+    Scene,
+    Texts,
+    by_image,
+    make_scene,
+    make_texts,
+    single,
+)
 
 SYNONYMS = ["sky, cloud", "cat", "dog, puppy, hound", "tree", "car, auto", "boat", "lamp", "chair"]
 VARIANTS: list[PurificationVariant] = ["image", "released", "paper"]
@@ -30,9 +38,10 @@ def purify(
     scene: Scene,
     settings: PurificationConfig,
     background: BackgroundPolicy = "none",
-    batch: PurificationInput | None = None,
-) -> list[ImagePurification]:
-    return ClassPurifier(settings, scene.texts, background).purify(batch or scene.batch)
+    batch: WindowBatch | None = None,
+) -> list[Found]:
+    chosen = batch or scene.batch
+    return by_image(ClassPurifier(settings, scene.texts, background).purify(chosen), chosen)
 
 
 def purify_slowly(scene: Scene, windows: list[int], settings: PurificationConfig) -> oracle.Purified:
@@ -51,7 +60,7 @@ def purify_slowly(scene: Scene, windows: list[int], settings: PurificationConfig
     )
 
 
-def assert_same(found: ImagePurification, expected: ImagePurification) -> None:
+def assert_same(found: Found, expected: Found) -> None:
     assert torch.equal(found.kept, expected.kept)
     assert found.groups == expected.groups
     torch.testing.assert_close(found.scores, expected.scores, equal_nan=True, atol=1e-6, rtol=1e-4)
@@ -107,7 +116,7 @@ def test_an_images_boxes_lie_on_its_own_lattice_and_reach_its_edge() -> None:
     found = purify(scene, settings)[0]
     expected = purify_slowly(scene, [0, 1], settings)
     assert found.groups
-    origins = [tuple(origin) for origin in scene.batch.window_origin[:2].tolist()]
+    origins = list(scene.batch.origins[:2])
     for group in found.groups:
         mean = expected.refined[:, list(group.classes)].mean(1).reshape(2, 5, 6)
         lattice = oracle.lattice_mean(
@@ -146,9 +155,9 @@ def test_images_of_different_size_share_a_batch(variant: PurificationVariant) ->
     scene = scene_of(SYNONYMS, images=1, windows=4)
     batch = replace(
         scene.batch,
-        image_index=torch.tensor([0, 1, 1, 1]),
-        window_origin=torch.tensor([[0, 0], [0, 0], [0, 48], [3, 90]]),
-        image_sizes=[(80, 96), (83, 186)],
+        window_counts=(1, 3),
+        origins=((0, 0), (0, 0), (0, 48), (3, 90)),
+        image_sizes=((80, 96), (83, 186)),
     )
     settings = config(variant, ambiguity_threshold=0.2)
     for image, found in enumerate(purify(scene, settings, batch=batch)):

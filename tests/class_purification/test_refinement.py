@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovss_core.class_purification.affinity import balance, spread, spread_rows
+from ovss_core.class_purification.class_maps import ClassMaps, Units
+from ovss_core.class_purification.refinement import balance, normalize_range, spread
 from tests.oracles_freecp import transfer_matrix
 
 
@@ -20,7 +21,7 @@ def dense(attention: torch.Tensor) -> torch.Tensor:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 12), st.integers(0, 10_000), st.booleans())
-def test_two_vectors_normalise_as_the_dense_matrix_does(patches: int, seed: int, holes: bool) -> None:
+def test_two_vectors_normalize_as_the_dense_matrix_does(patches: int, seed: int, holes: bool) -> None:
     attention = random_attention(1, patches, seed).double()
     if holes:
         attention[0, :, seed % patches] = 0
@@ -60,15 +61,25 @@ def test_windows_do_not_see_each_other() -> None:
         torch.testing.assert_close(together[window], dense(attention[window : window + 1])[0])
 
 
-def test_maps_in_any_order_are_spread_in_their_own_window() -> None:
-    affinity = balance(random_attention(3, 7))
-    generator = torch.Generator().manual_seed(1)
-    maps = torch.rand(11, 7, generator=generator)
-    window = torch.randint(0, 3, (11,), generator=generator)
-    found = spread_rows(affinity, maps, window)
-    for row in range(11):
-        alone = spread(affinity, maps[row].expand(3, 1, 7))[window[row], 0]
-        torch.testing.assert_close(found[row], alone)
+def one_map(values: torch.Tensor) -> ClassMaps:
+    return ClassMaps(Units.of((1,)), torch.tensor([[0]]), values[None])
+
+
+def test_a_map_that_is_constant_but_for_rounding_becomes_one_throughout() -> None:
+    rounding = torch.tensor([[0.2, 0.2 + 6e-8, 0.2 - 6e-8, 0.2]])
+    assert torch.equal(normalize_range(one_map(rounding)).maps, torch.ones(1, 1, 4))
+    uneven = torch.tensor([[0.2, 0.2002, 0.2, 0.2]])
+    assert normalize_range(one_map(uneven)).maps.min().item() == 0
+
+
+def test_an_empty_map_stays_empty() -> None:
+    assert not normalize_range(one_map(torch.zeros(1, 4))).maps.any()
+
+
+def test_a_class_is_stretched_over_all_windows_of_its_unit_together() -> None:
+    maps = torch.tensor([[[0.0, 1.0]], [[2.0, 4.0]], [[1.0, 3.0]]])
+    found = normalize_range(ClassMaps(Units.of((2, 1)), torch.tensor([[0], [0]]), maps)).maps
+    torch.testing.assert_close(found, torch.tensor([[[0, 0.25]], [[0.5, 1.0]], [[0.0, 1.0]]]))
 
 
 def test_half_precision_attention_is_balanced_in_float32() -> None:
