@@ -184,7 +184,7 @@ def _bound_groups(
         exclude_last=config.variant != "image",
         holes=config.variant == "released",
         capacity=capacity,
-    )
+    ).without_repetitions()
     if not boxes.used.shape[1]:
         boxes = Boxes(
             boxes.corners.new_zeros(len(levels), 1, 4), boxes.used.new_zeros(len(levels), 1), boxes.complete

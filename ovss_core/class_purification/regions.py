@@ -6,7 +6,7 @@ treated at once, by SciPy on a CPU and by label propagation in a fixed number of
 boxes in the same order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -42,6 +42,11 @@ class Boxes:
     used: Bool[Tensor, "maps boxes"]
     complete: Bool[Tensor, ""]
 
+    def without_repetitions(self) -> "Boxes":
+        """Return every box of a map once, where it comes first."""
+        same = (self.corners[:, :, None] == self.corners[:, None]).all(-1) & self.used[:, None]
+        return replace(self, used=self.used & ~same.tril(-1).any(2))
+
 
 def quantize(maps: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """Truncate maps with values in [0, 1] to the 8-bit levels that the threshold is defined on."""
@@ -74,7 +79,7 @@ def bound_parts(
     holes: bool = False,
     capacity: int | None = None,
 ) -> Boxes:
-    """Bound the 8-connected parts of each map; a box that comes again in its map is given once.
+    """Bound the 8-connected parts of each map.
 
     Args:
         regions: Selected patches.
@@ -107,9 +112,7 @@ def bound_parts(
         # an axis of one patch is kept, or nothing would remain
         limit = corners.new_tensor([max(width - 1, 1), max(height - 1, 1)])
         corners = torch.cat([corners[..., :2], torch.minimum(corners[..., 2:], limit)], -1)
-    same = (corners[:, :, None] == corners[:, None]).all(-1) & used[:, None]
-    repeated = same.tril(-1).any(2)
-    return Boxes(corners, used & ~repeated, complete)
+    return Boxes(corners, used, complete)
 
 
 def box_union(regions: Bool[Tensor, "maps height width"]) -> Bool[Tensor, "maps height width"]:

@@ -8,10 +8,11 @@ every pixel. Everything after `gather` works on whole waves.
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -263,6 +264,18 @@ class SegmentationEngine:
             patch_size=self.encoder.patch_size,
             window_size=window_size,
         )
+
+    def proposals_of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Proposals:
+        """Put rows of `Proposals.to_rows` together, which other processes may have made.
+
+        Args:
+            rows: Of images whose windows have one size.
+        """
+        config = self.config
+        layout = WindowLayout.of(*rows[0]["resized"], config.windows)
+        rows_of_patches, columns = self.encoder.grid_of(layout.window_size)
+        patches = rows_of_patches * columns
+        return Proposals.from_rows(rows, config.windows, patches, config.purification.crop_size)
 
     @torch.inference_mode()
     def finish(self, proposals: Proposals) -> list[Segmentation]:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ovss_core.inference.engine import SegmentationEngine
+from ovss_core.inference.variants import EncodedImages, VariantEngines
 
 from ovss_core.config import PurificationConfig
 from ovss_core.evaluation.confusion import IGNORED
 from ovss_core.evaluation.measurement import Measurement, measure, summarise
 from ovss_core.evaluation.oracle import Oracle, restrict
-from ovss_core.inference.engine import SegmentationEngine
-from ovss_core.inference.variants import EncodedImages, VariantEngines
 from ovss_core.segmentation import ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
 from tests.tiny import random_picture, tiny_clip, tiny_config, tiny_text

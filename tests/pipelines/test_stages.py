@@ -5,12 +5,12 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 import pytest
+from ovss_core.inference.engine import SegmentationEngine
 from PIL import Image
 
 from ovss_core.config import PurificationConfig, SegmenterConfig
 from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.inference.decoding import decode_image
-from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.segmentation import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
 from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary

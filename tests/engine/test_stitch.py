@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ovss_core.config import WindowConfig
-from ovss_core.inference.stitching import Stitcher, bilinear_matrix, stitch_matrix
+from ovss_core.engine.stitch import Stitcher, bilinear_matrix, chunk_by_area, stitch_matrix
 from ovss_core.inference.windows import WindowLayout, axis_windows
 from tests import oracles
 
@@ -22,8 +22,12 @@ def _case(case: tuple[tuple[int, int], int, int, int, tuple[int, int]]) -> tuple
     resized, window, stride, patch, original = case
     layout = WindowLayout.of(*resized, WindowConfig(size=window, stride=stride))
     grid = (layout.window_size[0] // patch, layout.window_size[1] // patch)
-    maps = torch.rand(3, len(layout), *grid, generator=torch.Generator().manual_seed(window))
-    return Stitcher(layout, grid, original), maps
+    maps = torch.rand(len(layout), 3, grid[0] * grid[1], generator=torch.Generator().manual_seed(window))
+    return Stitcher((layout,), grid, (original,)), maps
+
+
+def _stitched(stitcher: Stitcher, maps: torch.Tensor) -> torch.Tensor:
+    return stitcher.stitch(stitcher.tile(maps))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -31,9 +35,10 @@ def test_two_matrices_equal_upsampling_each_window_summing_dividing_and_resizing
     case: tuple[tuple[int, int], int, int, int, tuple[int, int]],
 ) -> None:
     stitcher, maps = _case(case)
-    stitched = stitcher.stitch(stitcher.side_by_side(maps))
-    layout = stitcher.layout
-    for values, result in zip(maps.double().numpy(), stitched.numpy(), strict=True):
+    [stitched] = _stitched(stitcher, maps)
+    [layout] = stitcher.layouts
+    grids = maps.double().transpose(0, 1).unflatten(2, stitcher.grid).numpy()
+    for values, result in zip(grids, stitched.numpy(), strict=True):
         expected = oracles.stitch(
             values, layout.origins, layout.window_size, layout.image_size, stitcher.size
         )
@@ -46,17 +51,17 @@ def test_strips_put_together_are_the_whole_within_their_budget(
     case: tuple[tuple[int, int], int, int, int, tuple[int, int]], budget: int
 ) -> None:
     stitcher, maps = _case(case)
-    tiled = stitcher.side_by_side(maps)
+    tiled = stitcher.tile(maps)
     strips = stitcher.strips(3, budget)
     parts = [stitcher.stitch(tiled, rows) for rows in strips]
-    assert torch.allclose(torch.cat(parts, 1), stitcher.stitch(tiled), atol=1e-6)
+    assert torch.allclose(torch.cat(parts, 2), stitcher.stitch(tiled), atol=1e-6)
     assert all(part.numel() <= max(budget, 3 * stitcher.size[1]) for part in parts)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_constant_map_stays_constant(case: tuple[tuple[int, int], int, int, int, tuple[int, int]]) -> None:
     stitcher, maps = _case(case)
-    stitched = stitcher.stitch(stitcher.side_by_side(torch.full_like(maps, 0.3)))
+    stitched = _stitched(stitcher, torch.full_like(maps, 0.3))
     assert torch.allclose(stitched, torch.full_like(stitched, 0.3), atol=1e-6)
 
 
@@ -76,8 +81,34 @@ def test_the_bilinear_matrix_is_torchs_interpolation(length: int, output: int) -
 
 def test_stitching_features_and_then_scoring_equals_stitching_scores() -> None:
     stitcher, features = _case(CASES[1])
-    weights = torch.randn(5, 3, dtype=torch.float32)
-    scores = torch.einsum("qd,dwrc->qwrc", weights, features)
-    stitched = stitcher.stitch(stitcher.side_by_side(features))
-    expected = torch.einsum("qd,dhw->qhw", weights, stitched)
-    assert torch.allclose(stitcher.stitch(stitcher.side_by_side(scores)), expected, atol=1e-5)
+    weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.einsum("qd,bdhw->bqhw", weights, _stitched(stitcher, features))
+    assert torch.allclose(_stitched(stitcher, weights @ features), expected, atol=1e-5)
+
+
+def test_images_of_many_sizes_are_stitched_together_as_each_alone() -> None:
+    resized = [((48, 48), (40, 31)), ((50, 70), (37, 91)), ((32, 96), (33, 5)), ((48, 48), (1, 1))]
+    layouts = tuple(WindowLayout.of(*size, WindowConfig(size=32, stride=16)) for size, _ in resized)
+    sizes = tuple(original for _, original in resized)
+    maps = torch.rand(sum(map(len, layouts)), 2, 16, generator=torch.Generator().manual_seed(0))
+    together = Stitcher(layouts, (4, 4), sizes)
+    stitched, start = _stitched(together, maps), 0
+    for image, (layout, size) in enumerate(zip(layouts, sizes, strict=True)):
+        alone = Stitcher((layout,), (4, 4), (size,))
+        own = maps[start : start + len(layout)]
+        torch.testing.assert_close(stitched[image, :, : size[0], : size[1]], _stitched(alone, own)[0])
+        assert not stitched[image, :, size[0] :].any()
+        assert not stitched[image, :, :, size[1] :].any()
+        assert together.inside[image].sum() == size[0] * size[1]
+        start += len(layout)
+
+
+def test_chunks_hold_their_budget_of_padded_numbers_and_every_image_once() -> None:
+    sizes = [(10, 10), (10, 20), (40, 5), (3, 3), (100, 100), (2, 2)]
+    chunks = chunk_by_area(sizes, 2, 1700)
+    assert [place for chunk in chunks for place in range(len(sizes))[chunk]] == list(range(len(sizes)))
+    for chunk in chunks:
+        height, width = (max(side) for side in zip(*sizes[chunk], strict=True))
+        assert len(sizes[chunk]) == 1 or 2 * height * width * len(sizes[chunk]) <= 1700
+    assert len(chunks) < len(sizes)
+    assert chunk_by_area([], 2, 10) == []

@@ -8,9 +8,9 @@ import pytest
 
 from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig, SfpConfig, WindowConfig
 from ovss_core.encoders.checkpoints import ClipModel
+from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.variants import VariantEngines
 from ovss_core.errors import ConfigError
-from ovss_core.inference.engine import SegmentationEngine
-from ovss_core.inference.variants import VariantEngines
 from tests.tiny import random_picture, tiny_clip, tiny_config, tiny_text
 
 LINES = ["background: sky", "cat", "dog, puppy", "grass", "sofa"]
@@ -83,8 +83,8 @@ def test_engines_of_equal_heads_get_the_same_features() -> None:
 
     first, second = VariantEngines(engines).encode([random_picture(40, 60)])
 
-    assert first[0].features is second[0].features
-    assert all(a is b for a, b in pairwise([first[0].attention, second[0].attention]))
+    assert first[0].encoded.features is second[0].encoded.features
+    assert all(a is b for a, b in pairwise([first[0].encoded.attention, second[0].encoded.attention]))
 
 
 def test_variants_of_two_models_are_refused() -> None:

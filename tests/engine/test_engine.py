@@ -15,10 +15,9 @@ from ovss_core.config import (
 )
 from ovss_core.dense_heads import HEADS, HeadOptions, build_head
 from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError, ModelError
-from ovss_core.inference.engine import SegmentationEngine
 from ovss_core.inference.preprocessing import normalise, resize_image
-from ovss_core.inference.proposal import PhraseFeatures, Proposal, PurifiedClasses
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.segmentation import Segmentation
 from tests import oracles
@@ -97,7 +96,7 @@ def test_every_background_policy_accounts_for_every_class(method: str, backgroun
 def test_each_part_of_purification_can_be_left_out(method: str, redundancy: bool, ambiguity: bool) -> None:
     purification = replace(METHODS[method], redundancy=redundancy, ambiguity=ambiguity)
     engine = _engine(tiny_config(purification=purification))
-    assert engine.needs_resolution is (method != "none" and ambiguity)
+    assert engine.config.purification.needs_crops is (method != "none" and ambiguity)
     for result, size in zip(engine.segment(PICTURES), SIZES, strict=True):
         _assert_sound(result, size, engine.text.vocabulary.names)
         assert ambiguity or not result.groups
@@ -133,15 +132,25 @@ def test_the_number_of_windows_at_once_changes_rounding_only(method: str) -> Non
             _assert_alike(first, second)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_proposals_sent_as_bytes_resolve_to_the_same_labels(method: str) -> None:
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_proposals_sent_as_rows_are_finished_to_the_same_labels(method: str) -> None:
     engine = _engine(tiny_config(purification=METHODS[method]), WITH_BACKGROUND)
-    sent = [Proposal.from_bytes(proposal.to_bytes()) for proposal in engine.propose(PICTURES)]
-    for result, expected in zip(engine.resolve(sent), engine.segment(PICTURES), strict=True):
-        assert np.array_equal(result.label_map, expected.label_map)
-        assert result.present == expected.present
-        assert result.groups == expected.groups
-        assert str(result.kept) == str(expected.kept)  # nan, the background's score, does not equal itself
+    expected = engine.segment(PICTURES)
+    for wave in engine.gather(PICTURES):
+        rows = engine.propose(wave).to_rows()
+        for order in (range(len(rows)), reversed(range(len(rows)))):
+            for place in [list(order)]:
+                sent = engine.proposals_of_rows([rows[position] for position in place])
+                for position, result in zip(place, engine.finish(sent), strict=True):
+                    wanted = expected[wave.places[position]]
+                    assert np.array_equal(result.label_map, wanted.label_map)
+                    assert [entry.pixels for entry in result.present] == [
+                        entry.pixels for entry in wanted.present
+                    ]
+                    assert result.groups == wanted.groups
+                    assert str(result.kept) == str(
+                        wanted.kept
+                    )  # nan, the background's score, is not equal to itself
 
 
 @pytest.mark.parametrize("size", [(30, 40), (45, 33), (9, 70)])
@@ -191,17 +200,16 @@ def test_a_vocabulary_of_one_class_labels_everything_with_it(method: str) -> Non
 
 
 @pytest.mark.parametrize("phrases", [30, 5000])
-def test_more_phrases_than_dimensions_travel_as_features_and_get_the_same_labels(phrases: int) -> None:
+def test_more_phrases_than_dimensions_are_kept_as_features_and_get_the_same_labels(phrases: int) -> None:
     lines = [f"class {k}: " + ", ".join(f"phrase {k} {i}" for i in range(5)) for k in range(phrases // 5)]
     engine = _engine(tiny_config(purification=PurificationConfig("none")), lines)
-    (proposal,) = engine.propose([random_picture(30, 40)])
-    assert isinstance(proposal.content, PhraseFeatures)
-    assert not proposal.content.scored
-    cosines = proposal.content.values @ engine.text.phrase_embeddings.numpy().T
-    scored = replace(proposal, content=PhraseFeatures(cosines, True))
-    travelled, direct = engine.resolve([proposal, scored])
-    assert np.array_equal(travelled.label_map, direct.label_map)
-    assert travelled.label_map.dtype == (np.uint8 if phrases == 30 else np.uint16)
+    [wave] = engine.gather([random_picture(30, 40)])
+    proposals = engine.propose(wave)
+    assert not proposals.scored
+    scored = replace(proposals, maps=engine.text.phrase_embeddings @ proposals.maps, scored=True)
+    [kept], [direct] = engine.finish(proposals), engine.finish(scored)
+    assert np.array_equal(kept.label_map, direct.label_map)
+    assert kept.label_map.dtype == (np.uint8 if phrases == 30 else np.uint16)
 
 
 @pytest.mark.parametrize("variant", ["image", "released"])
@@ -221,11 +229,11 @@ def test_chunks_of_the_vocabulary_change_nothing(variant: PurificationVariant) -
 def test_pictures_smaller_than_a_window_get_one_window() -> None:
     config = replace(tiny_config(), windows=WindowConfig(size=64, stride=32, short_side=40, long_side=160))
     engine = _engine(config)
-    (proposal,) = engine.propose([random_picture(20, 20)])
-    assert isinstance(proposal.content, PurifiedClasses)
-    assert proposal.resized == (40, 40)
-    assert proposal.content.maps.shape[1:] == (1, 5, 5)
-    _assert_sound(engine.resolve([proposal])[0], (20, 20), engine.text.vocabulary.names)
+    [wave] = engine.gather([random_picture(20, 20)])
+    proposals = engine.propose(wave)
+    assert proposals.layouts[0].image_size == (40, 40)
+    assert proposals.maps.shape[::2] == (1, 25)
+    _assert_sound(engine.finish(proposals)[0], (20, 20), engine.text.vocabulary.names)
 
 
 def test_prepared_pictures_give_what_pictures_give() -> None:
@@ -237,23 +245,15 @@ def test_prepared_pictures_give_what_pictures_give() -> None:
 
 def test_nothing_in_nothing_out() -> None:
     engine = _engine()
-    assert [engine.segment([]), engine.propose([]), engine.resolve([])] == [[], [], []]
+    assert engine.segment([]) == []
+    assert list(engine.gather([])) == []
 
 
 def test_timings_name_the_stages_and_start_anew_when_taken() -> None:
     engine = _engine()
     engine.segment(PICTURES[:2])
     taken = engine.take_timings()
-    stages = {
-        "resize",
-        "windows",
-        "encoder",
-        "dense_head",
-        "purification",
-        "crops",
-        "ambiguity_crops",
-        "labels",
-    }
+    stages = {"resize", "windows", "encoder", "dense_head", "purification", "crops", "finish"}
     assert set(taken) == stages
     assert all(seconds >= 0 for seconds in taken.values())
     assert sum(taken.values()) > 0
@@ -310,3 +310,13 @@ def test_a_resnet_is_refused_when_the_engine_is_built_from_its_name() -> None:
     config = tiny_config()
     with pytest.raises(ModelError, match="ResNet"):
         SegmentationEngine.build(replace(config, model=replace(config.model, name="RN50")), tiny_text(WORDS))
+
+
+def test_an_engine_for_another_vocabulary_refuses_what_needs_a_tower_of_its_own() -> None:
+    engine = _engine()
+    with pytest.raises(ConfigError, match="build an engine of its own"):
+        engine.with_vocabulary(engine.text, tiny_config(purification=PurificationConfig("none")))
+    with pytest.raises(ConfigError, match="build an engine of its own"):
+        engine.with_vocabulary(engine.text, tiny_config("clearclip"))
+    looser = replace(engine.config, purification=replace(engine.config.purification, redundancy=False))
+    assert engine.with_vocabulary(engine.text, looser).segment(PICTURES[:1])
