@@ -1,10 +1,9 @@
-"""SOM, second half: replace each outlier token by the mean of its valid neighbours (SFP, eq. 5)."""
-
-from functools import lru_cache
+"""SOM, second half: replace each outlier token by the mean of its valid neighbors (SFP, eq. 5)."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 
 def repair_tokens(
@@ -12,7 +11,7 @@ def repair_tokens(
     outliers: Bool[Tensor, "windows patches"],
     grid: tuple[int, int],
 ) -> Float[Tensor, "windows tokens width"]:
-    """Replace outlier patches by the mean of their non-outlier 8-neighbours on the grid.
+    """Replace outlier patches by the mean of their non-outlier 8-neighbors on the grid.
 
     Args:
         tokens: Patch tokens, with or without one class token in front (told apart by their number).
@@ -20,33 +19,23 @@ def repair_tokens(
         grid: Rows and columns of patches; any shape.
 
     Returns:
-        New tokens. An outlier without a valid neighbour stays unchanged (the released code makes it zero and
+        New tokens. An outlier without a valid neighbor stays unchanged (the released code makes it zero and
         thereby every value of its window NaN); without outliers the tokens come back unchanged.
     """
-    windows, patches = outliers.nonzero(as_tuple=True)
-    if windows.numel() == 0:
-        return tokens
     first = tokens.shape[1] - outliers.shape[1]
-    neighbours = _neighbour_index(*grid).to(tokens.device)[patches]
-    valid = (neighbours >= 0) & ~outliers[windows[:, None], neighbours.clamp(min=0)]
-    count = valid.sum(1)
-    values = tokens[windows[:, None], neighbours.clamp(min=0) + first]
-    total = torch.einsum("on,onw->ow", valid.to(values.dtype), values)
-    repairable = count > 0
-    repaired = tokens.clone()
-    mean = total[repairable] / count[repairable, None].to(total.dtype)
-    repaired[windows[repairable], patches[repairable] + first] = mean
-    return repaired
+    # every patch is averaged and only outliers take the result: no count of them is waited for on a GPU
+    valid = ~outliers.unflatten(1, grid)[..., None]
+    patches = tokens[:, first:].unflatten(1, grid) * valid
+    total, count = _sum_around(patches.float()), _sum_around(valid.float())
+    repairable = ~valid & (count > 0)
+    mean = (total / count.clamp_min(1)).to(tokens.dtype)
+    repaired = torch.where(repairable, mean, tokens[:, first:].unflatten(1, grid)).flatten(1, 2)
+    return torch.cat([tokens[:, :first], repaired], 1) if first else repaired
 
 
-@lru_cache(maxsize=64)
-def _neighbour_index(rows: int, columns: int) -> Int[Tensor, "patches 8"]:
-    """Flat indices of the 8 neighbours of each patch, -1 outside the grid."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    steps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
-    neighbours = []
-    for dy, dx in steps:
-        y, x = row + dy, column + dx
-        inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
-        neighbours.append(torch.where(inside, y * columns + x, -1).flatten())
-    return torch.stack(neighbours, 1)
+def _sum_around(
+    values: Float[Tensor, "windows rows columns channels"],
+) -> Float[Tensor, "windows rows columns channels"]:
+    """Sum each place and its 8 neighbors; a place that must not count is 0."""
+    planes = values.movedim(3, 1)
+    return functional.avg_pool2d(planes, 3, 1, 1, divisor_override=1).movedim(1, 3)
