@@ -21,6 +21,25 @@ NOBODY = -1
 
 
 @dataclass(frozen=True)
+class Room:
+    """How much a batch may hold where shapes must be known before the work begins, as on a GPU that never waits.
+
+    A batch that needs more says so (`complete` is false) and is done again by counting, which is exact for any number.
+
+    Attributes:
+        classes: Kept classes of an image.
+        groups: Ambiguous groups of an image, or of a window where windows decide.
+        boxes: Boxes of a group.
+        regions: Boxes that are shown to the encoder, on average over the images of a batch.
+    """
+
+    classes: int = 64
+    groups: int = 16
+    boxes: int = 8
+    regions: int = 8
+
+
+@dataclass(frozen=True)
 class WindowBatch:
     """Encoded windows of one or more images, all of one size: what purification is given.
 

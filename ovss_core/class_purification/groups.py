@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, Units, WindowBatch, first_places
+from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, Room, Units, WindowBatch, first_places
 from ovss_core.class_purification.regions import Boxes, bound_parts, quantize, threshold_regions
 from ovss_core.config import PurificationConfig
 
@@ -53,20 +53,12 @@ class AmbiguousGroups:
         )
 
 
-@dataclass(frozen=True)
-class GroupPlaces:
-    """How many groups a unit and boxes a group may have where shapes must be known beforehand."""
-
-    groups: int
-    boxes: int
-
-
 def find_ambiguous(
     batch: WindowBatch,
     kept: ClassMaps,
     config: PurificationConfig,
     excluded: int | None = None,
-    places: GroupPlaces | None = None,
+    room: Room | None = None,
 ) -> AmbiguousGroups:
     """Find the ambiguous groups of each unit and the boxes to decide them in.
 
@@ -78,18 +70,18 @@ def find_ambiguous(
         kept: Refined maps of the kept classes.
         config: Variant and thresholds.
         excluded: A class that is never ambiguous (a background class that competes as a class).
-        places: None counts, and makes as many as are needed.
+        room: None counts, and makes as many places as are needed.
     """
     edges = soft_iou(kept.by_unit().flatten(2)) >= config.ambiguity_threshold
     eligible = kept.used if excluded is None else kept.used & (kept.classes != excluded)
     names = connected_parts(edges & eligible[:, :, None] & eligible[:, None, :])
-    members, complete = _group_members(names, eligible, places.groups if places else None)
+    members, complete = _group_members(names, eligible, room.groups if room else None)
     maps = _mean_maps(kept, members)
     if config.variant == "image":
         maps, limits = _lay_on_lattice(batch, maps), batch.image_sizes
     else:
         maps, limits = maps.unflatten(2, batch.grid), (batch.window_size,) * len(kept.units)
-    boxes = _bound_groups(maps, config, places.boxes if places else None)
+    boxes = _bound_groups(maps, config, room.boxes if room else None)
     height, width = torch.tensor(limits, device=maps.device).view(-1, 1, 1, 2).unbind(-1)
     corners, used = (table.unflatten(0, members.shape[:2]) for table in (boxes.corners, boxes.used))
     corners = corners * batch.patch_size

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from ovss_core.class_purification.class_maps import ClassMaps, Units, WindowBatch
+from ovss_core.class_purification.class_maps import ClassMaps, Room, Units, WindowBatch
 from ovss_core.class_purification.evidence import (
     PhraseChunk,
     PhraseScores,
@@ -70,11 +70,13 @@ class Purified:
         kept: Refined maps q of the classes each image keeps; 0 where a window removed the class. A background class
             is among them only if it competes as a class.
         groups: Ambiguous groups of images or windows, whichever decide; they still need winners.
+        complete: Whether everything had room.
     """
 
     scores: Float[Tensor, "images classes"]
     kept: ClassMaps
     groups: AmbiguousGroups
+    complete: Bool[Tensor, ""]
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,13 @@ class ClassPurifier:
         self._rule, self._ceiling = (spatial_consistency, 1.0) if paper else (released_score, 0.5)
 
     @torch.inference_mode()
-    def purify(self, batch: WindowBatch) -> Purified:
-        """Purify the classes of every image of the batch."""
+    def purify(self, batch: WindowBatch, room: Room | None = None) -> Purified:
+        """Purify the classes of every image of the batch.
+
+        Args:
+            batch: Windows with features and mean attention.
+            room: Fixes all shapes beforehand, so that nothing waits for a count; None counts.
+        """
         # 1. Who decides: the image as a whole, or each of its windows as in the published forms.
         whole = self._config.variant == "image"
         units = batch.images if whole else batch.windows
@@ -136,32 +143,38 @@ class ClassPurifier:
         evidence = _Evidence(batch, units, unit_images, balance(batch.attention), statistics)
 
         # 3. Redundancy: a class stays when refinement along the attention confirms where it is.
-        thresholds = self._thresholds(evidence)
-        scores, kept = self._redundancy(evidence, phrases, thresholds)
+        thresholds = self._thresholds(evidence, room)
+        scores, kept, complete = self._redundancy(evidence, phrases, thresholds, room)
 
         # 4. Ambiguity: kept classes whose maps coincide claim one region; the encoder will look at it.
         groups = AmbiguousGroups.none(kept, by_window=not whole)
         if self._config.ambiguity and kept.places >= 2:
             excluded = self._background if self._background_competes else None
-            groups = find_ambiguous(batch, kept, self._config, excluded)
+            groups = find_ambiguous(batch, kept, self._config, excluded, room)
 
         # 5. An image has what any of its windows has.
         best = unit_images.reduce(scores, "amax").to(kept.maps.dtype)
         best = best.masked_fill(self._is_background, torch.nan)
-        return Purified(best, kept.by_image(batch.images, self._classes), groups)
+        of_images = kept.by_image(batch.images, self._classes, room.classes if room else None)
+        return Purified(best, of_images, groups, complete & groups.complete)
 
     def _redundancy(
-        self, evidence: _Evidence, phrases: PhraseScores, thresholds: Float[Tensor, " units"]
-    ) -> tuple[Float[Tensor, "units classes"], ClassMaps]:
+        self,
+        evidence: _Evidence,
+        phrases: PhraseScores,
+        thresholds: Float[Tensor, " units"],
+        room: Room | None,
+    ) -> tuple[Float[Tensor, "units classes"], ClassMaps, Bool[Tensor, ""]]:
         """Score all classes, chunk by chunk, and hold on to the maps of those that stay.
 
         Chunks bound memory: maps exist only for the classes of one chunk that could still be kept. What a chunk keeps
         is decided a second time at the end, because the fall-back for an image that loses everything, its most likely
         class, is known only when all chunks have been seen; a chunk keeps at least what the end keeps.
         """
-        units = evidence.units
+        units, most = evidence.units, room.classes if room else None
         scores = thresholds.new_zeros((len(units), self._classes))
         peaks = torch.zeros_like(scores)
+        complete = torch.ones((), dtype=torch.bool, device=scores.device)
         parts = []
         for chunk, values in phrases:
             classes = chunk.classes
@@ -173,18 +186,25 @@ class ClassPurifier:
             # Most classes of a large vocabulary are ruled out here, before any of their maps is formed.
             wanted, bounds = self._worth_refining(evidence, classes, peaks[:, classes], thresholds)
             active = wanted & active_classes(chunk_peaks, evidence.statistics)
-            probability = _probability(units, classes, log_probability, active)
+            probability = _probability(units, classes, log_probability, active, room)
             refined = self._refine(evidence, probability)
             scored = _by_class(self._rule(probability, refined), probability, self._classes)
             scores[:, classes] = torch.where(wanted, scored[:, classes], bounds)
             stays = self._decide(evidence, classes, scores[:, classes], peaks[:, classes], thresholds)
-            parts.append(refined.select(_of_places(stays, classes, refined, self._classes)))
+            parts.append(refined.select(_of_places(stays, classes, refined, self._classes), most))
+            complete &= self._have_room(stays, evidence, most)
         every = torch.arange(self._classes, device=scores.device)
         wanted, bounds = self._worth_refining(evidence, every, peaks, thresholds)
         scores = torch.where(wanted, scores, bounds)
         stays = self._decide(evidence, every, scores, peaks, thresholds)
         joined = ClassMaps.join(parts)
-        return scores, joined.select(_of_places(stays, every, joined, self._classes))
+        complete &= self._have_room(stays, evidence, most)
+        return scores, joined.select(_of_places(stays, every, joined, self._classes), most), complete
+
+    def _have_room(self, stays: Tensor, evidence: _Evidence, most: int | None) -> Bool[Tensor, ""]:
+        """Tell whether every image has a place for each class that any of its units keeps."""
+        kept = evidence.unit_images.reduce(stays.int(), "amax").sum(1)
+        return (kept <= (self._classes if most is None else most)).all()
 
     def _worth_refining(
         self, evidence: _Evidence, classes: Tensor, peaks: Tensor, thresholds: Tensor
@@ -211,7 +231,7 @@ class ClassPurifier:
             stays = keep_one(stays, likely, evidence.unit_images)
         return stays | self._is_background[classes] if self._background_competes else stays
 
-    def _thresholds(self, evidence: _Evidence) -> Float[Tensor, " units"]:
+    def _thresholds(self, evidence: _Evidence, room: Room | None) -> Float[Tensor, " units"]:
         """Find the score that a class must exceed in each unit; 0 asks only for a non-empty map.
 
         "auto" scores distractors, words known to be absent, each as if it alone joined the vocabulary: by how much
@@ -227,7 +247,7 @@ class ClassPurifier:
         for chunk, values in self._phrase_scores(evidence.batch, self._nulls, self._null_chunks):
             added = functional.logsigmoid(values - evidence.statistics.log_total)
             active = active_classes(class_peaks(added, units), evidence.statistics)
-            probability = _probability(units, chunk.classes, added, active)
+            probability = _probability(units, chunk.classes, added, active, room)
             scored = self._rule(probability, self._refine(evidence, probability))
             found.append(_by_class(scored, probability, len(self._nulls))[:, chunk.classes])
         competing = self._classes - (self._background is not None)
@@ -250,9 +270,12 @@ class ClassPurifier:
         return refine(probability, evidence.statistics, evidence.affinity, grid, share)
 
 
-def _probability(units: Units, classes: Tensor, log_probability: Tensor, wanted: Tensor) -> ClassMaps:
-    """Form P for the wanted classes alone; the exponential of what is left out is never taken."""
-    maps = ClassMaps.gather(units, classes, log_probability, wanted, empty=-torch.inf)
+def _probability(
+    units: Units, classes: Tensor, log_probability: Tensor, wanted: Tensor, room: Room | None
+) -> ClassMaps:
+    """Form P for the wanted classes alone; where room is fixed, for as many as there are, of which some stay empty."""
+    most = len(classes) if room else None
+    maps = ClassMaps.gather(units, classes, log_probability, wanted, empty=-torch.inf, capacity=most)
     return maps.with_maps(maps.maps.exp())
 
 

@@ -4,10 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovss_core.class_purification.class_maps import ClassMaps, Units, WindowBatch
+from ovss_core.class_purification.class_maps import ClassMaps, Room, Units, WindowBatch
 from ovss_core.class_purification.groups import (
     AmbiguousGroups,
-    GroupPlaces,
     connected_parts,
     find_ambiguous,
     soft_iou,
@@ -23,7 +22,7 @@ def groups_of(
     threshold: float,
     classes: list[int] | None = None,
     excluded: int | None = None,
-    places: GroupPlaces | None = None,
+    room: Room | None = None,
     variant: str = "image",
 ) -> AmbiguousGroups:
     """Find the groups of one image of one window, one map of a row of patches a class."""
@@ -42,7 +41,7 @@ def groups_of(
     )
     config = PurificationConfig(variant=variant, ambiguity_threshold=threshold)  # type: ignore[arg-type]
     return find_ambiguous(
-        batch, ClassMaps(units, torch.tensor([names]), maps[None]), config, excluded, places
+        batch, ClassMaps(units, torch.tensor([names]), maps[None]), config, excluded, room
     )
 
 
@@ -97,7 +96,7 @@ def test_an_excluded_class_is_never_ambiguous() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_places_that_are_given_hold_the_groups_that_are_counted(seed: int) -> None:
     maps = torch.rand(7, 9, generator=torch.Generator().manual_seed(seed)) ** 3
-    counted, placed = (groups_of(maps, 0.3, places=places) for places in (None, GroupPlaces(5, 9)))
+    counted, placed = (groups_of(maps, 0.3, room=room) for room in (None, Room(groups=5, boxes=9)))
     assert placed.complete
     assert members_of(counted) == members_of(placed)
     for group in range(len(members_of(counted))):
@@ -109,9 +108,9 @@ def test_places_that_are_given_hold_the_groups_that_are_counted(seed: int) -> No
 
 def test_more_groups_or_boxes_than_places_are_said_to_be_incomplete() -> None:
     maps = torch.tensor([[1.0, 0, 1], [1, 0, 1], [0, 1, 0], [0, 1, 0]])
-    assert groups_of(maps, 0.5, places=GroupPlaces(2, 2)).complete
-    assert not groups_of(maps, 0.5, places=GroupPlaces(1, 2)).complete
-    assert not groups_of(maps, 0.5, places=GroupPlaces(2, 1)).complete
+    assert groups_of(maps, 0.5, room=Room(groups=2, boxes=2)).complete
+    assert not groups_of(maps, 0.5, room=Room(groups=1, boxes=2)).complete
+    assert not groups_of(maps, 0.5, room=Room(groups=2, boxes=1)).complete
 
 
 @settings(max_examples=50, deadline=None)

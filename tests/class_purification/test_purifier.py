@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from ovss_core.class_purification.class_maps import WindowBatch
+from ovss_core.class_purification.class_maps import Room, WindowBatch
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.config import BackgroundPolicy, PurificationConfig, PurificationVariant
 from tests import oracles_freecp as oracle
@@ -318,3 +318,34 @@ def test_features_in_half_precision_are_scored_in_float32() -> None:
     )
     for found in purify(scene, config(), batch=half):
         assert found.maps.dtype == found.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("thresholds", ["fixed", "auto"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("chunk", [5, 512])
+def test_fixed_room_gives_what_counting_gives(
+    variant: PurificationVariant, thresholds: str, chunk: int
+) -> None:
+    scene = scene_of(SYNONYMS, images=3, windows=2, seed=2)
+    batch = replace(scene.batch, window_counts=(1, 3, 2), image_sizes=((80, 96), (83, 186), (80, 144)))
+    settings = config(variant, thresholds=thresholds, ambiguity_threshold=0.2, phrase_chunk=chunk)
+    purifier = ClassPurifier(settings, scene.texts, "none")
+    counted, fixed = purifier.purify(batch), purifier.purify(batch, Room(classes=8, groups=4, boxes=30))
+    assert counted.complete
+    assert fixed.complete
+    assert fixed.kept.places == 8
+    for ours, theirs in zip(by_image(fixed, batch), by_image(counted, batch), strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_too_little_room_is_said(variant: PurificationVariant, chunk: int) -> None:
+    scene = scene_of(SYNONYMS)
+    settings = config(variant, redundancy_threshold=0.0, ambiguity_threshold=0.05, phrase_chunk=chunk)
+    purifier = ClassPurifier(settings, scene.texts, "none")
+    assert purifier.purify(scene.batch, Room(8, 8, 30)).complete
+    assert not purifier.purify(scene.batch, Room(1, 8, 30)).complete
+    most_boxes = int(purifier.purify(scene.batch).groups.used.sum(2).max())
+    assert bool(purifier.purify(scene.batch, Room(8, 8, 1)).complete) is (most_boxes == 1)
+    assert most_boxes > 1 or variant == "image"
