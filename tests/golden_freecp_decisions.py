@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from ovss_core.class_purification.class_maps import WindowBatch
 from ovss_core.class_purification.groups import soft_iou
+from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import pick_winners
 from ovss_core.config import PurificationConfig
@@ -49,12 +50,7 @@ def purify(
     batch = WindowBatch(
         torch.from_numpy(logits).float()[None],
         torch.from_numpy(attention).float()[None],
-        grid,
-        (1,),
-        ((0, 0),),
-        (side,),
-        PATCH,
-        side,
+        Placement.of((1,), ((0, 0),), (side,), grid, PATCH, side),
     )
     return by_image(purifier.purify(batch), batch)[0]
 

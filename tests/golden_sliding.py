@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_core.class_purification.class_maps import ClassMaps, WindowBatch
+from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import Regions, pick_winners, remove_losers
 from ovss_core.config import LabelConfig, PurificationConfig, WindowConfig
@@ -243,15 +244,17 @@ def _check_freecp(
     batch = WindowBatch(
         features=F.normalize(head.features(encoder, trace), dim=-1),
         attention=trace.mean_attention,
-        grid=trace.grid,
-        window_counts=(len(layout),),
-        origins=tuple(layout.origins),
-        image_sizes=(layout.image_size,),
-        patch_size=encoder.patch_size,
-        window_size=layout.window_size,
+        placement=Placement.of(
+            (len(layout),),
+            layout.origins,
+            (layout.image_size,),
+            trace.grid,
+            encoder.patch_size,
+            layout.window_size,
+        ),
     )
     purified = ClassPurifier(config, text, "residual").purify(batch)
-    regions = Regions.of_groups(purified.groups, batch.images)
+    regions = Regions.of_groups(purified.groups, batch.placement.images)
     winners = _winners(encoder, windows, regions, text)
     names = purified.kept.classes.numpy()
     kept = remove_losers(

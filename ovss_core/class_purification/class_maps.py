@@ -10,11 +10,12 @@ waits for a count.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from ovss_core.class_purification.placement import Placement, Units
 
 NOBODY = -1
 """Class of an unused place."""
@@ -46,74 +47,12 @@ class WindowBatch:
     Attributes:
         features: Dense features of the head, L2-normalized, patches row-major.
         attention: Mean over blocks 1..L-1 and heads of the patch-patch attention, class column dropped.
-        grid: Patch rows and columns of a window.
-        window_counts: Windows of each image; the windows lie image after image.
-        origins: y, x of each window in its resized image, pixels.
-        image_sizes: Height and width of each resized image, pixels.
-        patch_size: Side of a patch, pixels.
-        window_size: Height and width of a window, pixels.
+        placement: Where the windows lie.
     """
 
     features: Float[Tensor, "windows patches channels"]
     attention: Float[Tensor, "windows patches patches"]
-    grid: tuple[int, int]
-    window_counts: tuple[int, ...]
-    origins: tuple[tuple[int, int], ...]
-    image_sizes: tuple[tuple[int, int], ...]
-    patch_size: int
-    window_size: tuple[int, int]
-
-    @cached_property
-    def images(self) -> "Units":
-        """Each image as one unit."""
-        return Units.of(self.window_counts, self.features.device)
-
-    @cached_property
-    def windows(self) -> "Units":
-        """Each window as a unit of its own."""
-        return Units.of((1,) * sum(self.window_counts), self.features.device)
-
-
-@dataclass(frozen=True)
-class Units:
-    """What one decision is made for; all counts are known on the host.
-
-    Attributes:
-        counts: Windows of each unit.
-        index: Unit of each window, non-decreasing.
-        slots: Window of each unit's slots; a unit with fewer windows than the largest repeats its first.
-        used: Which slots hold a window of their own.
-    """
-
-    counts: tuple[int, ...]
-    index: Int[Tensor, " windows"]
-    slots: Int[Tensor, "units slots"]
-    used: Bool[Tensor, "units slots"]
-
-    @classmethod
-    def of(cls, counts: Sequence[int], device: torch.device | str = "cpu") -> "Units":
-        """Build the tables of units with so many windows each."""
-        sizes = torch.tensor(list(counts))
-        first = sizes.cumsum(0) - sizes
-        place = torch.arange(max(counts, default=0))
-        used = place < sizes[:, None]
-        slots = torch.where(used, first[:, None] + place, first[:, None])
-        index = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-        return cls(tuple(counts), *(table.to(device, non_blocking=True) for table in (index, slots, used)))
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def reduce(self, values: Num[Tensor, "windows *columns"], how: str) -> Num[Tensor, "units *columns"]:
-        """Take the "amin", "amax" or "sum" over the windows of each unit.
-
-        Units of one window each are their windows.
-        """
-        if self.slots.shape[1] == 1:
-            return values
-        index = self.index.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
-        result = values.new_zeros((len(self), *values.shape[1:]))
-        return result.scatter_reduce(0, index, values, how, include_self=False)
+    placement: Placement
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovss_core.class_purification.class_maps import Units
+from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.regions import LEVELS
 
 ACTIVITY_SLACK = 1e-3

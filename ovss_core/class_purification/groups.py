@@ -7,12 +7,12 @@ first laid over the image's own patch lattice.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, Room, Units, WindowBatch, first_places
+from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, Room, first_places
+from ovss_core.class_purification.placement import Placement, Units
 from ovss_core.class_purification.regions import Boxes, bound_parts, quantize, threshold_regions
 from ovss_core.config import PurificationConfig
 
@@ -53,8 +53,46 @@ class AmbiguousGroups:
         )
 
 
+@dataclass(frozen=True)
+class RegionTable:
+    """The boxes with an area of all groups, in the order of units, groups and boxes, where the groups are.
+
+    Attributes:
+        image: Image of each box; image 0 in unused rows.
+        corners: x0, y0, x1, y1 in pixels of the resized image; one pixel in unused rows.
+        complete: Whether every box has a row.
+    """
+
+    image: Int[Tensor, " regions"]
+    corners: Int[Tensor, "regions 4"]
+    complete: Bool[Tensor, ""]
+
+
+def list_regions(groups: AmbiguousGroups, placement: Placement, capacity: int | None = None) -> RegionTable:
+    """List the boxes that can be shown to the encoder.
+
+    Args:
+        groups: Of the same windows.
+        placement: Where they lie.
+        capacity: Rows of the table; None counts.
+    """
+    x0, y0, x1, y1 = groups.boxes.unbind(-1)
+    wanted = (groups.used & (x0 < x1) & (y0 < y1)).flatten()
+    row = first_places(wanted[None], capacity)[0]
+    there = row < len(wanted)
+    chosen = row.clamp_max(max(len(wanted) - 1, 0))
+    unit = chosen // max(wanted.numel() // max(len(groups.units), 1), 1)
+    corners = groups.boxes.flatten(0, 2)[chosen]
+    image = unit
+    if groups.by_window:
+        image, corners = placement.images.index[unit], corners + placement.origins[unit]
+    pixel = corners.new_tensor([0, 0, 1, 1])
+    corners = torch.where(there[:, None], corners, pixel)
+    return RegionTable(torch.where(there, image, 0), corners, wanted.sum() <= len(row))
+
+
 def find_ambiguous(
-    batch: WindowBatch,
+    placement: Placement,
     kept: ClassMaps,
     config: PurificationConfig,
     excluded: int | None = None,
@@ -66,7 +104,7 @@ def find_ambiguous(
     "released" variant the rims of holes are boxes too. Boxes of images reach to the image's edge.
 
     Args:
-        batch: The windows.
+        placement: Where the windows lie.
         kept: Refined maps of the kept classes.
         config: Variant and thresholds.
         excluded: A class that is never ambiguous (a background class that competes as a class).
@@ -77,19 +115,17 @@ def find_ambiguous(
     names = connected_parts(edges & eligible[:, :, None] & eligible[:, None, :])
     members, complete = _group_members(names, eligible, room.groups if room else None)
     maps = _mean_maps(kept, members)
-    if config.variant == "image":
-        maps, limits = _lay_on_lattice(batch, maps), batch.image_sizes
-    else:
-        maps, limits = maps.unflatten(2, batch.grid), (batch.window_size,) * len(kept.units)
-    boxes = _bound_groups(maps, config, room.boxes if room else None)
-    height, width = torch.tensor(limits, device=maps.device).view(-1, 1, 1, 2).unbind(-1)
-    corners, used = (table.unflatten(0, members.shape[:2]) for table in (boxes.corners, boxes.used))
-    corners = corners * batch.patch_size
-    ends = torch.stack([corners[..., 2].minimum(width), corners[..., 3].minimum(height)], -1)
-    used = used & members.any(2)[:, :, None]
-    corners = torch.cat([corners[..., :2], ends], -1)
-    classes = torch.where(members, kept.classes[:, None, :], NOBODY)
     by_window = config.variant != "image"
+    maps = maps.unflatten(2, placement.grid)
+    if not by_window:
+        maps = _lay_on_lattice(placement, maps)
+    boxes = _bound_groups(maps, config, room.boxes if room else None)
+    corners, used = (table.unflatten(0, members.shape[:2]) for table in (boxes.corners, boxes.used))
+    corners = corners * placement.patch_size
+    limits = placement.window_limits if by_window else placement.image_limits
+    corners = torch.cat([corners[..., :2], torch.minimum(corners[..., 2:], limits[:, None, None])], -1)
+    used = used & members.any(2)[:, :, None]
+    classes = torch.where(members, kept.classes[:, None, :], NOBODY)
     return AmbiguousGroups(kept.units, by_window, classes, corners, used, complete & boxes.complete)
 
 
@@ -140,29 +176,14 @@ def _mean_maps(kept: ClassMaps, members: Tensor) -> Float[Tensor, "windows group
 
 
 def _lay_on_lattice(
-    batch: WindowBatch, maps: Float[Tensor, "windows groups patches"]
+    placement: Placement, maps: Float[Tensor, "windows groups patch_rows patch_columns"]
 ) -> Float[Tensor, "images groups height width"]:
-    """Average the windows' maps on each image's patch lattice, weighted by the area that they cover.
-
-    Smaller images fill the first cells of a lattice as large as the largest needs.
-    """
-    rows, columns = (torch.from_numpy(_overlaps(batch, axis)).to(maps.device) for axis in (0, 1))
-    laid = rows[:, None] @ maps.unflatten(2, batch.grid) @ columns[:, None].mT
+    """Average the windows' maps on each image's patch lattice, weighted by the area that they cover."""
+    rows, columns = placement.cell_rows, placement.cell_columns
+    laid = rows[:, None] @ maps @ columns[:, None].mT
     weight = rows.sum(2)[:, :, None] * columns.sum(2)[:, None, :]
-    total, covered = (batch.images.reduce(values, "sum") for values in (laid, weight))
+    total, covered = (placement.images.reduce(values, "sum") for values in (laid, weight))
     return total / covered[:, None].clamp_min(1e-12)
-
-
-def _overlaps(batch: WindowBatch, axis: int) -> np.ndarray:
-    """Measure, along one axis, how much of each lattice cell each patch covers: [windows, cells, patches], pixels."""
-    patches, cell = batch.grid[axis], batch.patch_size
-    cells = -(-max(size[axis] for size in batch.image_sizes) // cell)
-    size = batch.window_size[axis] / patches
-    origin = np.array([origin[axis] for origin in batch.origins], float)
-    start = origin[:, None, None] + size * np.arange(patches)
-    edge = cell * np.arange(cells, dtype=float)[:, None]
-    covered: np.ndarray = np.minimum(start + size, edge + cell) - np.maximum(start, edge)
-    return covered.clip(min=0)
 
 
 def _bound_groups(

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ovss_core.class_purification.class_maps import Units
+from ovss_core.class_purification.placement import Units
 
 EXPECTED_FALSE_CLASSES = 1.0
 TOP_SHARE = 0.03

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from ovss_core.class_purification.class_maps import ClassMaps, Room, Units, WindowBatch
+from ovss_core.class_purification.class_maps import ClassMaps, Room, WindowBatch
 from ovss_core.class_purification.evidence import (
     PhraseChunk,
     PhraseScores,
@@ -30,6 +30,7 @@ from ovss_core.class_purification.evidence import (
 )
 from ovss_core.class_purification.groups import AmbiguousGroups, find_ambiguous
 from ovss_core.class_purification.null import keep_one, most_likely, null_threshold
+from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.refinement import Affinity, balance, refine
 from ovss_core.class_purification.scores import released_bound, released_score, spatial_consistency
 from ovss_core.config import BackgroundPolicy, PurificationConfig
@@ -133,8 +134,9 @@ class ClassPurifier:
         """
         # 1. Who decides: the image as a whole, or each of its windows as in the published forms.
         whole = self._config.variant == "image"
-        units = batch.images if whole else batch.windows
-        unit_images = Units.of((1,) * len(units), batch.features.device) if whole else batch.images
+        place = batch.placement
+        units = place.images if whole else place.windows
+        unit_images = Units.singles(units) if whole else place.images
 
         # 2. Evidence: a softmax over all phrases. Its denominator and extremes come first, because every later step
         #    compares probabilities and the vocabulary may be too large to hold all of them at once.
@@ -150,12 +152,12 @@ class ClassPurifier:
         groups = AmbiguousGroups.none(kept, by_window=not whole)
         if self._config.ambiguity and kept.places >= 2:
             excluded = self._background if self._background_competes else None
-            groups = find_ambiguous(batch, kept, self._config, excluded, room)
+            groups = find_ambiguous(place, kept, self._config, excluded, room)
 
         # 5. An image has what any of its windows has.
         best = unit_images.reduce(scores, "amax").to(kept.maps.dtype)
         best = best.masked_fill(self._is_background, torch.nan)
-        of_images = kept.by_image(batch.images, self._classes, room.classes if room else None)
+        of_images = kept.by_image(place.images, self._classes, room.classes if room else None)
         return Purified(best, of_images, groups, complete & groups.complete)
 
     def _redundancy(
@@ -266,7 +268,7 @@ class ClassPurifier:
         return PhraseScores(batch.features, embeddings, self._config.score_scale, chunks)
 
     def _refine(self, evidence: _Evidence, probability: ClassMaps) -> ClassMaps:
-        grid, share = evidence.batch.grid, self._config.box_threshold
+        grid, share = evidence.batch.placement.grid, self._config.box_threshold
         return refine(probability, evidence.statistics, evidence.affinity, grid, share)
 
 

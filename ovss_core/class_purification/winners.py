@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, Units
+from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
 from ovss_core.class_purification.groups import AmbiguousGroups
+from ovss_core.class_purification.placement import Units
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,40 @@ class Regions:
 
     @classmethod
     def of_groups(cls, groups: AmbiguousGroups, images: Units) -> "Regions":
-        """List the boxes of all groups, image by image.
+        """List the boxes of all groups, image by image; waits for the device they are on.
 
         Args:
             groups: Of images or of windows.
             images: The images of the windows.
         """
-        used, corners, table = (part.cpu().numpy() for part in (groups.used, groups.boxes, groups.members))
+        tables = (part.cpu().numpy() for part in (groups.used, groups.boxes, groups.members))
+        return cls.of_tables(*tables, groups.by_window, images.counts)
+
+    @classmethod
+    def of_tables(
+        cls,
+        used: Bool[np.ndarray, "units groups boxes"],
+        boxes: Int[np.ndarray, "units groups boxes 4"],
+        members: Int[np.ndarray, "units groups places"],
+        by_window: bool,
+        window_counts: Sequence[int],
+    ) -> "Regions":
+        """List the boxes of tables that have come to the host.
+
+        Args:
+            used, boxes, members: As in `AmbiguousGroups`.
+            by_window: Whether the units are windows.
+            window_counts: Windows of each image.
+        """
         unit, number, box = used.nonzero()
-        counts = np.array(images.counts)
-        owner = np.repeat(np.arange(len(counts)), counts) if groups.by_window else np.arange(len(counts))
+        counts = np.array(window_counts)
+        owner = np.repeat(np.arange(len(counts)), counts) if by_window else np.arange(len(counts))
         first = (counts.cumsum() - counts)[owner[unit]]
-        window = unit - first if groups.by_window else np.full(len(unit), -1)
-        names, group = np.unique(unit * max(table.shape[1], 1) + number, return_inverse=True)
-        rows = table[names // max(table.shape[1], 1), names % max(table.shape[1], 1)]
-        return cls(owner[unit], window, group, corners[unit, number, box], _to_the_left(rows))
+        window = unit - first if by_window else np.full(len(unit), -1)
+        most = max(members.shape[1], 1)
+        names, group = np.unique(unit * most + number, return_inverse=True)
+        rows = members[names // most, names % most]
+        return cls(owner[unit], window, group, boxes[unit, number, box], _to_the_left(rows))
 
     def on_image(self, origins: Sequence[Sequence[tuple[int, int]]]) -> Int[np.ndarray, "regions 4"]:
         """Return the corners in pixels of the resized images.

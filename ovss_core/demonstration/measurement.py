@@ -82,7 +82,7 @@ def measure_demo(
         for engine, groups in zip(engines, encoded, strict=True):
             for group in groups:
                 for position, place in enumerate(group.places):
-                    _count_scene(cells, engine, over, group.single(position), scenes[place])
+                    _count_scene(cells, engine, over, group.single(position, engine), scenes[place])
         if report:
             report(start + len(scenes))
     return list(cells.values())

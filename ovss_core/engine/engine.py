@@ -8,10 +8,10 @@ every pixel. Everything after `gather` works on whole waves.
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ovss_core.class_purification.class_maps import NOBODY, WindowBatch
+from ovss_core.class_purification.class_maps import NOBODY, Room, WindowBatch
+from ovss_core.class_purification.groups import list_regions
+from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import Regions
 from ovss_core.config import SegmenterConfig
@@ -28,13 +30,14 @@ from ovss_core.dense_heads import HeadOptions, build_head
 from ovss_core.encoders.checkpoints import ClipModel, load_clip
 from ovss_core.encoders.image_encoder import ImageEncoder
 from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.engine.crops import cut_regions
+from ovss_core.engine.crops import WindowTables, cut_regions
 from ovss_core.engine.finish import Finisher
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals
 from ovss_core.errors import ConfigError
 from ovss_core.inference.preprocessing import normalise, resize_image
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.segmentation import Segmentation
+from ovss_core.transfer import Download, upload
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WAVE_BATCHES = 4
@@ -63,12 +66,16 @@ class Wave:
         sizes: Height and width of each image.
         layouts: Where its windows lie.
         windows: Pixels of all windows, image after image, on the device.
+        placement: Where they lie, for purification.
+        tables: The same, for cutting regions out of them.
     """
 
     places: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
     layouts: tuple[WindowLayout, ...]
     windows: UInt8[Tensor, "windows height width 3"]
+    placement: Placement
+    tables: WindowTables
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ class SegmentationEngine:
         self.purifier = ClassPurifier(config.purification, text, policy, self.device) if active else None
         self.finisher = Finisher(config, text, policy, self.encoder, self.normalization, self.window_batch)
         self._phrases = text.phrase_embeddings.to(self.device)
-        self._must_keep = policy != "residual"
+        self.must_keep = policy != "residual"
 
     def with_vocabulary(self, text: TextClassifier, config: SegmenterConfig) -> "SegmentationEngine":
         """Return an engine on the same image tower and head for another vocabulary.
@@ -164,6 +171,11 @@ class SegmentationEngine:
         """Windows encoded at once."""
         return self.config.window_batch or (WINDOW_BATCH_CPU if self.device.type == "cpu" else WINDOW_BATCH)
 
+    @property
+    def room(self) -> Room | None:
+        """How much a wave may keep: fixed on a GPU, which must not wait, and whatever it takes on a CPU."""
+        return None if self.device.type == "cpu" else Room()
+
     def take_timings(self) -> dict[str, float]:
         """Return the seconds by stage, and start counting anew."""
         taken, self.timings = dict(self.timings), defaultdict(float)
@@ -172,9 +184,20 @@ class SegmentationEngine:
     def segment(self, images: Sequence[np.ndarray | PreparedImage]) -> list[Segmentation]:
         """Label images, uint8 RGB [height, width, 3] of any sizes: both stages, one after the other."""
         results: dict[int, Segmentation] = {}
-        for wave in self.gather(images):
-            results.update(zip(wave.places, self.finish(self.propose(wave)), strict=True))
+        for wave, proposals in self.propose_all(self.gather(images)):
+            results.update(zip(wave.places, self.finish(proposals), strict=True))
         return [results[place] for place in range(len(images))]
+
+    def propose_all(self, waves: Iterable[Wave]) -> Iterator[tuple[Wave, Proposals]]:
+        """Run stage 1 on wave after wave; the host awaits one while the device works on the next."""
+        before: tuple[Wave, PendingProposals] | None = None
+        for wave in waves:
+            queued = wave, self.propose(wave)
+            if before:
+                yield before[0], before[1].wait()
+            before = queued
+        if before:
+            yield before[0], before[1].wait()
 
     def prepare(self, image: np.ndarray) -> PreparedImage:
         """Resize a decoded image (uint8 RGB [height, width, 3]) for windows; safe to call from threads."""
@@ -190,19 +213,30 @@ class SegmentationEngine:
             ]
         layouts = [WindowLayout.of(*image.pixels.shape[:2], self.config.windows) for image in prepared]
         for places in plan_waves(layouts, self.window_batch * WAVE_BATCHES):
+            chosen = tuple(layouts[place] for place in places)
             with self._timed("windows"):
                 windows = np.concatenate([layouts[place].cut(prepared[place].pixels) for place in places])
-                pixels = torch.from_numpy(windows).to(self.device, non_blocking=True)
-            yield Wave(
-                tuple(places),
-                tuple(prepared[place].size for place in places),
-                tuple(layouts[place] for place in places),
-                pixels,
-            )
+                pixels = upload({"windows": windows}, self.device)["windows"]
+                placement, tables = self.place(chosen), WindowTables.of(chosen, self.device)
+            sizes = tuple(prepared[place].size for place in places)
+            yield Wave(tuple(places), sizes, chosen, pixels, placement, tables)
 
-    def propose(self, wave: Wave) -> Proposals:
-        """Encode all windows of a wave, score the vocabulary and purify it (stage 1)."""
-        return self.propose_encoded(wave, self.encode(wave))
+    def place(self, layouts: Sequence[WindowLayout]) -> Placement:
+        """Put the layouts of images, whose windows have one size, into the purifier's form."""
+        size = layouts[0].window_size
+        return Placement.of(
+            [len(layout) for layout in layouts],
+            [origin for layout in layouts for origin in layout.origins],
+            [layout.image_size for layout in layouts],
+            self.encoder.grid_of(size),
+            self.encoder.patch_size,
+            size,
+            self.device,
+        )
+
+    def propose(self, wave: Wave) -> "PendingProposals":
+        """Encode all windows of a wave, score the vocabulary and purify it (stage 1); nothing is waited for."""
+        return self.propose_encoded(wave, self.encode(wave), self.room)
 
     @torch.inference_mode()
     def encode(self, wave: Wave) -> Encoded:
@@ -220,50 +254,38 @@ class SegmentationEngine:
         return Encoded(torch.cat(features), torch.cat(attention) if attention else None)
 
     @torch.inference_mode()
-    def propose_encoded(self, wave: Wave, encoded: Encoded) -> Proposals:
-        """Score and purify the vocabulary on windows that are encoded already."""
+    def propose_encoded(self, wave: Wave, encoded: Encoded, room: Room | None = None) -> "PendingProposals":
+        """Score and purify the vocabulary on windows that are encoded already.
+
+        Args:
+            wave: The windows.
+            encoded: What the tower made of them.
+            room: How much may be kept, so that nothing has to be counted; None counts.
+        """
         if self.purifier is None or encoded.attention is None:
             with self._timed("scores"):
                 # phrases by patches, or, where a vocabulary has more phrases than dimensions, the features themselves
                 scored = len(self._phrases) <= encoded.features.shape[2]
                 maps = encoded.features.mT
-                return Proposals(wave.sizes, wave.layouts, self._phrases @ maps if scored else maps, scored)
+                whole = Proposals(wave.sizes, wave.layouts, self._phrases @ maps if scored else maps, scored)
+                return PendingProposals(self, wave, encoded, whole)
         with self._timed("purification"):
-            purified = self.purifier.purify(self.window_batch_of(wave, encoded))
-            decisions = Decisions(
-                purified.scores.float().cpu().numpy(),
-                purified.kept.classes.cpu().numpy(),
-                Regions.of_groups(purified.groups, purified.kept.units),
-            )
-            maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
-            if self._must_keep:
-                decisions, maps = _keep_something(decisions, maps)
+            batch = WindowBatch(encoded.features, encoded.attention, wave.placement)
+            purified = self.purifier.purify(batch, room)
         with self._timed("crops"):
-            regions = decisions.regions
-            corners = regions.on_image([layout.origins for layout in wave.layouts])[regions.has_area]
+            groups, rows = purified.groups, room.regions * len(wave.sizes) if room else None
+            regions = list_regions(groups, wave.placement, rows)
             side = self.config.purification.crop_size
-            image = regions.image[regions.has_area]
-            crops = (
-                cut_regions(wave.windows, wave.layouts, image, corners, side)
-                if len(image)
-                else wave.windows.new_empty(0, side, side, 3)
-            )
-        return Proposals(wave.sizes, wave.layouts, maps, decisions=decisions, crops=crops)
-
-    def window_batch_of(self, wave: Wave, encoded: Encoded) -> WindowBatch:
-        """Put encoded windows into the purifier's form."""
-        assert encoded.attention is not None, "a purifier asks for the mean attention"
-        window_size = wave.layouts[0].window_size
-        return WindowBatch(
-            features=encoded.features,
-            attention=encoded.attention,
-            grid=self.encoder.grid_of(window_size),
-            window_counts=tuple(map(len, wave.layouts)),
-            origins=tuple(origin for layout in wave.layouts for origin in layout.origins),
-            image_sizes=tuple(layout.image_size for layout in wave.layouts),
-            patch_size=self.encoder.patch_size,
-            window_size=window_size,
+            crops = cut_regions(wave.windows, wave.tables, regions.image, regions.corners, side)
+        download = Download(
+            [
+                *(purified.scores.float(), purified.kept.classes),
+                *(groups.used, groups.boxes, groups.members, purified.complete & regions.complete),
+            ]
         )
+        maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
+        whole = Proposals(wave.sizes, wave.layouts, maps, crops=crops)
+        return PendingProposals(self, wave, encoded, whole, download, groups.by_window)
 
     def proposals_of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Proposals:
         """Put rows of `Proposals.to_rows` together, which other processes may have made.
@@ -290,6 +312,45 @@ class SegmentationEngine:
             yield
         finally:
             self.timings[stage] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class PendingProposals:
+    """Proposals whose decisions are on their way to the host.
+
+    Attributes:
+        engine: What made them, should they have to be made again.
+        wave: Their images.
+        encoded: The windows, encoded.
+        proposals: All that stays on the device.
+        download: Scores, kept classes, groups, and whether they had room; None without purification.
+        by_window: Whether windows decided.
+    """
+
+    engine: SegmentationEngine
+    wave: Wave
+    encoded: Encoded
+    proposals: Proposals
+    download: Download | None = None
+    by_window: bool = False
+
+    def wait(self) -> Proposals:
+        """Return the proposals as soon as their decisions are there.
+
+        What needed more room than it had is done again, by counting.
+        """
+        if self.download is None:
+            return self.proposals
+        scores, classes, used, boxes, members, complete = self.download.wait()
+        if not complete:
+            return self.engine.propose_encoded(self.wave, self.encoded, room=None).wait()
+        counts = self.proposals.window_counts
+        regions = Regions.of_tables(used, boxes, members, self.by_window, counts)
+        decisions, maps = Decisions(scores, classes, regions), self.proposals.maps
+        if self.engine.must_keep:
+            decisions, maps = _keep_something(decisions, maps)
+        crops = None if self.proposals.crops is None else self.proposals.crops[: regions.has_area.sum()]
+        return replace(self.proposals, maps=maps, decisions=decisions, crops=crops)
 
 
 def _keep_something(decisions: Decisions, maps: Tensor) -> tuple[Decisions, Tensor]:

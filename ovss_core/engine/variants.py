@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ovss_core.config import SfpConfig, WindowConfig
 from ovss_core.encoders.trace import TraceRequest, merge_requests
+from ovss_core.engine.crops import WindowTables
 from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
 from ovss_core.errors import ConfigError
 from ovss_core.inference.preprocessing import normalise
@@ -36,21 +37,28 @@ class EncodedWave:
     wave: Wave
     encoded: Encoded
 
-    def single(self, position: int) -> "EncodedWave":
-        """Return one of the images alone."""
+    def single(self, position: int, engine: SegmentationEngine) -> "EncodedWave":
+        """Return one of the images alone, for an engine that the wave was encoded for."""
         wave, encoded = self.wave, self.encoded
         start = sum(map(len, wave.layouts[:position]))
         windows = slice(start, start + len(wave.layouts[position]))
         one = slice(position, position + 1)
         attention = None if encoded.attention is None else encoded.attention[windows]
         return EncodedWave(
-            Wave(wave.places[one], wave.sizes[one], wave.layouts[one], wave.windows[windows]),
+            Wave(
+                wave.places[one],
+                wave.sizes[one],
+                wave.layouts[one],
+                wave.windows[windows],
+                engine.place(wave.layouts[one]),
+                WindowTables.of(wave.layouts[one], wave.windows.device),
+            ),
             Encoded(encoded.features[windows], attention),
         )
 
     def segment(self, engine: SegmentationEngine) -> list[Segmentation]:
         """Label the images with an engine whose windows and head are those they were encoded with."""
-        return engine.finish(engine.propose_encoded(self.wave, self.encoded))
+        return engine.finish(engine.propose_encoded(self.wave, self.encoded, engine.room).wait())
 
 
 class VariantEngines:

@@ -183,7 +183,7 @@ class MeasureStage:
             truth = pairs[group.places[position]].truth
             start = time.perf_counter()
             present = present_classes(truth, vocabulary.background_index)
-            bound = oracle.label_map(group.single(position), present) if oracle else None
+            bound = oracle.label_map(group.single(position, engine), present) if oracle else None
             self._seconds["oracle"] += time.perf_counter() - start
             start = time.perf_counter()
             measured.append(measure(result, truth, vocabulary, bound))

@@ -1,6 +1,6 @@
 """Synthetic windows for the tests: features near class embeddings in rectangles, attention to look-alikes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovss_core.class_purification.class_maps import WindowBatch
+from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import Purified
 from ovss_core.class_purification.winners import Regions
 from ovss_core.vocabulary import Vocabulary
@@ -27,11 +28,12 @@ class Texts:
 
 @dataclass(frozen=True)
 class Scene:
-    """A batch, its texts and the classes that are in each image."""
+    """A batch, its texts, the classes that are in each image, and where its windows lie."""
 
     batch: WindowBatch
     texts: Texts
     present: list[set[int]]
+    origins: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,13 @@ class Found:
 
 def by_image(purified: Purified, batch: WindowBatch) -> list[Found]:
     """Take the result of a batch apart."""
-    regions = Regions.of_groups(purified.groups, batch.images)
+    regions = Regions.of_groups(purified.groups, batch.placement.images)
     found, start = [], 0
-    for image, count in enumerate(batch.window_counts):
+    for image, count in enumerate(batch.placement.images.counts):
         used = purified.kept.used[image]
-        maps = purified.kept.maps[start : start + count, used].transpose(0, 1).unflatten(2, batch.grid)
+        maps = (
+            purified.kept.maps[start : start + count, used].transpose(0, 1).unflatten(2, batch.placement.grid)
+        )
         groups = tuple(
             FoundGroup(
                 tuple(index for index in regions.members[group].tolist() if index >= 0),
@@ -120,14 +124,16 @@ def make_scene(
     batch = WindowBatch(
         features=stacked,
         attention=logits.softmax(-1) * 0.9,
-        grid=grid,
-        window_counts=(windows,) * images,
-        origins=origins,
-        image_sizes=((side[0], side[1] + step * (windows - 1)),) * images,
-        patch_size=PATCH,
-        window_size=side,
+        placement=Placement.of(
+            window_counts=(windows,) * images,
+            origins=origins,
+            image_sizes=((side[0], side[1] + step * (windows - 1)),) * images,
+            grid=grid,
+            patch_size=PATCH,
+            window_size=side,
+        ),
     )
-    return Scene(batch, texts, present)
+    return Scene(batch, texts, present, origins)
 
 
 def _window(
@@ -147,17 +153,27 @@ def _window(
     return unit(clutter + noise * scattered).flatten(0, 1)
 
 
-def single(batch: WindowBatch, image: int) -> WindowBatch:
-    """Cut one image out of a batch."""
-    start = sum(batch.window_counts[:image])
-    wanted = slice(start, start + batch.window_counts[image])
-    return WindowBatch(
-        batch.features[wanted],
-        batch.attention[wanted],
-        batch.grid,
-        batch.window_counts[image : image + 1],
-        batch.origins[wanted],
-        batch.image_sizes[image : image + 1],
-        batch.patch_size,
-        batch.window_size,
+def placed_anew(
+    batch: WindowBatch, counts: tuple[int, ...], sizes: tuple[tuple[int, int], ...]
+) -> WindowBatch:
+    """Deal the same windows out to other images, every one 7 pixels further down and right."""
+    place = batch.placement
+    origins = tuple((7 * number, 7 * number) for count in counts for number in range(count))
+    again = Placement.of(counts, origins, sizes, place.grid, place.patch_size, place.window_size)
+    return replace(batch, placement=again)
+
+
+def single(batch: WindowBatch, image: int, origins: tuple[tuple[int, int], ...]) -> WindowBatch:
+    """Cut one image out of a batch whose windows lie at `origins`."""
+    place = batch.placement
+    start = sum(place.images.counts[:image])
+    wanted = slice(start, start + place.images.counts[image])
+    alone = Placement.of(
+        place.images.counts[image : image + 1],
+        origins[wanted],
+        place.image_sizes[image : image + 1],
+        place.grid,
+        place.patch_size,
+        place.window_size,
     )
+    return WindowBatch(batch.features[wanted], batch.attention[wanted], alone)

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, Units
+from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
+from ovss_core.class_purification.placement import Units
 
 COUNTS = st.lists(st.integers(1, 3), min_size=1, max_size=4)
 

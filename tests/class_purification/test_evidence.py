@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovss_core.class_purification import evidence
-from ovss_core.class_purification.class_maps import Units
 from ovss_core.class_purification.evidence import (
     PhraseScores,
     SoftmaxStatistics,
@@ -13,6 +12,7 @@ from ovss_core.class_purification.evidence import (
     plan_chunks,
     softmax_statistics,
 )
+from ovss_core.class_purification.placement import Units
 from tests.class_purification.scenes import unit
 
 

@@ -4,13 +4,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovss_core.class_purification.class_maps import ClassMaps, Room, Units, WindowBatch
+from ovss_core.class_purification.class_maps import ClassMaps, Room
 from ovss_core.class_purification.groups import (
     AmbiguousGroups,
     connected_parts,
     find_ambiguous,
     soft_iou,
 )
+from ovss_core.class_purification.placement import Placement
 from ovss_core.config import PurificationConfig
 from tests import oracles_freecp as oracle
 
@@ -28,21 +29,10 @@ def groups_of(
     """Find the groups of one image of one window, one map of a row of patches a class."""
     names = classes if classes is not None else list(range(len(maps)))
     side = (PATCH, PATCH * maps.shape[1])
-    units = Units.of((1,))
-    batch = WindowBatch(
-        torch.zeros(1, maps.shape[1], 1),
-        torch.zeros(1, maps.shape[1], maps.shape[1]),
-        (1, maps.shape[1]),
-        (1,),
-        ((0, 0),),
-        (side,),
-        PATCH,
-        side,
-    )
+    place = Placement.of((1,), ((0, 0),), (side,), (1, maps.shape[1]), PATCH, side)
     config = PurificationConfig(variant=variant, ambiguity_threshold=threshold)  # type: ignore[arg-type]
-    return find_ambiguous(
-        batch, ClassMaps(units, torch.tensor([names]), maps[None]), config, excluded, room
-    )
+    kept = ClassMaps(place.images, torch.tensor([names]), maps[None])
+    return find_ambiguous(place, kept, config, excluded, room)
 
 
 def members_of(groups: AmbiguousGroups) -> list[tuple[int, ...]]:
@@ -145,11 +135,9 @@ def test_boxes_of_an_image_are_those_of_its_windows_averaged_by_area(
     shape = torch.rand(2, 6, generator=generator) ** 2
     image, origins = (16 + down, 24 + right), ((0, 0), (down, right))
     maps = torch.stack([shape, shape], 1)  # two classes that coincide
-    batch = WindowBatch(
-        torch.zeros(2, 6, 1), torch.zeros(2, 6, 6), (2, 3), (2,), origins, (image,), PATCH, (16, 24)
-    )
-    kept = ClassMaps(Units.of((2,)), torch.tensor([[0, 1]]), maps)
-    found = find_ambiguous(batch, kept, PurificationConfig(ambiguity_threshold=0.9))
+    place = Placement.of((2,), origins, (image,), (2, 3), PATCH, (16, 24))
+    kept = ClassMaps(place.images, torch.tensor([[0, 1]]), maps)
+    found = find_ambiguous(place, kept, PurificationConfig(ambiguity_threshold=0.9))
     lattice = oracle.lattice_mean(
         shape.double().numpy().reshape(2, 2, 3), list(origins), (16, 24), image, PATCH
     )

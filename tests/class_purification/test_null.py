@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ovss_core.class_purification.class_maps import Units
 from ovss_core.class_purification.null import keep_one, load_distractors, most_likely, null_threshold
+from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.config import PurificationConfig
 from tests.class_purification.scenes import by_image, make_scene, make_texts

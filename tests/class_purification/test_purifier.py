@@ -6,6 +6,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from ovss_core.class_purification.class_maps import Room, WindowBatch
+from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.config import BackgroundPolicy, PurificationConfig, PurificationVariant
 from tests import oracles_freecp as oracle
@@ -17,6 +18,7 @@ from tests.class_purification.scenes import (
     by_image,
     make_scene,
     make_texts,
+    placed_anew,
     single,
 )
 
@@ -51,7 +53,7 @@ def purify_slowly(scene: Scene, windows: list[int], settings: PurificationConfig
         scene.texts.phrase_embeddings.double().numpy(),
         scene.texts.phrase_class.tolist(),
         len(scene.texts.vocabulary),
-        scene.batch.grid,
+        scene.batch.placement.grid,
         scale=settings.score_scale,
         redundancy=settings.redundancy_threshold if settings.redundancy else 0.0,
         ambiguity=settings.ambiguity_threshold,
@@ -116,11 +118,11 @@ def test_an_images_boxes_lie_on_its_own_lattice_and_reach_its_edge() -> None:
     found = purify(scene, settings)[0]
     expected = purify_slowly(scene, [0, 1], settings)
     assert found.groups
-    origins = list(scene.batch.origins[:2])
+    origins = list(scene.origins[:2])
     for group in found.groups:
         mean = expected.refined[:, list(group.classes)].mean(1).reshape(2, 5, 6)
         lattice = oracle.lattice_mean(
-            mean, origins, scene.batch.window_size, scene.batch.image_sizes[0], PATCH
+            mean, origins, scene.batch.placement.window_size, scene.batch.placement.image_sizes[0], PATCH
         )
         boxes = oracle.boxes(oracle.region(lattice, 0.4), exclude_last=False)
         assert set(group.boxes) == {(x * 16, y * 16, u * 16, v * 16) for x, y, u, v in boxes}
@@ -146,22 +148,19 @@ def test_a_batch_of_images_is_purified_as_each_image_alone(
     scene = scene_of(SYNONYMS, images=4, windows=3)
     settings = config(variant, thresholds=thresholds, ambiguity_threshold=0.3)
     for image, found in enumerate(purify(scene, settings)):
-        (alone,) = purify(scene, settings, batch=single(scene.batch, image))
+        (alone,) = purify(scene, settings, batch=single(scene.batch, image, scene.origins))
         assert_same(found, alone)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_images_of_different_size_share_a_batch(variant: PurificationVariant) -> None:
     scene = scene_of(SYNONYMS, images=1, windows=4)
-    batch = replace(
-        scene.batch,
-        window_counts=(1, 3),
-        origins=((0, 0), (0, 0), (0, 48), (3, 90)),
-        image_sizes=((80, 96), (83, 186)),
-    )
+    origins = ((0, 0), (0, 0), (0, 48), (3, 90))
+    place = Placement.of((1, 3), origins, ((80, 96), (83, 186)), (5, 6), PATCH, (80, 96))
+    batch = replace(scene.batch, placement=place)
     settings = config(variant, ambiguity_threshold=0.2)
     for image, found in enumerate(purify(scene, settings, batch=batch)):
-        (alone,) = purify(scene, settings, batch=single(batch, image))
+        (alone,) = purify(scene, settings, batch=single(batch, image, origins))
         assert_same(found, alone)
         assert found.maps.shape[1] == [1, 3][image]
 
@@ -327,7 +326,7 @@ def test_fixed_room_gives_what_counting_gives(
     variant: PurificationVariant, thresholds: str, chunk: int
 ) -> None:
     scene = scene_of(SYNONYMS, images=3, windows=2, seed=2)
-    batch = replace(scene.batch, window_counts=(1, 3, 2), image_sizes=((80, 96), (83, 186), (80, 144)))
+    batch = placed_anew(scene.batch, (1, 3, 2), ((80, 96), (94, 110), (87, 103)))
     settings = config(variant, thresholds=thresholds, ambiguity_threshold=0.2, phrase_chunk=chunk)
     purifier = ClassPurifier(settings, scene.texts, "none")
     counted, fixed = purifier.purify(batch), purifier.purify(batch, Room(classes=8, groups=4, boxes=30))

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovss_core.class_purification.class_maps import ClassMaps, Units
+from ovss_core.class_purification.class_maps import ClassMaps
+from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.refinement import balance, normalize_range, spread
 from tests.oracles_freecp import transfer_matrix
 

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovss_core.class_purification.class_maps import ClassMaps, Units
+from ovss_core.class_purification.class_maps import ClassMaps
+from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.scores import released_bound, released_score, spatial_consistency
 from tests.oracles_freecp import min_max, soft_iou
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ovss_core.class_purification.class_maps import ClassMaps, Units
+from ovss_core.class_purification.class_maps import ClassMaps
+from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.winners import LabelEdits, Regions, pick_winners, remove_losers, scale_boxes
 
 CLASSES = np.array([[2, 5, 9]])

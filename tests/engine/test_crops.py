@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from ovss_core.config import WindowConfig
-from ovss_core.engine.crops import cut_regions
+from ovss_core.engine.crops import WindowTables, cut_regions
 from ovss_core.inference.windows import WindowLayout
 from tests.tiny import random_picture
 
@@ -27,7 +27,8 @@ def test_regions_are_those_that_torch_interpolates_out_of_the_image(data: st.Dat
         y1, x1 = data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width))
         image.append(place)
         corners.append((x0, y0, x1, y1))
-    found = cut_regions(torch.from_numpy(windows), layouts, np.array(image), np.array(corners), side)
+    tables = WindowTables.of(layouts)
+    found = cut_regions(torch.from_numpy(windows), tables, torch.tensor(image), torch.tensor(corners), side)
     for place, (x0, y0, x1, y1), crop in zip(image, corners, found, strict=True):
         region = torch.from_numpy(images[place][y0:y1, x0:x1].copy()).permute(2, 0, 1)[None].float()
         expected = functional.interpolate(region, (side, side), mode="bilinear")[0].permute(1, 2, 0)
@@ -38,6 +39,7 @@ def test_regions_are_those_that_torch_interpolates_out_of_the_image(data: st.Dat
 def test_a_region_as_large_as_the_crop_is_cut_as_it_is(side: int) -> None:
     picture = random_picture(48, 48)
     layout = WindowLayout.of(48, 48, WindowConfig(size=24, stride=24))
-    corners = np.array([[11, 13, 11 + side, 13 + side]])
-    [crop] = cut_regions(torch.from_numpy(layout.cut(picture)), (layout,), np.array([0]), corners, side)
+    corners = torch.tensor([[11, 13, 11 + side, 13 + side]])
+    windows = torch.from_numpy(layout.cut(picture))
+    [crop] = cut_regions(windows, WindowTables.of([layout]), torch.tensor([0]), corners, side)
     assert np.array_equal(crop.numpy(), picture[13 : 13 + side, 11 : 11 + side])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from ovss_core.class_purification.class_maps import Room
 from ovss_core.config import (
     Background,
     LabelConfig,
@@ -137,7 +138,7 @@ def test_proposals_sent_as_rows_are_finished_to_the_same_labels(method: str) -> 
     engine = _engine(tiny_config(purification=METHODS[method]), WITH_BACKGROUND)
     expected = engine.segment(PICTURES)
     for wave in engine.gather(PICTURES):
-        rows = engine.propose(wave).to_rows()
+        rows = engine.propose(wave).wait().to_rows()
         for order in (range(len(rows)), reversed(range(len(rows)))):
             for place in [list(order)]:
                 sent = engine.proposals_of_rows([rows[position] for position in place])
@@ -204,7 +205,7 @@ def test_more_phrases_than_dimensions_are_kept_as_features_and_get_the_same_labe
     lines = [f"class {k}: " + ", ".join(f"phrase {k} {i}" for i in range(5)) for k in range(phrases // 5)]
     engine = _engine(tiny_config(purification=PurificationConfig("none")), lines)
     [wave] = engine.gather([random_picture(30, 40)])
-    proposals = engine.propose(wave)
+    proposals = engine.propose(wave).wait()
     assert not proposals.scored
     scored = replace(proposals, maps=engine.text.phrase_embeddings @ proposals.maps, scored=True)
     [kept], [direct] = engine.finish(proposals), engine.finish(scored)
@@ -230,7 +231,7 @@ def test_pictures_smaller_than_a_window_get_one_window() -> None:
     config = replace(tiny_config(), windows=WindowConfig(size=64, stride=32, short_side=40, long_side=160))
     engine = _engine(config)
     [wave] = engine.gather([random_picture(20, 20)])
-    proposals = engine.propose(wave)
+    proposals = engine.propose(wave).wait()
     assert proposals.layouts[0].image_size == (40, 40)
     assert proposals.maps.shape[::2] == (1, 25)
     _assert_sound(engine.finish(proposals)[0], (20, 20), engine.text.vocabulary.names)
@@ -320,3 +321,18 @@ def test_an_engine_for_another_vocabulary_refuses_what_needs_a_tower_of_its_own(
         engine.with_vocabulary(engine.text, tiny_config("clearclip"))
     looser = replace(engine.config, purification=replace(engine.config.purification, redundancy=False))
     assert engine.with_vocabulary(engine.text, looser).segment(PICTURES[:1])
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+@pytest.mark.parametrize("room", [Room(), Room(classes=1, groups=1, boxes=1, regions=1)])
+def test_fixed_room_labels_as_counting_does_and_too_little_is_made_good(method: str, room: Room) -> None:
+    engine = _engine(tiny_config(purification=METHODS[method]), WITH_BACKGROUND)
+    for wave in engine.gather(PICTURES):
+        encoded = engine.encode(wave)
+        fixed, counted = (
+            engine.propose_encoded(wave, encoded, given_room).wait() for given_room in (room, None)
+        )
+        for first, second in zip(engine.finish(fixed), engine.finish(counted), strict=True):
+            assert np.array_equal(first.label_map, second.label_map)
+            assert first.groups == second.groups
+            assert [entry.index for entry in first.kept] == [entry.index for entry in second.kept]

@@ -53,7 +53,7 @@ def test_an_image_taken_out_of_its_group_is_labelled_as_within_it() -> None:
 
     for group in groups:
         for position, within in enumerate(group.segment(engine)):
-            [alone] = group.single(position).segment(engine)
+            [alone] = group.single(position, engine).segment(engine)
             assert (alone.label_map != within.label_map).mean() < 1e-3
 
 

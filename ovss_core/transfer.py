@@ -1,0 +1,67 @@
+"""Between host and device: many small tables in one copy, and results that are awaited later.
+
+A copy of a few numbers costs a GPU's queue as much as one of a megabyte, and a copy back makes the host wait for all
+that is queued. So the tables of a batch travel as one block of pinned memory, and what comes back is asked for when the
+next batch has been queued.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 16
+
+
+def upload(tables: Mapping[str, np.ndarray], device: torch.device | str) -> dict[str, Tensor]:
+    """Bring tables to a device in one copy; on the CPU they are not copied at all."""
+    if torch.device(device).type == "cpu":
+        return {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in tables.items()}
+    starts, end = [], 0
+    for table in tables.values():
+        starts.append(end)
+        end += -(-table.nbytes // _ALIGNMENT) * _ALIGNMENT
+    block = torch.empty(end, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    for start, table in zip(starts, tables.values(), strict=True):
+        flat = torch.from_numpy(np.ascontiguousarray(table)).flatten().view(torch.uint8)
+        block[start : start + table.nbytes] = flat
+    sent = block.to(device, non_blocking=True)
+    return {
+        name: sent[start : start + table.nbytes].view(torch.from_numpy(table[:0]).dtype).view(table.shape)
+        for start, (name, table) in zip(starts, tables.items(), strict=True)
+    }
+
+
+class Download:
+    """Tensors on their way to the host in one copy.
+
+    Args:
+        tensors: On one device; the copy begins when this is made, behind all work that is queued.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._kinds = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        self._tensors = tensors
+        self._event: torch.cuda.Event | None = None
+        if tensors[0].device.type == "cpu":
+            return
+        joined = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors])
+        self._host = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        self._host.copy_(joined, non_blocking=True)
+        if torch.cuda.is_available():
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> list[np.ndarray]:
+        """Return the tensors as arrays, in order."""
+        if self._tensors[0].device.type == "cpu":
+            return [tensor.numpy() for tensor in self._tensors]
+        if self._event is not None:
+            self._event.synchronize()
+        arrays, start = [], 0
+        for shape, dtype in self._kinds:
+            size = shape.numel() * dtype.itemsize
+            arrays.append(self._host[start : start + size].clone().view(dtype).view(shape).numpy())
+            start += size
+        return arrays
