@@ -16,20 +16,17 @@ _ALIGNMENT = 16
 
 def upload(tables: Mapping[str, np.ndarray], device: torch.device | str) -> dict[str, Tensor]:
     """Bring tables to a device in one copy; on the CPU they are not copied at all."""
+    here = {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in tables.items()}
     if torch.device(device).type == "cpu":
-        return {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in tables.items()}
-    starts, end = [], 0
-    for table in tables.values():
-        starts.append(end)
-        end += -(-table.nbytes // _ALIGNMENT) * _ALIGNMENT
-    block = torch.empty(end, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-    for start, table in zip(starts, tables.values(), strict=True):
-        flat = torch.from_numpy(np.ascontiguousarray(table)).flatten().view(torch.uint8)
-        block[start : start + table.nbytes] = flat
+        return here
+    sizes = [-(-table.nbytes // _ALIGNMENT) * _ALIGNMENT for table in here.values()]
+    block = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    for part, table in zip(block.split(sizes), here.values(), strict=True):
+        part[: table.nbytes] = table.flatten().view(torch.uint8)
     sent = block.to(device, non_blocking=True)
     return {
-        name: sent[start : start + table.nbytes].view(torch.from_numpy(table[:0]).dtype).view(table.shape)
-        for start, (name, table) in zip(starts, tables.items(), strict=True)
+        name: part[: table.nbytes].view(table.dtype).view(table.shape)
+        for part, (name, table) in zip(sent.split(sizes), here.items(), strict=True)
     }
 
 
