@@ -17,6 +17,7 @@ from torch import Tensor
 from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
 from ovss_core.class_purification.groups import AmbiguousGroups
 from ovss_core.class_purification.placement import Units
+from ovss_core.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,13 @@ class LabelEdits:
     """Boxes inside which the members of a group are renamed to its winner, largest box first.
 
     Attributes:
-        boxes: x0, y0, x1, y1 in pixels of the image, end exclusive; empty where an image has fewer edits.
+        bounds: x0, y0, x1, y1 in pixels of the image, end exclusive, on the host; empty where an image has fewer edits.
+        boxes: The same on the device.
         places: What each place of the image becomes inside the box.
     """
 
-    boxes: Int[np.ndarray, "edits images 4"]
+    bounds: Int[np.ndarray, "edits images 4"]
+    boxes: Int[Tensor, "edits images 4"]
     places: Int[Tensor, "edits images places"]
 
     @classmethod
@@ -230,7 +233,7 @@ class LabelEdits:
             classes: Classes of the places of each image.
             scales: y and x factors from each resized image to the image.
         """
-        device, areas = winners.device, np.flatnonzero(regions.has_area)
+        areas = np.flatnonzero(regions.has_area)
         x0, y0, x1, y1 = regions.corners[areas].T
         image = regions.image[areas]
         order = np.lexsort(
@@ -239,22 +242,32 @@ class LabelEdits:
         count = np.bincount(image, minlength=len(classes))
         chosen, image = areas[order], image[order]
         edit = np.arange(len(order)) - (count.cumsum() - count)[image]
-        edits = int(count.max(initial=0))
-        boxes = np.zeros((edits, len(classes), 4), np.int64)
+        boxes = np.zeros((int(count.max(initial=0)), len(classes), 4), np.int64)
         boxes[edit, image] = scale_boxes(regions.corners[chosen], np.array(scales)[image])
         members = regions.members[regions.group[chosen]]
         is_member = (classes[image][:, None, :] == members[:, :, None]) & (members != NOBODY)[:, :, None]
-        won = winners[torch.from_numpy(order).to(device)]
-        winner_place = torch.from_numpy(is_member.argmax(2)).to(device).gather(1, won[:, None])
-        every = torch.arange(classes.shape[1], device=device)
-        renamed = torch.where(torch.from_numpy(is_member.any(1)).to(device), winner_place, every)
-        places = every.repeat(edits, len(classes), 1)
-        places[torch.from_numpy(edit).to(device), torch.from_numpy(image).to(device)] = renamed
-        return cls(boxes, places)
+        tables = upload(
+            {
+                "boxes": boxes,
+                "order": order,
+                "row": edit * len(classes) + image,
+                "member_place": is_member.argmax(2),
+                "is_member": is_member.any(1),
+                "places": np.tile(np.arange(classes.shape[1]), (boxes.shape[0] * len(classes), 1)),
+            },
+            winners.device,
+        )
+        winner_place = tables["member_place"].gather(1, winners[tables["order"]][:, None])
+        own = tables["places"][tables["row"]]
+        renamed = torch.where(tables["is_member"], winner_place, own)
+        places = (
+            tables["places"].index_copy(0, tables["row"], renamed).view(*boxes.shape[:2], classes.shape[1])
+        )
+        return cls(boxes, tables["boxes"], places)
 
     def of_images(self, part: slice) -> "LabelEdits":
         """Return the edits of some neighbouring images."""
-        return LabelEdits(self.boxes[:, part], self.places[:, part])
+        return LabelEdits(self.bounds[:, part], self.boxes[:, part], self.places[:, part])
 
 
 def scale_boxes(

@@ -8,16 +8,18 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, Units
+from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
+from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.winners import LabelEdits, pick_winners, remove_losers, scale_boxes
 from ovss_core.config import BackgroundPolicy, SegmenterConfig
 from ovss_core.encoders.image_encoder import ImageEncoder
 from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.engine.labels import Labels, PhraseRule, budget, label_by_probability, label_by_purified_maps
+from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, label_by_purified_maps
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.engine.stitch import Stitcher, chunk_by_area
 from ovss_core.inference.preprocessing import normalise
 from ovss_core.segmentation import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
+from ovss_core.transfer import Download, upload
 
 CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
 
@@ -77,22 +79,32 @@ class Finisher:
             )
             for part in proposals.crops.split(self._crop_batch)
         ]
-        candidates = torch.from_numpy(regions.members[regions.group[regions.has_area]]).to(device)
+        members = regions.members[regions.group[regions.has_area]]
+        candidates = upload({"members": members}, device)["members"]
         return pick_winners(torch.cat(features), self._descriptions, candidates)
 
     def _finish_phrases(self, proposals: Proposals) -> list[Segmentation]:
-        results = []
-        for part in chunk_by_area(proposals.sizes, len(self._phrases), budget(self._encoder.device)):
+        chunks, downloads = (
+            chunk_by_area(proposals.sizes, len(self._phrases), budget(self._encoder.device)),
+            [],
+        )
+        for part in chunks:
             maps = proposals.maps[proposals.windows_of(part)].to(self._encoder.device)
             cosines = maps if proposals.scored else self._phrases @ maps
             stitcher = self._stitcher(proposals, part)
             labels = label_by_probability(stitcher.tile(cosines), self._rule, stitcher, self._config.labels)
-            results += [Segmentation(*found) for found in self._present(labels, proposals.sizes[part])]
-        return results
+            downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
+        return [
+            Segmentation(*found)
+            for part, download in zip(chunks, downloads, strict=True)
+            for found in self._present(download, proposals.sizes[part])
+        ]
 
     def _finish_purified(self, proposals: Proposals, decisions: Decisions) -> list[Segmentation]:
-        device, classes = self._encoder.device, torch.from_numpy(decisions.classes).to(self._encoder.device)
+        device = self._encoder.device
+        classes = upload({"classes": decisions.classes}, device)["classes"]
         winners = self.winners(proposals)
+        decided = Download([winners])
         kept = ClassMaps(Units.of(proposals.window_counts, device), classes, proposals.maps.to(device))
         edits = None
         if self._config.purification.variant == "image":
@@ -101,8 +113,8 @@ class Finisher:
             kept = self._without_losers(
                 kept, decisions, self._encoder.grid_of(proposals.layouts[0].window_size), winners
             )
-        found = []
-        for part in chunk_by_area(proposals.sizes, kept.places, budget(device)):
+        chunks, downloads = chunk_by_area(proposals.sizes, kept.places, budget(device)), []
+        for part in chunks:
             stitcher = self._stitcher(proposals, part)
             labels = label_by_purified_maps(
                 stitcher.tile(kept.maps[proposals.windows_of(part)]),
@@ -112,9 +124,14 @@ class Finisher:
                 stitcher,
                 edits.of_images(part) if edits else None,
             )
-            found += self._present(labels, proposals.sizes[part])
-        decided = self._describe(proposals, decisions, winners)
-        return [Segmentation(*labels, *facts) for labels, facts in zip(found, decided, strict=True)]
+            downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
+        found = [
+            image
+            for part, download in zip(chunks, downloads, strict=True)
+            for image in self._present(download, proposals.sizes[part])
+        ]
+        facts = self._describe(proposals, decisions, decided.wait()[0])
+        return [Segmentation(*labels, *about) for labels, about in zip(found, facts, strict=True)]
 
     def _without_losers(
         self, kept: ClassMaps, decisions: Decisions, grid: tuple[int, int], winners: Tensor
@@ -128,12 +145,10 @@ class Finisher:
         return Stitcher(proposals.layouts[part], grid, proposals.sizes[part], self._encoder.device)
 
     def _present(
-        self, labels: Labels, sizes: Sequence[tuple[int, int]]
+        self, download: Download, sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[np.ndarray, tuple[PresentClass, ...]]]:
-        """Bring label maps and counts to the host, and list the classes of each image."""
-        maps, pixels, sums = (
-            table.cpu().numpy() for table in (labels.label_maps, labels.pixels, labels.confidence_sums)
-        )
+        """Await label maps and counts, and list the classes of each image."""
+        maps, pixels, sums = download.wait()
         names, dtype = self._vocabulary.names, self._vocabulary.mask_dtype
         found = []
         for image, (height, width) in enumerate(sizes):
@@ -151,12 +166,12 @@ class Finisher:
         return found
 
     def _describe(
-        self, proposals: Proposals, decisions: Decisions, winners: Tensor
+        self, proposals: Proposals, decisions: Decisions, winners: Int[np.ndarray, " areas"]
     ) -> list[tuple[tuple[ScoredClass, ...], tuple[ScoredClass, ...], tuple[AmbiguityGroup, ...]]]:
         """List kept and removed classes, and the groups with boxes in pixels of each image."""
         regions = decisions.regions
         owner = np.full(len(regions), NOBODY)
-        owner[regions.has_area] = regions.members[regions.group[regions.has_area], winners.cpu().numpy()]
+        owner[regions.has_area] = regions.members[regions.group[regions.has_area], winners]
         corners = regions.on_image([layout.origins for layout in proposals.layouts])
         boxes = scale_boxes(corners, np.array(proposals.scales)[regions.image])
         groups: list[list[AmbiguityGroup]] = [[] for _ in proposals.sizes]

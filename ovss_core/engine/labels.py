@@ -107,8 +107,8 @@ def _rename(place: Tensor, positive: Tensor, edits: LabelEdits, rows: slice) -> 
     """
     device = place.device
     y = torch.arange(rows.start, rows.stop, device=device)
-    for boxes, renamed in zip(edits.boxes, edits.places, strict=True):
-        real = boxes[boxes[:, 2] > boxes[:, 0]]
+    for bounds, boxes, renamed in zip(edits.bounds, edits.boxes, edits.places, strict=True):
+        real = bounds[bounds[:, 2] > bounds[:, 0]]
         if not len(real):
             continue
         left, top = real[:, 0].min(), max(real[:, 1].min() - rows.start, 0)
@@ -117,7 +117,7 @@ def _rename(place: Tensor, positive: Tensor, edits: LabelEdits, rows: slice) -> 
             continue
         area = slice(None), slice(top, bottom), slice(left, right)
         now = place[area]
-        x0, y0, x1, y1 = torch.from_numpy(boxes).to(device, non_blocking=True)[:, :, None].unbind(1)
+        x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
         lines = (y[area[1]] >= y0) & (y[area[1]] < y1)
         x = torch.arange(left, left + now.shape[2], device=device)
         inside = lines[:, :, None] & ((x >= x0) & (x < x1))[:, None, :] & positive[area]

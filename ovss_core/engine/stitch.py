@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ovss_core.inference.windows import AxisWindows, WindowLayout
+from ovss_core.transfer import upload
 
 
 def bilinear_matrix(length: int, output: int) -> Float[Tensor, "output length"]:
@@ -75,31 +76,46 @@ class Stitcher:
         return max(height for height, _ in self.sizes), max(width for _, width in self.sizes)
 
     @cached_property
-    def _matrices(self) -> tuple[Tensor, Tensor]:
-        """My [images, height, grid height] and Mx [images, width, grid width], zero outside an image."""
-        axes = []
-        for axis, name in enumerate(("vertical", "horizontal")):
-            matrices = [
-                stitch_matrix(getattr(layout, name), self.grid[axis], size[axis])
-                for layout, size in zip(self.layouts, self.sizes, strict=True)
-            ]
-            if len(matrices) == 1:
-                axes.append(matrices[0][None].to(self.device))
-                continue
-            most = max(matrix.shape[1] for matrix in matrices)
-            padded = torch.zeros(len(matrices), self.size[axis], most)
-            for row, matrix in zip(padded, matrices, strict=True):
-                row[: matrix.shape[0], : matrix.shape[1]] = matrix
-            axes.append(padded.to(self.device, non_blocking=True))
-        return axes[0], axes[1]
+    def _tables(self) -> dict[str, Tensor]:
+        """My [images, height, grid height] and Mx [images, width, grid width], zero outside an image; where windows lie."""
+        heights, widths = (np.array(sides) for sides in zip(*self.sizes, strict=True))
+        down = max(len(layout.vertical.starts) for layout in self.layouts)
+        across = max(len(layout.horizontal.starts) for layout in self.layouts)
+        windows = np.full((len(self.layouts), down, across), -1)
+        first = 0
+        for row, layout in zip(windows, self.layouts, strict=True):
+            shape = len(layout.vertical.starts), len(layout.horizontal.starts)
+            row[: shape[0], : shape[1]] = first + np.arange(len(layout)).reshape(shape)
+            first += len(layout)
+        return upload(
+            {
+                "vertical": self._matrices(0),
+                "horizontal": self._matrices(1),
+                "windows": windows.clip(min=0),
+                "nothing": windows < 0,
+                "inside": (np.arange(self.size[0]) < heights[:, None])[:, :, None]
+                & (np.arange(self.size[1]) < widths[:, None])[:, None, :]
+                if len(set(self.sizes)) > 1
+                else np.ones((1, 1, 1), bool),
+            },
+            self.device,
+        )
 
-    @cached_property
+    def _matrices(self, axis: int) -> np.ndarray:
+        name = ("vertical", "horizontal")[axis]
+        matrices = [
+            stitch_matrix(getattr(layout, name), self.grid[axis], size[axis]).numpy()
+            for layout, size in zip(self.layouts, self.sizes, strict=True)
+        ]
+        padded = np.zeros((len(matrices), self.size[axis], max(m.shape[1] for m in matrices)), np.float32)
+        for row, matrix in zip(padded, matrices, strict=True):
+            row[: matrix.shape[0], : matrix.shape[1]] = matrix
+        return padded
+
+    @property
     def inside(self) -> Bool[Tensor, "images height width"]:
         """Which pixels of the padded results belong to each image."""
-        heights, widths = (torch.tensor(sides, device=self.device) for sides in zip(*self.sizes, strict=True))
-        rows = torch.arange(self.size[0], device=self.device) < heights[:, None]
-        columns = torch.arange(self.size[1], device=self.device) < widths[:, None]
-        return rows[:, :, None] & columns[:, None, :]
+        return self._tables["inside"].expand(len(self.sizes), *self.size)
 
     def tile(
         self, maps: Float[Tensor, "windows maps patches"], empty: float = 0.0
@@ -110,26 +126,17 @@ class Stitcher:
             maps: Maps of the windows of all images, one image after the other.
             empty: What stands where an image has fewer windows than the largest.
         """
-        down = max(len(layout.vertical.starts) for layout in self.layouts)
-        across = max(len(layout.horizontal.starts) for layout in self.layouts)
-        table = np.full((len(self.layouts), down, across), -1)
-        first = 0
-        for row, layout in zip(table, self.layouts, strict=True):
-            shape = len(layout.vertical.starts), len(layout.horizontal.starts)
-            row[: shape[0], : shape[1]] = first + np.arange(len(layout)).reshape(shape)
-            first += len(layout)
-        windows = torch.from_numpy(table.clip(min=0)).to(self.device, non_blocking=True)
-        laid = maps[windows].unflatten(4, self.grid)  # [images, down, across, maps, rows, columns]
-        if (table < 0).any():
-            nothing = torch.from_numpy(table < 0).to(self.device, non_blocking=True)
-            laid = laid.masked_fill(nothing[..., None, None, None], empty)
+        laid = maps[self._tables["windows"]].unflatten(4, self.grid)
+        if len(set(self.layouts)) > 1:
+            laid = laid.masked_fill(self._tables["nothing"][..., None, None, None], empty)
+        # [images, down, across, maps, rows, columns], the windows' rows beside the patches' rows
         return laid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
     def stitch(
         self, tiled: Float[Tensor, "images maps height width"], rows: slice | None = None
     ) -> Float[Tensor, "images maps out_height out_width"]:
         """Return My G Mx^T for grids laid side by side, all rows of the results or a strip of them."""
-        vertical, horizontal = self._matrices
+        vertical, horizontal = self._tables["vertical"], self._tables["horizontal"]
         strip = vertical if rows is None else vertical[:, rows]
         stitched: Tensor = (strip[:, None] @ tiled) @ horizontal[:, None].mT
         return stitched

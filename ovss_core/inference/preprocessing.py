@@ -145,15 +145,18 @@ def _weights(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, np.rint(fraction * _WEIGHT_ONE).astype(np.int32)
 
 
+@lru_cache(maxsize=16)
+def _grey_levels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Turn shares of white into grey levels, rounded to three decimals as the code of both papers has them."""
+    return torch.tensor([round(value * 255, 3) for value in values], device=device)[:, None, None]
+
+
 def normalise(
     image: np.ndarray | UInt8[Tensor, "*batch height width 3"],
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
 ) -> Float[Tensor, "*batch 3 height width"]:
-    """Turn uint8 RGB pictures into what CLIP's image tower reads.
-
-    Mean and deviation are taken in grey levels, rounded to three decimals as the code of both papers has them
-    (122.771 for 0.48145466 * 255).
+    """Turn uint8 RGB pictures into what CLIP's image tower reads (122.771 is the mean for 0.48145466 * 255).
 
     Args:
         image: uint8 RGB; a batch of pictures of one size, or a single one. A tensor stays on its device.
@@ -161,9 +164,6 @@ def normalise(
         std: Standard deviation of each channel, in the same unit.
     """
     pixels = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
-    centre, spread = (
-        torch.tensor([round(value * 255, 3) for value in values], device=pixels.device)[:, None, None]
-        for values in (mean, std)
-    )
+    center, spread = (_grey_levels(tuple(values), pixels.device) for values in (mean, std))
     planes = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
-    return planes.sub_(centre).div_(spread)
+    return planes.sub_(center).div_(spread)

@@ -186,7 +186,7 @@ def _edits(stitcher: Stitcher) -> LabelEdits:
         [[[3, 2, 30, 25], [0, 0, 20, 30], [0, 0, 0, 0]], [[10, 5, 15, 9], [0, 0, 0, 0], [0, 0, 0, 0]]]
     )
     places = torch.tensor([[[2, 1, 2], [2, 1, 2], [0, 1, 2]], [[0, 0, 2], [0, 1, 2], [0, 1, 2]]])
-    return LabelEdits(boxes, places)
+    return LabelEdits(boxes, torch.from_numpy(boxes), places)
 
 
 def test_inside_a_box_the_winner_takes_the_largest_score_of_its_group() -> None:
