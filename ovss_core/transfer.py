@@ -16,16 +16,16 @@ _ALIGNMENT = 16
 
 def upload(tables: Mapping[str, np.ndarray], device: torch.device | str) -> dict[str, Tensor]:
     """Bring tables to a device in one copy; on the CPU they are not copied at all."""
-    here = {name: torch.from_numpy(np.ascontiguousarray(table)) for name, table in tables.items()}
+    here = {name: np.ascontiguousarray(table) for name, table in tables.items()}
     if torch.device(device).type == "cpu":
-        return here
+        return {name: torch.from_numpy(table) for name, table in here.items()}
     sizes = [-(-table.nbytes // _ALIGNMENT) * _ALIGNMENT for table in here.values()]
     block = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
     for part, table in zip(block.split(sizes), here.values(), strict=True):
-        part[: table.nbytes] = table.flatten().view(torch.uint8)
+        part[: table.nbytes] = torch.from_numpy(table.reshape(-1).view(np.uint8))
     sent = block.to(device, non_blocking=True)
     return {
-        name: part[: table.nbytes].view(table.dtype).view(table.shape)
+        name: part[: table.nbytes].view(torch.from_numpy(table).dtype).view(table.shape)
         for part, (name, table) in zip(sent.split(sizes), here.items(), strict=True)
     }
 
@@ -43,7 +43,7 @@ class Download:
         self._event: torch.cuda.Event | None = None
         if tensors[0].device.type == "cpu":
             return
-        joined = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors])
+        joined = torch.cat([_as_bytes(tensor) for tensor in tensors])
         self._host = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         self._host.copy_(joined, non_blocking=True)
         if torch.cuda.is_available():
@@ -62,3 +62,10 @@ class Download:
             arrays.append(self._host[start : start + size].clone().view(dtype).view(shape).numpy())
             start += size
         return arrays
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    flat = tensor.contiguous().flatten()
+    if flat.stride(0) != 1:  # a single number may keep the stride of what it was cut from
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)

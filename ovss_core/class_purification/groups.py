@@ -86,7 +86,7 @@ def list_regions(groups: AmbiguousGroups, placement: Placement, capacity: int | 
     image = unit
     if groups.by_window:
         image, corners = placement.images.index[unit], corners + placement.origins[unit]
-    pixel = corners.new_tensor([0, 0, 1, 1])
+    pixel = torch.arange(4, device=corners.device) // 2  # 0, 0, 1, 1
     corners = torch.where(there[:, None], corners, pixel)
     return RegionTable(torch.where(there, image, 0), corners, wanted.sum() <= len(row))
 
