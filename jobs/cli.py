@@ -7,6 +7,7 @@ from importlib import import_module
 COMMANDS = {
     "label": ("jobs.label", "label every image of a corpus"),
     "evaluate": ("jobs.evaluate", "measure mIoU on a benchmark or on your own masks"),
+    "verify": ("jobs.verify", "check that an output is whole"),
     "scenes": ("jobs.scenes", "paint synthetic scenes with exact labels"),
     "train-demo": ("jobs.train_demo", "train the small model that ships with ovss"),
     "measure": ("jobs.measure", "measure speed against plain open_clip"),

@@ -1,19 +1,40 @@
-"""What every command shares: its parser, and how errors become one line and an exit status."""
+"""What every command shares: its parser, and how errors and signals become one line and an exit status."""
 
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import wraps
+from types import FrameType
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
 from ovss_core.errors import ClusterError, ConfigError, ModelError, OvssError, StorageError, WeightsError
+from pipelines.transport.addresses import ScrubbedFormatter, scrub
 
 USAGE = 2
 FAILED = 1
+_SIGNALLED = 128
 _BEFORE_START = (ConfigError, ModelError, WeightsError, StorageError, ClusterError)
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 Arguments = Sequence[str] | None
 Main = Callable[..., int]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that asks the command to end: Ctrl-C, SIGTERM or SIGHUP.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def make_parser(command: str, description: str) -> ArgumentParser:
@@ -27,22 +48,67 @@ def reported(main: Main) -> Main:
     """Turn errors into one line on standard error and an exit status.
 
     0: done, even if some images failed (they are counted and listed). 2: the command cannot work as it stands;
-    nothing was started. 1: the run stopped, or its counts do not add up.
+    nothing was started. 1: the run stopped, or its counts do not add up. 129, 130, 143: SIGHUP, Ctrl-C or SIGTERM
+    ended it; a second one ends it at once.
     """
 
     @wraps(main)
     def run(arguments: Arguments = None) -> int:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(ScrubbedFormatter("%(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         try:
-            return main(arguments)
+            with _ending_signals():
+                return main(arguments)
         except _BEFORE_START as error:
-            print(f"ovss: error: {error}", file=sys.stderr)
-            return USAGE
+            return _say(f"error: {error}", USAGE)
         except OvssError as error:
-            print(f"ovss: error: {error}", file=sys.stderr)
-            return FAILED
-        except KeyboardInterrupt:
-            print("ovss: interrupted; the same command goes on where it stopped", file=sys.stderr)
-            return 130
+            return _say(f"error: {error}", FAILED)
+        except KeyboardInterrupt as error:
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+            name = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+            return _say(f"{name}; the same command goes on where it stopped", _SIGNALLED + number)
+        except BrokenPipeError:  # whoever read our output has gone, as in `ovss ... | head`
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (Python flushes it once more when it exits)
+            return _SIGNALLED + signal.SIGPIPE
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            reason = error.strerror or str(error).strip().partition("\n")[0] or type(error).__name__
+            return _say(f"error: {place}{reason}; put that right, and the same command goes on", FAILED)
 
     return run
+
+
+def _say(line: str, status: int) -> int:
+    with suppress(OSError):  # a terminal that has gone
+        print(f"ovss: {scrub(line)}", file=sys.stderr, flush=True)
+    return status
+
+
+@contextmanager
+def _ending_signals() -> Iterator[None]:
+    """Let signals that ask for an end raise `Interrupted`; those that are ignored, as under nohup, stay ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        for other in taken:
+            signal.signal(other, _end_at_once)
+        raise Interrupted(number)
+
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            if signal.getsignal(number) is end:  # after a signal the process only has to end
+                signal.signal(number, before[number])
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """End without cleaning up: what the first signal began takes too long. Ray's processes end with their parent."""
+    os._exit(_SIGNALLED + number)

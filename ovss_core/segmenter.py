@@ -19,7 +19,7 @@ from ovss_core.encoders.checkpoints import ClipModel, load_clip
 from ovss_core.encoders.text_encoder import TextClassifier, TextEncoder, encode_vocabulary
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ImageError
-from ovss_core.inference.decoding import decode_image, to_rgb
+from ovss_core.inference.decoding import decode_image, picture_to_rgb
 from ovss_core.segmentation import Segmentation
 from ovss_core.vocabulary import Vocabulary
 
@@ -118,5 +118,5 @@ def _as_pixels(image: ImageLike, max_pixels: int) -> np.ndarray:
             )
         return image
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return picture_to_rgb(image, max_pixels)
     return decode_image(image if isinstance(image, bytes) else Path(image).read_bytes(), max_pixels)

@@ -1,6 +1,5 @@
 """Whether a cluster can hold a job, decided before anything starts; a job that does not fit would wait for ever."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,6 +45,17 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
+def describe_nodes(nodes: Sequence[Node]) -> str:
+    """Say in words what a cluster has."""
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    return f"{count_of(len(nodes), 'node')} with {count_of(cpus, 'CPU')} and {count_of(gpus, 'GPU')}"
+
+
+def count_of(number: float, word: str) -> str:
+    """Return "1 node", "2 nodes"."""
+    return f"{number:g} {word}{'' if number == 1 else 's'}"
+
+
 def check_capacity(pools: Sequence[Pool], nodes: Sequence[Node]) -> None:
     """Refuse a cluster that cannot run all pools at once beside one read task and one write task.
 
@@ -82,21 +92,3 @@ def _place(pools: Sequence[Pool], nodes: Sequence[Node], wants: str) -> None:
             best = min(fitting, key=lambda node: (node[1], node[0]))
             best[0] -= need[0]
             best[1] -= need[1]
-
-
-def wait_for_capacity(pools: Sequence[Pool], seconds: float) -> None:
-    """Check the connected cluster; while it is too small, wait up to so many seconds for nodes to join.
-
-    Raises:
-        ClusterError: The cluster is still too small.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            check_capacity(pools, cluster_nodes())
-        except ClusterError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(2.0)
-        else:
-            return

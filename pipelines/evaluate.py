@@ -1,19 +1,17 @@
 """Measure labels against reference masks: a benchmark by the papers' protocols, or any two folders."""
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.checkpoints import load_clip
-from ovss_core.errors import ConfigError, StorageError
+from ovss_core.errors import ConfigError
 from ovss_core.evaluation.benchmarks import get_benchmark, published_miou
 from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
-from pipelines.capacity import cluster_nodes, wait_for_capacity
-from pipelines.cluster import connected, run_near_gpu
 from pipelines.evaluation.grid import GridBase, GridRow, grid_rows
 from pipelines.evaluation.pairs import BenchmarkSource, FolderPairsSource, PairSource
 from pipelines.evaluation.report import (
@@ -28,15 +26,11 @@ from pipelines.evaluation.report import (
 )
 from pipelines.evaluation.stage import STAGE, MeasureStage, Variant
 from pipelines.evaluation.table import MEASUREMENT_TABLE, MEASUREMENTS
-from pipelines.manifest import Manifest, prepare_manifest
+from pipelines.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.options import PoolOptions, RunOptions
-from pipelines.pools import WorkerPlan, plan_workers
-from pipelines.progress import ProgressReport
-from pipelines.record import check_identity, remove_run, write_run
-from pipelines.runner import ActorStage, Job, run_job
-from pipelines.sink import reopen_part
+from pipelines.pools import WorkerPlan
+from pipelines.runner import ActorStage
 from pipelines.storage import Folder
-from pipelines.summary import read_markers, write_summary
 
 SINGLE = "evaluation"
 GRID_BATCH_DIVISOR, GRID_PATIENCE = 8, 4
@@ -52,7 +46,7 @@ class PairOptions:
         benchmark: voc21, context60, coco_object, voc20, context59, coco_stuff164k, ade20k or cityscapes; its
             vocabulary and constants take the place of the defaults.
         root: Folder of the benchmark's data set, as mmsegmentation lays it out; local path or URI.
-        images: Folder, glob or file of your own images.
+        images: Folder, glob, file or list of your own images.
         masks: Folder of index PNGs named as the images; a pixel's value is its class's position in the
             vocabulary, 255 is ignored.
         vocabulary: Shipped name (such as voc21) or file, a class a line.
@@ -62,6 +56,7 @@ class PairOptions:
             every row takes its protocol's settings (of your flags: the model, `--host` for FreeCP's ablations,
             memory and workers); on folders it takes yours.
         max_bytes: Image files with more bytes are refused before they are read.
+        fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included.
     """
 
     benchmark: str | None = None
@@ -73,8 +68,11 @@ class PairOptions:
     oracle: bool = True
     grid: bool = False
     max_bytes: int = 1 << 28
+    fetch_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if not self.fetch_timeout_s > 0:
+            raise ConfigError(f"fetch_timeout_s is {self.fetch_timeout_s}; give more than 0 seconds")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit is {self.limit}; give at least 1")
 
@@ -145,30 +143,29 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
-    source, output, rows = job.pairs.open(job.vocabulary), Folder(job.run.output), job.rows()
-    if next(iter(source.records()), None) is None:
-        raise StorageError(
-            f"no image in {source.describe()['uri']}; check the path and the files' extensions"
+    rows, pairs = job.rows(), job.pairs
+    source = open_source(pairs.images or pairs.root, partial(pairs.open, job.vocabulary), job.run)
+    summary, _ = carry_out(
+        Course(
+            source=source,
+            run=job.run,
+            pools=job.pools,
+            table=MEASUREMENT_TABLE,
+            model=rows[0].config.model,
+            encode=encode_texts,
+            encode_arguments=(rows, job.descriptions),
+            identity=partial(_identity, job, source, rows),
+            stages=partial(_stages, job, source),
+            details={},
+            adjust=partial(_smaller_batches, job),
+            max_bytes=pairs.max_bytes,
+            fetch_timeout_s=pairs.fetch_timeout_s,
+            patience=GRID_PATIENCE if pairs.grid else 1,
+            reports=(EVALUATION, GRID, GRID_TABLE),
         )
-    output.check_writable()
-    with connected(job.run.address):
-        use_gpu = job.pools.num_gpus != 0 and not job.pools.device.startswith("cpu")
-        variants, weights_hash = run_near_gpu(encode_texts, rows, job.descriptions, use_gpu=use_gpu)
-        identity = _identity(job, source, rows, weights_hash)
-        if not job.run.overwrite:
-            check_identity(output, identity)
-        plan = plan_workers(job.pools, cluster_nodes(), two_stages=False)
-        if job.pairs.grid and job.pools.batch_size is None:
-            plan = replace(plan, batch_size=max(1, plan.batch_size // GRID_BATCH_DIVISOR))
-        wait_for_capacity(plan.pools, job.run.cluster_wait_s)
-        if job.run.overwrite:
-            remove_run(output, MEASUREMENT_TABLE.name)
-            _remove_reports(output)
-        details = {**asdict(job.run), "output": output.public_uri}
-        write_run(output, identity, {"pools": asdict(plan), "run": details})
-        manifest = prepare_manifest(output, source, job.run.shard_size)
-        summary = _measure(job, source, manifest, plan, variants)
-    return _report(job, output, rows, summary)
+    )
+    with stopping_in_one_line():
+        return _report(job, Folder(job.run.output), rows, summary)
 
 
 def encode_texts(
@@ -188,18 +185,9 @@ def encode_texts(
     return variants, clip.weights_hash()
 
 
-def _measure(
-    job: EvaluateJob,
-    source: PairSource,
-    manifest: Manifest,
-    plan: WorkerPlan,
-    variants: Sequence[Variant],
-) -> dict[str, Any]:
-    output = Folder(job.run.output)
-    if job.run.retry_failed:
-        for marker in list(read_markers(output, manifest)):
-            if marker["failed"]:
-                reopen_part(output, marker["part"], MEASUREMENT_TABLE)
+def _stages(
+    job: EvaluateJob, source: PairSource, plan: WorkerPlan, variants: Sequence[Variant]
+) -> list[ActorStage]:
     arguments = {
         "variants": list(variants),
         "masks": source.masks,
@@ -208,20 +196,13 @@ def _measure(
         "device": job.pools.device,
         "torch_threads": plan.torch_threads,
     }
-    work = Job(
-        output,
-        source,
-        [ActorStage(STAGE, MeasureStage, arguments, plan.propose, plan.batch_size)],
-        MEASUREMENT_TABLE,
-        max_bytes=job.pairs.max_bytes,
-        fragment_rows=2 * plan.batch_size,
-        no_progress_s=job.run.no_progress_s * (GRID_PATIENCE if job.pairs.grid else 1),
-    )
-    start = time.monotonic()
-    with ProgressReport(manifest.images, interval_s=job.run.progress_s) as progress:
-        run_job(work, manifest, progress)
-    seconds = time.monotonic() - start
-    return write_summary(output, manifest, {"images": progress.fresh, "seconds": round(seconds, 3)})
+    return [ActorStage(STAGE, MeasureStage, arguments, plan.propose, plan.batch_size)]
+
+
+def _smaller_batches(job: EvaluateJob, plan: WorkerPlan) -> WorkerPlan:
+    if not job.pairs.grid or job.pools.batch_size is not None:
+        return plan
+    return replace(plan, batch_size=max(1, plan.batch_size // GRID_BATCH_DIVISOR))
 
 
 def _report(
@@ -246,13 +227,8 @@ def _report(
     return report
 
 
-def _remove_reports(output: Folder) -> None:
-    for name in (EVALUATION, GRID, GRID_TABLE):
-        output.remove(name)
-
-
 def _identity(
-    job: EvaluateJob, source: PairSource, rows: Sequence[GridRow], weights_hash: str
+    job: EvaluateJob, source: PairSource, rows: Sequence[GridRow], weights_hash: str | None
 ) -> dict[str, Any]:
     return {
         "job": "evaluate",
@@ -284,6 +260,8 @@ def describe_result(job: EvaluateJob, report: Mapping[str, Any]) -> int:
     else:
         print(_headline(report))
         print(f"report: {place}/{EVALUATION}")
+    for warning in (report["rows"][0] if job.pairs.grid else report)["warnings"]:
+        print(f"warning: {warning}")
     if report["failed"]:
         print(f"why images failed: {place}/failures; try them again with --retry-failed")
     return 0 if report["measured"] else 1
@@ -298,4 +276,5 @@ def _headline(report: Mapping[str, Any]) -> str:
         "oracle mIoU": (report["oracle"] or {}).get("miou"),
         "purified vocabulary F1": (report["purified_vocabulary"] or {}).get("f1"),
     }
-    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in named.items() if value is not None)
+    scores = [f"{name} {100 * value:.2f} %" for name, value in named.items() if value is not None]
+    return ", ".join(scores) or "no scores"

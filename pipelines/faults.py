@@ -5,15 +5,22 @@ torch) end in failures; any other exception is a mistake in a program and leaves
 """
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from ovss_core.errors import ImageError
-from pipelines.ledger import MAX_DEATHS, AttemptLedger
+from pipelines.ledger import MAX_DEATHS, Attempts
+from pipelines.storage import scrub
+from pipelines.transport.causes import TransferError
 
 _LOG = logging.getLogger(__name__)
 _REASON_LENGTH = 500
+_LOOKED_AT = 1 << 16
+_ESCAPE = re.compile(r"\\x[0-9a-fA-F]{2}")
+_ESCAPES = re.compile(r"(?:\\x[0-9a-fA-F]{2}[ -~]{0,3}?){4,}")
+_UNREADABLE = re.compile("\N{REPLACEMENT CHARACTER}(?:.{0,3}\N{REPLACEMENT CHARACTER})+")
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -24,7 +31,7 @@ class Failure:
 
     Attributes:
         stage: The stage that gave up.
-        error_type: Class of the error, or "WorkerCrash".
+        error_type: Class of the error that says most, or "WorkerCrash".
         reason: One line.
     """
 
@@ -34,13 +41,22 @@ class Failure:
 
     @classmethod
     def of(cls, stage: str, error: BaseException) -> "Failure":
-        """Describe an exception in one line."""
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return cls(stage, type(error).__name__, lines[0][:_REASON_LENGTH])
+        """Describe an exception in one line, without secrets of addresses and without image data."""
+        kind = error.error_type if isinstance(error, TransferError) else type(error).__name__
+        return cls(stage, kind, clean_reason(str(error)) or type(error).__name__)
 
     def to_dict(self) -> dict[str, str]:
         """Return the value of the column ``failure``."""
         return asdict(self)
+
+
+def clean_reason(text: str) -> str:
+    """Make one readable line of an error's text: no bytes of a picture, no secret of an address, 500 characters."""
+    line = next(iter(text.strip().splitlines()), "")[:_LOOKED_AT]
+    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
+    line = _ESCAPES.sub(lambda found: f"[{len(_ESCAPE.findall(found[0]))} bytes]", line)
+    line = scrub(_UNREADABLE.sub(lambda found: f"[{len(found[0])} bytes]", line))
+    return line if len(line) <= _REASON_LENGTH else f"{line[: _REASON_LENGTH - 3]}..."
 
 
 def process_all(
@@ -48,7 +64,7 @@ def process_all(
     ids: Sequence[str],
     items: Sequence[Item],
     process: Callable[[Sequence[Item]], Sequence[Value | Failure]],
-    ledger: AttemptLedger | None = None,
+    ledger: Attempts | None = None,
 ) -> list[Value | Failure]:
     """Work on a batch so that each item ends in a value or a failure.
 
@@ -81,7 +97,7 @@ def _alone(
     image_id: str,
     item: Item,
     process: Callable[[Sequence[Item]], Sequence[Value | Failure]],
-    ledger: AttemptLedger,
+    ledger: Attempts,
     deaths: int,
 ) -> Value | Failure:
     if deaths >= MAX_DEATHS:  # stays in the ledger: its batch may come again, for another image's sake

@@ -6,11 +6,13 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ovss_core.errors import ImageError
+from ovss_core.errors import ImageError, StorageError
 from pipelines.faults import Failure
+from pipelines.sources.image_list import address_at
+from pipelines.sources.parquet_rows import ParquetRows
 from pipelines.storage import open_storage
+from pipelines.transport.whole import read_address, read_inside
 
 STAGE = "read"
 ROWS = 16
@@ -25,13 +27,22 @@ class ImageFetcher:
     Args:
         source: URI of the source's root, which opens the file system of the records' paths.
         image_column: Column of the images in Parquet containers.
-        max_bytes: A larger file is refused before it is read.
+        max_bytes: A larger file is refused before it is read, or as soon as it turns out to be larger.
+        timeout_s: Seconds that one file may take to arrive, tries and waits included.
     """
 
-    def __init__(self, source: str, image_column: str | None = None, max_bytes: int = 1 << 28) -> None:
+    def __init__(
+        self,
+        source: str,
+        image_column: str | None = None,
+        max_bytes: int = 1 << 28,
+        timeout_s: float = 60.0,
+    ) -> None:
         self.source = source
         self.image_column = image_column
         self.max_bytes = max_bytes
+        self.timeout_s = timeout_s
+        self._tables = ParquetRows(source, image_column, max_bytes)
 
     def fetch(self, rows: Sequence[Row], pool: ThreadPoolExecutor) -> list[Fetched]:
         """Return the bytes of manifest rows, or why they cannot be had, in order."""
@@ -39,7 +50,7 @@ class ImageFetcher:
         for (container, _, _), group in groupby(rows, _batch_key):
             members = list(group)
             if container == "parquet":
-                fetched.extend(self._rows_of_group(members))
+                fetched.extend(self._table_rows(members, pool))
             elif container == "tar":
                 fetched.extend(self._tar_members(members))
             elif container == "broken":
@@ -48,19 +59,33 @@ class ImageFetcher:
                 fetched.extend(pool.map(self._file, members))
         return fetched
 
+    def _table_rows(self, rows: list[Row], pool: ThreadPoolExecutor) -> list[Fetched]:
+        """Read cells; where a cell holds an address, fetch what lies there."""
+        found = self._tables.read(rows)
+        links = [value for value in found if isinstance(value, dict)]
+        linked = pool.map(self._file, links)
+        return [next(linked) if isinstance(value, dict) else value for value in found]
+
     def _file(self, row: Row) -> Fetched:
         try:
             if row["container"] == "uri":
-                return self._read_whole(*open_storage(row["path"]))
-            return self._read_whole(open_storage(self.source)[0], row["path"])
-        except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+                return self.read_address(row["path"])
+            if row["container"] == "listed":
+                return self.read_address(address_at(self.source, row))
+            if row["path"] is None:  # the source is one file
+                return self.read_address(self.source)
+            return read_inside(self.source, row["path"], self.max_bytes, self.timeout_s)
+        except (StorageError, ImageError) as error:
             return Failure.of(STAGE, error)
 
-    def _read_whole(self, filesystem: Any, path: str) -> bytes:
-        with filesystem.open_input_file(path) as stream:
-            self._check_size(stream.size())
-            data: bytes = stream.read()
-            return data
+    def read_address(self, address: str) -> bytes:
+        """Return the whole file behind an address.
+
+        Raises:
+            StorageError: It could not be had; the message is one line without secrets.
+            ImageError: It is too large, or no file.
+        """
+        return read_address(address, self.max_bytes, self.timeout_s)
 
     def _check_size(self, size: int) -> None:
         if size > self.max_bytes:
@@ -85,43 +110,6 @@ class ImageFetcher:
         start = rows[0]["offset"]
         data = stream.read_at(rows[-1]["offset"] + rows[-1]["length"] - start, start)
         return [data[row["offset"] - start : row["offset"] - start + row["length"]] for row in rows]
-
-    def _rows_of_group(self, rows: list[Row]) -> list[Fetched]:
-        wanted = {row["row"]: place for place, row in enumerate(rows)}
-        fetched: list[Fetched] = [Failure(STAGE, "StorageError", "the row is gone from the file")] * len(rows)
-        filesystem = open_storage(self.source)[0]
-        try:
-            with pq.ParquetFile(rows[0]["path"], filesystem=filesystem) as file:
-                first = 0
-                for batch in file.iter_batches(ROWS, [rows[0]["row_group"]], [self.image_column]):
-                    for position in range(first, first + len(batch)):
-                        if position in wanted:
-                            cell = batch.column(0)[position - first]
-                            fetched[wanted[position]] = self._cell(cell, rows[wanted[position]])
-                    first += len(batch)
-                    if first > max(wanted):
-                        break
-        except (OSError, ValueError, pa.ArrowException) as error:
-            return [Failure.of(STAGE, error)] * len(rows)
-        return fetched
-
-    def _cell(self, cell: pa.Scalar, row: Row) -> Fetched:
-        value = cell.as_py()
-        data, address = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        try:
-            if data is not None:
-                self._check_size(len(data))
-                return bytes(data)
-            if address:
-                return self._linked(address, row["path"].rpartition("/")[0])
-        except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-            return Failure.of(STAGE, error)
-        return Failure(STAGE, "ImageError", "the image column is empty in this row")
-
-    def _linked(self, address: str, folder: str) -> bytes:
-        if "://" in address or address.startswith("/"):
-            return self._read_whole(*open_storage(address))
-        return self._read_whole(open_storage(self.source)[0], f"{folder}/{address}")
 
 
 def _spans(rows: Sequence[Row], limit: int) -> list[list[Row]]:

@@ -1,33 +1,28 @@
 """Label a corpus: what the job is made of, the checks before it starts, and its one call."""
 
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.checkpoints import load_clip
-from ovss_core.errors import ConfigError, StorageError
+from ovss_core.errors import ConfigError
 from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
-from pipelines.capacity import cluster_nodes, wait_for_capacity
-from pipelines.cluster import connected, run_near_gpu
 from pipelines.label_rows import LABEL_TABLE
-from pipelines.manifest import Manifest, prepare_manifest
+from pipelines.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
-from pipelines.pools import WorkerPlan, plan_workers
+from pipelines.pools import WorkerPlan
 from pipelines.previews import write_previews
-from pipelines.progress import ProgressReport
-from pipelines.record import check_identity, remove_run, write_run
-from pipelines.runner import ActorStage, Job, run_job
+from pipelines.progress import announced
+from pipelines.runner import ActorStage
 from pipelines.schema import LABELS
-from pipelines.sink import reopen_part
-from pipelines.sources import ParquetSource, Source
+from pipelines.sources import Source
 from pipelines.stages import ProposeStage, ResolveStage, SegmentStage
 from pipelines.storage import Folder
-from pipelines.summary import read_markers, write_summary
 
 
 @dataclass(frozen=True)
@@ -58,29 +53,30 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
-    source, output = job.source.open(), Folder(job.run.output)
-    if next(iter(source.records()), None) is None:
-        raise StorageError(
-            f"no image in {source.describe()['uri']}; check the path and the files' extensions"
+    options = job.source
+    source = open_source(options.images or options.parquet or options.webdataset, options.open, job.run)
+    purification = job.segmenter.purification
+    summary, manifest = carry_out(
+        Course(
+            source=source,
+            run=job.run,
+            pools=job.pools,
+            table=LABEL_TABLE,
+            model=job.segmenter.model,
+            encode=encode_text,
+            encode_arguments=(job.segmenter, job.vocabulary, job.descriptions),
+            identity=partial(_identity, job, source),
+            stages=partial(_stages, job),
+            details={"vocabulary": job.vocabulary.name, "segmenter": job.segmenter.to_dict()},
+            two_stages=purification.method == "freecp" and purification.ambiguity,
+            max_bytes=options.max_bytes,
+            fetch_timeout_s=options.fetch_timeout_s,
         )
-    output.check_writable()
-    with connected(job.run.address):
-        use_gpu = job.pools.num_gpus != 0 and not job.pools.device.startswith("cpu")
-        text, weights_hash = run_near_gpu(
-            encode_text, job.segmenter, job.vocabulary, job.descriptions, use_gpu=use_gpu
-        )
-        identity = _identity(job, source, weights_hash)
-        if not job.run.overwrite:
-            check_identity(output, identity)
-        purification = job.segmenter.purification
-        two_stages = purification.method == "freecp" and purification.ambiguity
-        plan = plan_workers(job.pools, cluster_nodes(), two_stages)
-        wait_for_capacity(plan.pools, job.run.cluster_wait_s)
-        if job.run.overwrite:
-            remove_run(output, LABEL_TABLE.name)
-        write_run(output, identity, _details(job, plan))
-        manifest = prepare_manifest(output, source, job.run.shard_size)
-        return _label(job, source, manifest, plan, text)
+    )
+    if job.run.previews:
+        with announced("ovss: drawing previews", job.run.progress_s), stopping_in_one_line():
+            write_previews(Folder(job.run.output), source, manifest, job.vocabulary, job.run.previews)
+    return summary
 
 
 def encode_text(
@@ -114,39 +110,6 @@ def read_descriptions(path: str | None) -> dict[str, list[str]] | None:
     return values
 
 
-def _label(
-    job: LabelJob, source: Source, manifest: Manifest, plan: WorkerPlan, text: bytes
-) -> dict[str, Any]:
-    output = Folder(job.run.output)
-    if job.run.retry_failed:
-        for marker in list(read_markers(output, manifest)):
-            if marker["failed"]:
-                reopen_part(output, marker["part"], LABEL_TABLE)
-    work = Job(
-        output,
-        source,
-        _stages(job, plan, text),
-        LABEL_TABLE,
-        image_column=source.image_column if isinstance(source, ParquetSource) else None,
-        max_bytes=job.source.max_bytes,
-        fragment_rows=2 * plan.batch_size,
-        no_progress_s=job.run.no_progress_s,
-    )
-    start = time.monotonic()
-    with ProgressReport(manifest.images, interval_s=job.run.progress_s) as progress:
-        run_job(work, manifest, progress)
-    seconds = time.monotonic() - start
-    speed = progress.fresh / seconds if seconds else 0.0
-    summary = write_summary(
-        output,
-        manifest,
-        {"images": progress.fresh, "seconds": round(seconds, 3), "images_per_second": round(speed, 3)},
-    )
-    if job.run.previews:
-        write_previews(output, source, manifest, job.vocabulary, job.run.previews)
-    return summary
-
-
 def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
     arguments = {
         "config": job.segmenter,
@@ -164,7 +127,7 @@ def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
     ]
 
 
-def _identity(job: LabelJob, source: Source, weights_hash: str) -> dict[str, Any]:
+def _identity(job: LabelJob, source: Source, weights_hash: str | None) -> dict[str, Any]:
     """Say what decides the results: contents, not the paths of vocabulary and weights, nor speed and memory."""
     config = job.segmenter.to_dict()
     config.pop("window_batch")
@@ -183,23 +146,17 @@ def _identity(job: LabelJob, source: Source, weights_hash: str) -> dict[str, Any
     }
 
 
-def _details(job: LabelJob, plan: WorkerPlan) -> dict[str, Any]:
-    return {
-        "vocabulary": job.vocabulary.name,
-        "segmenter": job.segmenter.to_dict(),
-        "pools": asdict(plan),
-        "cluster": [asdict(node) for node in cluster_nodes()],
-        "run": {**asdict(job.run), "output": Folder(job.run.output).public_uri, "address": None},
-    }
-
-
 def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:
     """Print what came out, and return the exit status: 1 if not a single image could be labelled."""
     place = Folder(job.run.output).public_uri
     start = summary["this_start"]
+    did = (
+        f"this start did {start['images']:,} in {start['seconds']:.1f} s ({start['images_per_second']:.2f} images/s)"
+        if start["images"]
+        else "nothing was left to do"
+    )
     print(
-        f"{summary['images']:,} images: {summary['labelled']:,} labelled, {summary['failed']:,} failed; this start did "
-        f"{start['images']:,} in {start['seconds']:.1f} s ({start['images_per_second']:.2f} images/s)"
+        f"{summary['images']:,} images: {summary['labelled']:,} labelled, {summary['failed']:,} failed; {did}"
     )
     print(f"labels: {place}/labels, summary: {place}/summary.json")
     if summary["failed"]:

@@ -3,9 +3,10 @@
 Ray starts a dead worker again and repeats its task for ever. The ledger makes that finite: a stage notes its
 images before it works on them and strikes them off afterwards. Images still noted when they come again were in
 the hands of a worker that died: they are then worked on one at a time, and an image that has killed
-`MAX_DEATHS` workers all by itself becomes a failure row.
+`MAX_DEATHS` workers all by itself becomes a failure row. One ledger serves all stages of a run, reading included.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -21,6 +22,9 @@ class Attempts(Protocol):
     def begin(self, stage: str, ids: Sequence[str]) -> dict[str, int]:
         """Note images as being worked on; return those already noted, with how often each died alone."""
 
+    def begin_alone(self, stage: str, image_id: str) -> None:
+        """Note that a suspect is now the only image its worker works on."""
+
     def end(self, stage: str, ids: Sequence[str]) -> None:
         """Strike images off."""
 
@@ -31,6 +35,7 @@ class AttemptRecord:
     def __init__(self) -> None:
         self._open: dict[tuple[str, str], bool] = {}
         self._deaths: dict[tuple[str, str], int] = {}
+        self._finished: Counter[str] = Counter()
 
     def begin(self, stage: str, ids: Sequence[str]) -> dict[str, int]:
         """Note images as being worked on together, or alone if it is one.
@@ -56,6 +61,16 @@ class AttemptRecord:
         for image_id in ids:
             self._open.pop((stage, image_id), None)
             self._deaths.pop((stage, image_id), None)
+        self._finished[stage] += len(ids)
+
+    def finished(self, stage: str) -> int:
+        """Return how many images a stage has struck off."""
+        return self._finished[stage]
+
+    def noted(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return, of some images, those that a stage began and never finished, with that stage."""
+        wanted = set(ids)
+        return {image_id: stage for stage, image_id in self._open if image_id in wanted}
 
 
 class AttemptLedger:
@@ -83,3 +98,13 @@ class AttemptLedger:
     def end(self, stage: str, ids: Sequence[str]) -> None:
         """Strike images off, without waiting."""
         self._actor.end.remote(stage, list(ids))
+
+    def finished(self, stage: str) -> int:
+        """Return how many images a stage has struck off."""
+        count: int = ray.get(self._actor.finished.remote(stage))
+        return count
+
+    def noted(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return, of some images, those that a stage began and never finished, with that stage."""
+        stages: dict[str, str] = ray.get(self._actor.noted.remote(list(ids)))
+        return stages

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ovss_core.errors import ConfigError
-from pipelines.sources import FolderSource, ParquetSource, Source, WebDatasetSource
+from pipelines.sources import ParquetSource, Source, WebDatasetSource, open_images
 
 
 @dataclass(frozen=True)
@@ -11,13 +11,18 @@ class SourceOptions:
     """Where the images come from; give one of the first three.
 
     Attributes:
-        images: Folder (searched below as well), glob or file; local path or URI such as s3://bucket/folder.
+        images: Folder (searched below as well), glob, file, .txt list (a path or address a line) or COCO .json;
+            local path or URI such as s3://bucket/folder.
         parquet: Parquet file, folder or glob with a column of images.
         webdataset: Tar shard, folder of shards or glob such as 'train-{0000..0127}.tar'.
         image_column: Column of the Parquet table: bytes, a struct with bytes and path, or addresses. Found by its
             name where there is one such as "image".
         id_column: Column of the Parquet table whose values name the images; the default is file#row.
+        image_field: Field of a WebDataset sample that holds the picture, such as jpg or image.png; found by itself
+            by default. Several that samples may have instead: jpg;png.
         max_bytes: Image files with more bytes are refused before they are read.
+        fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included; at most a third of
+            no_progress_s.
     """
 
     images: str | None = None
@@ -25,7 +30,13 @@ class SourceOptions:
     webdataset: str | None = None
     image_column: str | None = None
     id_column: str | None = None
+    image_field: str | None = None
     max_bytes: int = 1 << 28
+    fetch_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.fetch_timeout_s > 0:
+            raise ConfigError(f"fetch_timeout_s is {self.fetch_timeout_s}; give more than 0 seconds")
 
     def open(self) -> Source:
         """Open the source that was given.
@@ -39,11 +50,15 @@ class SourceOptions:
             raise ConfigError(
                 f"give exactly one of --images, --parquet and --webdataset; got {', '.join(given) or 'none'}"
             )
+        if self.image_field and not self.webdataset:
+            raise ConfigError("--image-field goes with --webdataset; leave it out here")
         if self.parquet:
             return ParquetSource(self.parquet, self.image_column, self.id_column)
         if self.image_column or self.id_column:
             raise ConfigError("--image-column and --id-column go with --parquet; leave them out here")
-        return WebDatasetSource(self.webdataset) if self.webdataset else FolderSource(self.images or "")
+        if self.webdataset:
+            return WebDatasetSource(self.webdataset, self.image_field)
+        return open_images(self.images or "")
 
 
 @dataclass(frozen=True)
@@ -58,9 +73,11 @@ class RunOptions:
         previews: How many images to show on the page previews/index.html.
         address: Ray cluster to join ("auto": the one on this machine); the default starts one here, unless
             RAY_ADDRESS says otherwise.
-        cluster_wait_s: Wait so many seconds for a cluster that is still too small.
+        cluster_wait_s: Wait up to so many seconds for nodes that are still to join; the workers are planned from
+            what is there then.
         no_progress_s: Give up when nothing moves for so many seconds.
         progress_s: Seconds between progress lines in a log.
+        verbose: Show Ray's own messages.
     """
 
     output: str
@@ -72,6 +89,7 @@ class RunOptions:
     cluster_wait_s: float = 0.0
     no_progress_s: float = 600.0
     progress_s: float = 10.0
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         if self.shard_size < 1 or self.previews < 0:
@@ -105,6 +123,16 @@ class PoolOptions:
     torch_threads: int | None = None
     batch_size: int | None = None
     device: str = "auto"
+
+    @property
+    def wants_cpus(self) -> bool:
+        """Whether the user asked for workers without GPUs."""
+        return self.num_gpus == 0 or self.device.startswith("cpu")
+
+    @property
+    def wants_gpus(self) -> bool:
+        """Whether the user asked for workers with GPUs by name; left open, they take what there is."""
+        return not self.wants_cpus and (bool(self.num_gpus) or self.device.startswith("cuda"))
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -38,6 +38,11 @@ class WorkerPlan:
         """Both pools."""
         return [self.propose, self.resolve] if self.resolve else [self.propose]
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether workers of this plan compute on GPUs."""
+        return any(pool.num_gpus > 0 for pool in self.pools)
+
 
 def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) -> WorkerPlan:
     """Fill in what the user left open.
@@ -52,9 +57,7 @@ def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) 
         two_stages: Whether stage 2 has work of its own.
     """
     split = two_stages and options.resolve_actors != 0
-    on_gpus = (
-        not options.device.startswith("cpu") and options.num_gpus != 0 and any(node.gpus for node in nodes)
-    )
+    on_gpus = not options.wants_cpus and any(node.gpus for node in nodes)
     actors, threads = _actors_and_threads(options, nodes, on_gpus)
     share = options.num_gpus if options.num_gpus is not None else (_GPU_SHARE if split else 1.0)
     share_resolve = options.resolve_gpus if options.resolve_gpus is not None else _GPU_SHARE_RESOLVE

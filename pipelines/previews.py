@@ -5,6 +5,8 @@ Files are numbered; names from the input occur only as escaped text.
 
 import colorsys
 import io
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
@@ -16,17 +18,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from ovss_core.errors import ImageError
 from ovss_core.inference.decoding import decode_image
 from ovss_core.vocabulary import Vocabulary
+from pipelines.faults import Failure
 from pipelines.fetch import ImageFetcher
-from pipelines.manifest import Manifest, part_name, read_part
+from pipelines.manifest_files import Manifest, read_part
 from pipelines.masks import decode_mask
 from pipelines.record import PREVIEWS
 from pipelines.sink import FAILED
 from pipelines.sources import ParquetSource, Source
 from pipelines.storage import Folder
+from pipelines.summary import read_markers
 
+_LOG = logging.getLogger(__name__)
 _SIDE = 420
 _FAINT, _STRONG = 70, 150
 _MAX_PIXELS = 100_000_000
@@ -51,21 +55,42 @@ def write_previews(
 ) -> int:
     """Write pictures of up to `count` labelled images, spread over the corpus, and ``previews/index.html``.
 
+    The run is finished before: whatever goes wrong here is a line of the log, never an error.
+
     Returns:
         How many images are shown.
     """
+    try:
+        return _write_page(output, source, manifest, vocabulary, count)
+    except Exception as error:
+        _LOG.warning(
+            "the previews could not be written: %s; the labels are complete",
+            Failure.of(PREVIEWS, error).reason,
+        )
+        return 0
+
+
+def _write_page(
+    output: Folder, source: Source, manifest: Manifest, vocabulary: Vocabulary, count: int
+) -> int:
     colours = class_colours(vocabulary)
     articles = []
     for number, (row, data) in enumerate(_choose(output, source, manifest, count)):
         try:
             picture = Image.fromarray(decode_image(data, _MAX_PIXELS))
-        except ImageError:  # it could be decoded before; the file must have changed since
+            drawn = draw(picture, row, colours, vocabulary.background_index)
+            article = _article(number, row, colours)
+        except (
+            Exception
+        ) as error:  # it was decoded before: the file has changed, or is too large for a preview
+            reason = Failure.of(PREVIEWS, error).reason
+            _LOG.warning("no preview of %s: %s", row.get("image_id"), reason)
             continue
-        for kind, image in draw(picture, row, colours, vocabulary.background_index).items():
+        for kind, image in drawn.items():
             output.write(f"{PREVIEWS}/{number:05d}-{kind}.png", _png(image))
-        articles.append(_article(number, row, colours))
+        articles.append(article)
     page = _page(articles, manifest, vocabulary, _failures(output, manifest))
-    output.write(f"{PREVIEWS}/index.html", page.encode())
+    output.write(f"{PREVIEWS}/index.html", page.encode("utf-8", "replace"))
     return len(articles)
 
 
@@ -109,22 +134,23 @@ def _choose(
     """Yield label rows with the bytes of their images, the same number from parts spread over the run."""
     column = source.image_column if isinstance(source, ParquetSource) else None
     fetcher = ImageFetcher(source.uri, column)
-    parts = len(manifest.counts)
-    chosen = sorted({round(place) for place in np.linspace(0, parts - 1, min(parts, count))})
+    parts = [marker["part"] for marker in read_markers(output, manifest) if marker["labelled"]]
+    chosen = sorted({round(place) for place in np.linspace(0, len(parts) - 1, min(len(parts), count))})
     left = count
     with ThreadPoolExecutor(4) as threads:
-        for position, part in enumerate(chosen):
-            rows = _read(output, f"labels/{part_name(part)}.parquet")
+        for position, place in enumerate(chosen):
+            rows = _read(output, f"labels/{parts[place]}.parquet")
             wanted = min(rows.num_rows, -(-left // (len(chosen) - position)))
-            places = sorted({round(place) for place in np.linspace(0, max(rows.num_rows - 1, 0), wanted)})
-            picked = rows.take(places).to_pylist()
+            spread = sorted({round(row) for row in np.linspace(0, max(rows.num_rows - 1, 0), wanted)})
+            picked = rows.take(np.array(spread, np.int64)).to_pylist()
             left -= len(picked)
-            listed = read_part(output, part)
+            listed = read_part(output, parts[place])
             names = pa.array([row["image_id"] for row in picked], pa.string())
             records = listed.filter(pc.is_in(listed["image_id"], names)).to_pylist()
-            data = fetcher.fetch(records, threads)
+            fetched = fetcher.fetch(records, threads)
+            data = {record["image_id"]: found for record, found in zip(records, fetched, strict=True)}
             yield from (
-                (row, found) for row, found in zip(picked, data, strict=True) if isinstance(found, bytes)
+                (row, found) for row in picked if isinstance(found := data.get(row["image_id"]), bytes)
             )
 
 
@@ -136,10 +162,10 @@ def _read(output: Folder, name: str) -> pa.Table:
 
 def _failures(output: Folder, manifest: Manifest) -> list[dict[str, Any]]:
     shown: list[dict[str, Any]] = []
-    for part in range(len(manifest.counts)):
+    for part in manifest.parts:
         if len(shown) >= _FAILURES_SHOWN:
             break
-        shown += _read(output, f"{FAILED}/{part_name(part)}.parquet").to_pylist()
+        shown += _read(output, f"{FAILED}/{part}.parquet").to_pylist()
     return shown[:_FAILURES_SHOWN]
 
 
@@ -171,8 +197,13 @@ def _article(number: int, row: dict[str, Any], colours: np.ndarray) -> str:
 
 
 def _words(entries: Sequence[dict[str, Any]]) -> str:
-    ordered = sorted(entries, key=lambda entry: -(entry["score"] or 0.0))
-    return "".join(f"<li>{escape(entry['name'])} {entry['score'] or 0.0:.2f}</li>" for entry in ordered[:60])
+    """List words by score; a background that competes unscored has none."""
+    scored = [(entry["name"], entry["score"]) for entry in entries]
+    known = [(name, None if score is None or math.isnan(score) else score) for name, score in scored]
+    ordered = sorted(known, key=lambda entry: -(entry[1] or 0.0))[:60]
+    return "".join(
+        f"<li>{escape(name)}{'' if score is None else f' {score:.2f}'}</li>" for name, score in ordered
+    )
 
 
 def _page(
@@ -183,11 +214,12 @@ def _page(
         for row in failures
     )
     failed = f"<article><h2>Failed</h2><table><tr><th>image<th>stage<th>reason</tr>{rows}</table></article>"
+    nothing = "" if articles else "<p>No image of this run can be shown.</p>"
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>ovss</title><style>{_STYLE}</style><header><h1>Labelled by ovss</h1>"
         f"<p>{len(articles)} of {manifest.images} images; vocabulary {escape(vocabulary.name or 'of this run')} with "
-        f"{len(vocabulary)} classes.</p></header><main>{''.join(articles)}{failed if rows else ''}</main></html>"
+        f"{len(vocabulary)} classes.</p></header><main>{nothing}{''.join(articles)}{failed if rows else ''}</main></html>"
     )
 
 

@@ -5,39 +5,51 @@ same output must have the same; otherwise one output would hold the labels of tw
 """
 
 import json
+import logging
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from hashlib import blake2b
 from importlib import metadata
 from typing import Any
 
-from ovss_core.errors import OutputMismatchError
-from pipelines.manifest import FOLDER as MANIFEST
-from pipelines.sink import DONE, FAILED, FRAGMENTS
+from ovss_core.errors import OutputMismatchError, StorageError
+from pipelines.fragments import FRAGMENTS
+from pipelines.manifest_files import COMPLETE
+from pipelines.manifest_files import FOLDER as MANIFEST
+from pipelines.sink import DONE, FAILED
+from pipelines.state_files import DamagedFileError, read_json
 from pipelines.storage import Folder
 
 RUN = "run.json"
 SUMMARY = "summary.json"
 PREVIEWS = "previews"
+CLEARING = "_ovss_clearing.json"
+PROBE = "_ovss_probe_"
+_LOG = logging.getLogger(__name__)
 _PACKAGES = ("ovss", "ray", "torch", "open_clip_torch", "pyarrow", "pillow", "numpy", "fsspec")
 
 
-def check_identity(output: Folder, identity: Mapping[str, Any]) -> None:
-    """Compare this run with the one that wrote the output before.
+def check_identity(output: Folder, identity: Mapping[str, Any], but: Collection[str] = ()) -> None:
+    """Compare this run with the one that wrote the output before, all but the named entries.
 
     Raises:
         OutputMismatchError: Something that decides the results differs, or the folder holds something else.
+        StorageError: What the run was cannot be known any more.
     """
-    if not output.exists(RUN):
-        if output.exists() and (found := [*output.names(), *output.folders()]):
-            raise OutputMismatchError(
-                f"{output.public_uri} holds files that are not of a run ({', '.join(found[:3])}); give an empty or "
-                "new folder as --output"
-            )
+    if output.exists(CLEARING):
+        return  # `write_run` ends the clearing that an --overwrite began; nothing of that run is left to compare
+    try:
+        before = read_json(output, RUN, {"identity": dict})["identity"]
+    except DamagedFileError as error:
+        _check_digest(output, None if but else identity, error)
         return
-    before = json.loads(output.read(RUN))["identity"]
-    differences = list(_differences("", before, json.loads(json.dumps(identity))))
+    now = json.loads(json.dumps(identity))
+    for name in but:
+        before.pop(name, None)
+        now.pop(name, None)
+    differences = list(_differences("", before, now))
     if differences:
         raise OutputMismatchError(
             f"{output.public_uri} belongs to another run: {'; '.join(differences[:5])}; give another --output, "
@@ -45,14 +57,72 @@ def check_identity(output: Folder, identity: Mapping[str, Any]) -> None:
         )
 
 
+def _check_digest(output: Folder, identity: Mapping[str, Any] | None, error: DamagedFileError) -> None:
+    """Decide without `run.json`: what the manifest says of the run suffices where it is the same."""
+    work = output.names(DONE) or output.folders(FRAGMENTS)
+    if not output.exists(RUN) and not work and not output.exists(COMPLETE):
+        found = [name for name in (*output.names(), *output.folders()) if not name.startswith(PROBE)]
+        if found:
+            raise OutputMismatchError(
+                f"{output.public_uri} holds files that are not of a run ({', '.join(found[:3])}); give an empty or "
+                "new folder as --output"
+            )
+        return
+    stored = _manifest_identity(output)
+    if identity is None:
+        return  # only a part of it is known yet; it is checked again when all of it is
+    if stored == identity_digest(identity):
+        _LOG.warning("%s; it is written anew, for the manifest says that this is the same run", error)
+    elif stored is not None:
+        raise OutputMismatchError(
+            f"{error}, and {output.public_uri} belongs to a run with other settings; give those, another --output, or "
+            "--overwrite to replace it"
+        )
+    elif work:
+        raise StorageError(
+            f"{error}, and so nothing says with which settings the labels there were made; put the file back from a "
+            "copy, give another --output, or --overwrite to replace the run"
+        )
+
+
+def identity_digest(identity: Mapping[str, Any]) -> str:
+    """Return a short text that differs where the identity does."""
+    plain = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def stored_identity(output: Folder) -> str | None:
+    """Return the digest of the identity in `run.json`, if it can be read."""
+    try:
+        return identity_digest(read_json(output, RUN, {"identity": dict})["identity"])
+    except DamagedFileError:
+        return None
+
+
+def _manifest_identity(output: Folder) -> str | None:
+    try:
+        digest: str = read_json(output, COMPLETE, {"identity": str})["identity"]
+    except DamagedFileError:
+        return None
+    return digest
+
+
 def write_run(output: Folder, identity: Mapping[str, Any], details: Mapping[str, Any]) -> None:
-    """Write `run.json`, or add this start to it.
+    """Write `run.json`, or add this start to it; what a clearing that was cut short left goes first.
 
     Args:
         identity: What decides the results; compared by `check_identity`.
         details: What else a reader wants to know: resolved settings that do not change the results.
     """
-    starts = json.loads(output.read(RUN))["starts"] if output.exists(RUN) else []
+    if output.exists(CLEARING):
+        clear(output)
+    for name in output.names():
+        if name.startswith(PROBE):  # of a start that was killed at its first moment
+            output.remove(name)
+    try:
+        starts = read_json(output, RUN, {"starts": list})["starts"]
+    except DamagedFileError:
+        starts = []
     started = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **details}
     record = {
         "identity": identity,
@@ -64,12 +134,27 @@ def write_run(output: Folder, identity: Mapping[str, Any], details: Mapping[str,
 
 
 def remove_run(output: Folder, table: str) -> None:
-    """Remove what a run of ovss wrote into a folder, and nothing else; `run.json` goes last."""
-    if not output.exists(RUN):
+    """Remove what a run of ovss wrote into a folder, and nothing else.
+
+    A file `CLEARING` is there from the first to the last moment: whatever start comes next ends the clearing before
+    it does anything else. Markers go before the files that they vouch for.
+    """
+    if not any(output.exists(name) for name in (RUN, COMPLETE, CLEARING)):
         return
-    for folder in (table, FAILED, DONE, FRAGMENTS, MANIFEST, PREVIEWS):
+    output.write(CLEARING, json.dumps({"table": table}).encode())
+    clear(output)
+
+
+def clear(output: Folder) -> None:
+    """End the clearing of an output."""
+    try:
+        table = read_json(output, CLEARING, {"table": str})["table"]
+    except DamagedFileError:
+        table = "labels"
+    output.remove(COMPLETE)
+    for folder in (DONE, FRAGMENTS, MANIFEST, table, FAILED, PREVIEWS):
         output.remove_folder(folder)
-    for name in (SUMMARY, RUN):
+    for name in (SUMMARY, RUN, CLEARING):
         output.remove(name)
 
 

@@ -1,243 +1,205 @@
-"""The one place that talks to Ray Data: manifest parts through a read stage, actor pools and the sink.
+"""A run, from what is left to do until nothing is left.
 
-A run goes in rounds. A round sends every image that has no fragment yet through the pools; parts are merged as
-soon as their count is reached. Should a round leave images behind (a worker that died between two blocks may
-lose one), the next one does them; a round that brings nothing new ends the run with an error.
+A run goes in rounds. A round sends every image that has no fragment yet through the stages; parts are merged as
+soon as all their rows are stored. Should a round leave images behind (a worker that died between two blocks may
+lose one, a finished file may turn out to be damaged), the next one does them; a round that brings nothing new ends
+the run with an error.
 """
 
 import logging
-import math
-import re
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
-import ray
-import ray.data.exceptions
-
 from ovss_core.errors import OvssError
-from pipelines.capacity import READ_CPUS, WRITE_CPUS, Pool
-from pipelines.ledger import AttemptLedger
-from pipelines.manifest import Manifest, part_name, read_part
+from pipelines.execution import ActorStage, Execution, Job, RayExecution
+from pipelines.fragments import FRAGMENTS, finished_ids
+from pipelines.manifest import refresh_manifest
+from pipelines.manifest_files import FOLDER as MANIFEST
+from pipelines.manifest_files import Manifest, read_part
+from pipelines.plan import Plan, plan_work
 from pipelines.progress import ProgressReport
-from pipelines.reading import ReadImages, pack_slice
-from pipelines.sink import DONE, FRAGMENTS, OutputTable, WriteFragments, finished_ids, merge_part
-from pipelines.sources import Source
-from pipelines.storage import Folder
-from pipelines.summary import read_markers
+from pipelines.record import PREVIEWS
+from pipelines.sink import DONE, FAILED, read_marker
+from pipelines.state_files import DamagedFileError
+from pipelines.verify import foreign_files, reopen_damaged
+from pipelines.work_units import ShardTask
 
+__all__ = ["ActorStage", "Job", "plan_job", "run_job"]
 _LOG = logging.getLogger(__name__)
-_MAX_ROUNDS = 4
-_MAX_BLOCKS = 4096
-_PARTS_PER_PARQUET_TASK = 8
-_MERGES_AT_ONCE = 4
-_SLICE_ROWS = 64
-_SLICES_PER_ACTOR = 16
-_BLOCK_BYTES = 16 << 20
-_COLOURS = re.compile(r"\x1b\[\d+m")
-_ERROR_LINE = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*: \S")
+_MAX_ROUNDS = 20
+_POLL_S = 0.5
+_NAMED = 3
 
 
-@dataclass(frozen=True)
-class ActorStage:
-    """A stage that holds state, such as a model, in a pool of actors.
-
-    Attributes:
-        name: For messages; the worker's own failures carry the name that it chooses.
-        worker: Callable class over Arrow tables; gets `arguments` and ``ledger``.
-        batch_size: Images of one call.
-    """
-
-    name: str
-    worker: type
-    arguments: Mapping[str, Any]
-    pool: Pool
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a run needs besides the images themselves.
-
-    Attributes:
-        stages: Applied in order; the last one fills the column ``result``.
-        table: The output table.
-        fragment_rows: Images that are stored together while a part is unfinished; what a kill can cost.
-        no_progress_s: Give up when Ray moves nothing for so long.
-        progress_s: Seconds between progress lines.
-    """
-
-    output: Folder
-    source: Source
-    stages: Sequence[ActorStage]
-    table: OutputTable
-    image_column: str | None = None
-    max_bytes: int = 1 << 28
-    fragment_rows: int = 16
-    no_progress_s: float = 300.0
-    progress_s: float = 10.0
-
-
-@dataclass
-class _Round:
-    """What one round still waits for."""
-
-    expected: dict[int, int]
-    stored: Counter[int] = field(default_factory=Counter)
-    merges: list[Any] = field(default_factory=list)
-
-
-def run_job(job: Job, manifest: Manifest, progress: ProgressReport) -> None:
+def run_job(
+    job: Job,
+    manifest: Manifest,
+    progress: ProgressReport,
+    start: Callable[[Job], Execution] = RayExecution,
+) -> Manifest:
     """Bring every part of the manifest to its finished files.
+
+    Returns:
+        The manifest with all that was listed on the way.
 
     Raises:
         OvssError: Images are missing after all rounds, or a stage failed as a whole.
     """
+    begun = time.monotonic()
+    execution: Execution | None = None
     before = None
     for _ in range(_MAX_ROUNDS):
-        pending = _pending_parts(job.output, manifest)
-        if not pending:
-            break
-        finished = _finished_masks(job.output, pending)
-        missing = sum(int((~mask).sum()) for mask in finished.values())
+        manifest = refresh_manifest(job.output, manifest)
+        reopen_damaged(job.output, manifest, job.table)
+        plan = plan_job(job, manifest)
         if before is None:
-            failed = sum(marker["failed"] for marker in read_markers(job.output, manifest))
-            progress.resume(manifest.images - missing, failed)
-        else:
-            _LOG.warning("%d images are still missing; running again for them", missing)
-        if missing == before:
+            _resume(job, manifest, plan, progress)
+        if plan.is_empty:
             break
-        before = missing
-        try:
-            _run_round(job, finished, progress)
-        except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
-            raise OvssError(f"the job stopped: {root_cause(error)}; the same command goes on") from error
-    left = _pending_parts(job.output, manifest)
-    if left:
+        if plan.state == before:
+            raise OvssError(_left_behind(job, plan, execution))
+        if before is not None:
+            _LOG.warning("%d images have no row yet; running again for them", sum(plan.missing.values()))
+        before = plan.state
+        execution = execution or start(job)
+        with _polled(progress, execution):
+            _run_round(manifest, plan, execution, progress)
+    else:
+        raise OvssError(_left_behind(job, plan, execution))
+    progress.expect(manifest.images, final=True)
+    _tidy(job, manifest, time.monotonic() - begun)
+    if not manifest.images:
         raise OvssError(
-            f"{len(left)} of {len(manifest.counts)} parts are unfinished, such as {part_name(left[0])}; run the same "
-            "command again, and report it if that does not help"
+            f"no image in the {len(manifest.containers)} shards of {job.source.describe()['uri']} ({manifest.ignored} "
+            "other members passed over); check the path and which field of a sample is its image"
         )
-    job.output.remove_folder(FRAGMENTS)
+    return manifest
 
 
-def _run_round(job: Job, finished: Mapping[int, np.ndarray], progress: ProgressReport) -> None:
-    state = _Round({part: int((~mask).sum()) for part, mask in finished.items()})
-    merge = ray.remote(num_cpus=0, max_retries=3)(merge_part)
-    table = ray.put(job.table)
-    for part in [part for part, count in state.expected.items() if count == 0]:
-        _merge(state, merge, job, part, table)
-    slices = plan_slices(finished, job)
-    if slices:
-        for row in _written(job, slices):
+def plan_job(job: Job, manifest: Manifest) -> Plan:
+    """Find out what a run would do now."""
+    return plan_work(
+        job.output,
+        job.source,
+        manifest,
+        job.table,
+        max(stage.pool.actors for stage in job.stages),
+        max(stage.batch_size for stage in job.stages),
+    )
+
+
+def _run_round(manifest: Manifest, plan: Plan, execution: Execution, progress: ProgressReport) -> None:
+    counts = _Counts(manifest, plan)
+    for part in [part for part, missing in plan.missing.items() if missing == 0]:
+        execution.merge(part)
+    if plan.units:
+        for row in execution.written(plan.units):
             progress.advance(row["labelled"], row["failed"])
-            state.stored[row["part"]] += row["labelled"] + row["failed"]
-            if state.stored[row["part"]] == state.expected.get(row["part"]):
-                _merge(state, merge, job, row["part"], table)
-    for part in list(state.expected):
-        _merge(state, merge, job, part, table)
-    ray.get(state.merges)
+            if counts.add(row):
+                execution.merge(row["part"])
+            if plan.unlisted:
+                progress.expect(counts.known, final=False)
+    execution.wait()
 
 
-def _merge(state: _Round, merge: Any, job: Job, part: int, table: Any) -> None:
-    del state.expected[part]
-    state.stored.pop(part, None)
-    if len(state.merges) >= _MERGES_AT_ONCE:
-        ready, state.merges = ray.wait(state.merges, num_returns=1)
-        ray.get(ready)
-    state.merges.append(merge.remote(job.output.uri, part, table))
+class _Counts:
+    """How many rows of each part are stored, and how many it is to have, which a shard's reader finds out."""
 
+    def __init__(self, manifest: Manifest, plan: Plan) -> None:
+        self._stored: Counter[str] = Counter(plan.stored)
+        self._expected = {part: count for part, count in plan.missing.items() if count}
+        self._already = plan.stored
+        listed = sum(count for part, count in manifest.parts.items())
+        again = sum(sum(unit.done.values()) for unit in plan.units if isinstance(unit, ShardTask))
+        self._images = listed + again
+        self._listed = manifest.parts.keys()
 
-def plan_work(job: Job, manifest: Manifest) -> list[dict[str, Any]]:
-    """List what a run would read now: the slices of all unfinished parts."""
-    return plan_slices(_finished_masks(job.output, _pending_parts(job.output, manifest)), job)
+    def add(self, row: Mapping[str, Any]) -> bool:
+        """Count the rows of a fragment; say whether its part is complete now."""
+        part = row["part"]
+        self._stored[part] += row["labelled"] + row["failed"]
+        if row["part_images"] is not None:
+            self._expected[part] = row["part_images"]
+        if self._stored[part] != self._expected.get(part):
+            return False
+        del self._expected[part]
+        return True
 
-
-def _pending_parts(output: Folder, manifest: Manifest) -> list[int]:
-    done = set(output.names(DONE))
-    return [part for part in range(len(manifest.counts)) if f"{part_name(part)}.json" not in done]
-
-
-def _finished_masks(output: Folder, parts: Sequence[int]) -> dict[int, np.ndarray]:
-    started = set(output.folders(FRAGMENTS))
-
-    def mask(part: int) -> np.ndarray:
-        ids = read_part(output, part, ["image_id"])["image_id"]
-        if part_name(part) not in started:
-            return np.zeros(len(ids), bool)
-        stored = finished_ids(output, part)
-        return np.array([image_id in stored for image_id in ids.to_pylist()], bool)
-
-    with ThreadPoolExecutor(8) as threads:
-        return dict(zip(parts, threads.map(mask, parts), strict=True))
-
-
-def plan_slices(finished: Mapping[int, np.ndarray], job: Job) -> list[dict[str, Any]]:
-    """Cut the unfinished parts into the slices that one read task takes at a time.
-
-    Slices are small enough that every actor gets several of them, and hold a batch at least.
-    """
-    missing = sum(int((~mask).sum()) for mask in finished.values())
-    actors = max(stage.pool.actors for stage in job.stages)
-    batch = max(stage.batch_size for stage in job.stages)
-    rows = max(batch, min(_SLICE_ROWS, math.ceil(missing / (_SLICES_PER_ACTOR * actors))))
-    slices = []
-    for part, mask in finished.items():
-        step = len(mask) if job.image_column else rows
-        for start in range(0, len(mask), step):
-            piece = mask[start : start + step]
-            if not piece.all():
-                slices.append(pack_slice(part, start, start + len(piece), piece))
-    return slices
-
-
-def _written(job: Job, slices: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    reader = ReadImages(job.output.uri, job.source.uri, job.image_column, job.max_bytes)
-    writer = WriteFragments(job.output.uri, job.table)
-    ledger = AttemptLedger.start()
-    together = _PARTS_PER_PARQUET_TASK if job.image_column else 1
-    with _context(job):
-        blocks = min(_MAX_BLOCKS, math.ceil(len(slices) / together))
-        rows = ray.data.from_items(list(slices), override_num_blocks=blocks)
-        rows = rows.map_batches(reader.read, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)
-        for stage in job.stages:
-            rows = rows.map_batches(
-                stage.worker,
-                fn_constructor_kwargs={**stage.arguments, "ledger": ledger},
-                batch_size=stage.batch_size,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=stage.pool.actors),
-                num_cpus=stage.pool.num_cpus,
-                num_gpus=stage.pool.num_gpus,
-            )
-        written = rows.map_batches(
-            writer.write, batch_size=job.fragment_rows, batch_format="pyarrow", num_cpus=WRITE_CPUS
-        )
-        yield from written.iter_rows()
+    @property
+    def known(self) -> int:
+        """Images that are known of."""
+        new = sum(count for part, count in self._stored.items() if part not in self._listed)
+        return self._images + new
 
 
 @contextmanager
-def _context(job: Job) -> Iterator[None]:
-    context = ray.data.DataContext.get_current()
-    names = ("target_max_block_size", "execution_no_progress_timeout_s", "enable_progress_bars")
-    before = {name: getattr(context, name) for name in names}
-    context.target_max_block_size = _BLOCK_BYTES
-    context.execution_no_progress_timeout_s = job.no_progress_s
-    context.enable_progress_bars = False
+def _polled(progress: ProgressReport, execution: Execution) -> Iterator[None]:
+    """Ask twice a second how many images are finished: fragments come in too seldom to move a bar."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        with suppress(Exception):  # a ledger that cannot be asked must not end the run
+            while not stop.wait(_POLL_S):
+                progress.reach(execution.finished())
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(context, name, value)
+        stop.set()
+        thread.join()
 
 
-def root_cause(error: BaseException) -> str:
-    """Find the line of Ray's report that names the error of our own code or of a library."""
-    text = _COLOURS.sub("", str(error))
-    named = [line for line in text.splitlines() if _ERROR_LINE.match(line)]
-    lines = [line for line in text.splitlines() if line.strip()]
-    return named[-1] if named else (lines[0] if lines else type(error).__name__)
+def _resume(job: Job, manifest: Manifest, plan: Plan, progress: ProgressReport) -> None:
+    again = sum(sum(unit.done.values()) for unit in plan.units if isinstance(unit, ShardTask))
+    listed = sum(count for part, count in manifest.parts.items())
+    failed = 0
+    for name in job.output.names(DONE):
+        with suppress(DamagedFileError):
+            failed += read_marker(job.output, name.removesuffix(".json"))["failed"]
+    known = listed + again + sum(plan.stored.values())
+    progress.expect(known, final=not plan.unlisted)
+    progress.resume(known - sum(plan.missing.values()), failed)
+
+
+def _left_behind(job: Job, plan: Plan, execution: Execution | None) -> str:
+    """Say which images have no row, and why as far as that is known."""
+    named: list[str] = []
+    for part in (part for part, missing in plan.missing.items() if missing):
+        stored = finished_ids(job.output, part)
+        ids = read_part(job.output, part, ["image_id"])["image_id"].to_pylist()
+        named += [image_id for image_id in ids if image_id not in stored][: _NAMED - len(named)]
+        if len(named) >= _NAMED:
+            break
+    noted = execution.noted(named) if execution else {}
+    images = ", ".join(
+        f"{image_id!r} ({f'{noted[image_id]} began it and did not finish it' if image_id in noted else 'no stage has it in hand'})"
+        for image_id in named
+    )
+    shards = [job_shard.name for job_shard in plan.units if isinstance(job_shard, ShardTask)]
+    waiting = [part for part, missing in plan.missing.items() if not missing]
+    left = [
+        f"{sum(plan.missing.values())} images have no row, such as {images}" if named else "",
+        f"{len(shards)} shards are not read to their end, such as {shards[0]!r}" if shards else "",
+        f"{len(waiting)} parts are not merged, such as {waiting[0]}" if waiting else "",
+    ]
+    return (
+        f"a round brought nothing new: {'; '.join(text for text in left if text)}; run the same command again, and "
+        "report it if that does not help"
+    )
+
+
+def _tidy(job: Job, manifest: Manifest, seconds: float) -> None:
+    """Remove what nobody needs any more: rows that are merged, and halves of files from before this start."""
+    output = job.output
+    output.remove_folder(FRAGMENTS)
+    for name in foreign_files(output, manifest, job.table.name):
+        _LOG.warning("%s belongs to no part of the manifest; it is removed", name)
+        output.remove(name)
+    for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS):
+        output.remove_leftovers(folder, older_than_s=seconds)

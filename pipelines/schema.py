@@ -84,18 +84,37 @@ FAILURE = pa.struct([("stage", pa.string()), ("error_type", pa.string()), ("reas
 SECONDS = pa.map_(pa.string(), pa.float64())
 """Type of the column ``seconds`` between stages: what the batch whose first row this is took, by step."""
 
+PROPOSAL = pa.struct(
+    [
+        ("size", pa.list_(pa.int32(), 2)),
+        ("resized", pa.list_(pa.int32(), 2)),
+        ("scored", pa.bool_()),
+        ("maps", pa.binary()),
+        ("kept", pa.list_(pa.int32())),
+        ("scores", pa.binary()),
+        ("groups", pa.list_(pa.list_(pa.int32()))),
+        ("region_group", pa.list_(pa.int32())),
+        ("region_window", pa.list_(pa.int32())),
+        ("region_corners", pa.list_(pa.int32())),
+        ("crops", pa.binary()),
+    ]
+)
+"""Type of the column ``proposal`` between the two labelling stages: a row of `Proposals.to_rows`."""
+
 CARRIER = pa.schema(
     [
-        ("part", pa.int32()),
+        ("part", pa.string()),
         ("image_id", pa.string()),
         ("uri", pa.string()),
         ("annotation", pa.string()),
         ("image", pa.binary()),
         ("failure", FAILURE),
         ("seconds", SECONDS),
+        ("part_images", pa.int64()),
     ]
 )
-"""What the read stage hands to the first actor stage; each actor stage replaces the payload by its own."""
+"""What the read stage hands to the first actor stage (`part_images`, how many the part has, comes with the last image
+of a part that was listed while it was read); each actor stage replaces the payload by its own."""
 
 
 def result_type(schema: pa.Schema) -> pa.StructType:

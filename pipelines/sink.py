@@ -1,38 +1,45 @@
 """From rows to finished files: fragments as work comes in, one file a manifest part when all of it is there.
 
-A fragment's name follows from the images in it, so a repeated task writes the same file again. A part's rows
-are merged in the order of the manifest; only then its marker under ``_done/`` is written, and only after that
-its fragments go. Whatever moment the run is killed at, the files that exist are whole, and say what is missing.
+A part's rows are merged in the order of the manifest; only then its marker under ``_done/`` is written, and only
+after that its fragments go. Whatever moment the run is killed at, the files that exist are whole, and say what is
+missing. A marker holds the rows and bytes of its files, so that one that is cut or gone is found (`pipelines.verify`).
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ovss_core.errors import OvssError
-from pipelines.manifest import part_name, read_part
+from pipelines.fragments import FRAGMENTS, encode_parquet, read_fragments, write_fragment
+from pipelines.manifest_files import read_part
 from pipelines.schema import FAILURES, ROW_NAMES
+from pipelines.state_files import DamagedFileError, read_json, read_table
 from pipelines.storage import Folder
 
-FRAGMENTS = "_fragments"
 DONE = "_done"
 FAILED = "failures"
-_ROW_GROUP = 128
-_SECONDS = b"ovss_seconds"
+_LOG = logging.getLogger(__name__)
+_MARKER: dict[str, type | tuple[type, ...]] = {
+    "part": (str, int),
+    "images": int,
+    "labelled": int,
+    "failed": int,
+    "seconds": dict,
+    "statistics": dict,
+}
 
 Statistics = dict[str, Any]
-WRITTEN = pa.schema([("part", pa.int32()), ("labelled", pa.int64()), ("failed", pa.int64())])
-"""What the write stage reports to the driver."""
+WRITTEN = pa.schema(
+    [("part", pa.string()), ("labelled", pa.int64()), ("failed", pa.int64()), ("part_images", pa.int64())]
+)
+"""What the write stage reports to the driver; `part_images` where a row of the batch brought it."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,17 @@ class OutputTable:
     schema: pa.Schema
     summarize: Callable[[pa.Table], Statistics]
 
+    @property
+    def schemas(self) -> dict[str, pa.Schema]:
+        """The schemas of both kinds of rows by the name of their folder."""
+        return {self.name: self.schema, FAILED: FAILURES}
+
 
 class WriteFragments:
     """Store finished rows as fragments, and report how many there are.
 
-    `write` takes tables with the columns ``part, image_id, uri, failure, seconds, result``; exactly one of `failure` and
-    `result` is set. Returns a table of `WRITTEN`.
+    `write` takes tables with the columns ``part, image_id, uri, part_images, failure, seconds, result``; exactly one of
+    `failure` and `result` is set. Returns a table of `WRITTEN`.
     """
 
     def __init__(self, output: str, table: OutputTable) -> None:
@@ -70,110 +82,115 @@ class WriteFragments:
             labelled = _unpack(rows.filter(pc.invert(failed)), "result", self.table.schema)
             failures = _unpack(rows.filter(failed), "failure", FAILURES)
             write_fragment(self.output, part, {self.table.name: labelled, FAILED: failures}, _seconds(rows))
-            written.append({"part": part, "labelled": labelled.num_rows, "failed": failures.num_rows})
+            counts = {"labelled": labelled.num_rows, "failed": failures.num_rows}
+            written.append({"part": part, **counts, "part_images": pc.max(rows["part_images"]).as_py()})
         return pa.Table.from_pylist(written, schema=WRITTEN)
 
 
-def write_fragment(
-    output: Folder, part: int, tables: Mapping[str, pa.Table], seconds: Mapping[str, float]
-) -> None:
-    """Store rows of a part; the time they took goes with the first table."""
-    times = dict(seconds)
-    for name, table in tables.items():
-        if table.num_rows:
-            digest = blake2b("\n".join(table["image_id"].to_pylist()).encode(), digest_size=12).hexdigest()
-            stamped = table.replace_schema_metadata(
-                {**(table.schema.metadata or {}), _SECONDS: json.dumps(times).encode()}
-            )
-            output.write(f"{FRAGMENTS}/{part_name(part)}/{digest}.{name}.parquet", encode_parquet(stamped))
-            times = {}
-
-
-def finished_ids(output: Folder, part: int) -> set[str]:
-    """Return the ids in a part's fragments."""
-    return {
-        image_id
-        for table in _fragments(output, part, ["image_id"]).values()
-        for image_id in table["image_id"].to_pylist()
-    }
-
-
-def merge_part(output_uri: str, part: int, table: OutputTable) -> dict[str, Any]:
+def merge_part(output_uri: str, part: str, table: OutputTable) -> dict[str, Any]:
     """Turn a part's fragments into its finished files and its marker.
 
     Returns:
         The marker's content, or ``{"part": part, "missing": n}`` if rows are still to come (nothing is written).
 
     Raises:
-        OvssError: A fragment holds an image that is not of this part.
+        DamagedFileError: The part's list of images cannot be read.
     """
     output = Folder(output_uri)
     order = read_part(output, part, ["image_id"])["image_id"].to_pylist()
-    fragments = _fragments(output, part)
+    fragments = list(read_fragments(output, part, table.schemas))
     labelled = _in_order(fragments, table.name, table.schema, order)
     got = set(labelled["image_id"].to_pylist())
     failed = _in_order(fragments, FAILED, FAILURES, [image_id for image_id in order if image_id not in got])
-    strangers = {i for rows in fragments.values() for i in rows["image_id"].to_pylist()} - set(order)
+    strangers = {i for _, rows, _ in fragments for i in rows["image_id"].to_pylist()} - set(order)
     if strangers:
-        raise OvssError(
-            f"{FRAGMENTS}/{part_name(part)} of {output.public_uri} holds {len(strangers)} images that are not of "
-            f"this part, such as {min(strangers)!r}; remove that folder and run again"
+        _LOG.warning(
+            "%s/%s holds %d images that are not of this part, such as %r; they are passed over",
+            FRAGMENTS,
+            part,
+            len(strangers),
+            min(strangers),
         )
     missing = len(order) - labelled.num_rows - failed.num_rows
     if missing:
         return {"part": part, "missing": missing}
-    _publish(output, f"{table.name}/{part_name(part)}.parquet", labelled)
-    _publish(output, f"{FAILED}/{part_name(part)}.parquet", failed)
+    files = {
+        name: {"rows": rows.num_rows, "bytes": _publish(output, finished_file(name, part), rows)}
+        for name, rows in ((table.name, labelled), (FAILED, failed))
+    }
     marker = {
         "part": part,
         "images": len(order),
         "labelled": labelled.num_rows,
         "failed": failed.num_rows,
-        "seconds": _sum_seconds(fragments.values()),
+        "files": files,
+        "seconds": _sum_seconds(seconds for _, _, seconds in fragments),
         "statistics": table.summarize(labelled),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    output.write(f"{DONE}/{part_name(part)}.json", json.dumps(marker).encode())
-    output.remove_folder(f"{FRAGMENTS}/{part_name(part)}")
+    output.write(marker_file(part), json.dumps(marker).encode())
+    output.remove_folder(f"{FRAGMENTS}/{part}")
     return marker
 
 
-def reopen_part(output: Folder, part: int, table: OutputTable) -> None:
-    """Take back the marker of a finished part, so that its failed images are tried again.
+def marker_file(part: str) -> str:
+    """Return the path of a part's marker."""
+    return f"{DONE}/{part}.json"
 
-    Labelled rows go back to the fragments first; the finished files stay until the part is finished anew.
+
+def finished_file(table: str, part: str) -> str:
+    """Return the path of a part's finished rows."""
+    return f"{table}/{part}.parquet"
+
+
+def read_marker(output: Folder, part: str) -> dict[str, Any]:
+    """Read a part's marker.
+
+    Raises:
+        DamagedFileError: It is gone, cut, or something else.
     """
-    path = f"{table.name}/{part_name(part)}.parquet"
-    marker = json.loads(output.read(f"{DONE}/{part_name(part)}.json"))
-    rows = pq.read_table(pa.BufferReader(output.read(path))) if output.exists(path) else None
-    output.remove_folder(f"{FRAGMENTS}/{part_name(part)}")
-    if rows is not None:
-        write_fragment(output, part, {table.name: rows}, marker["seconds"])
-    output.remove(f"{DONE}/{part_name(part)}.json")
+    marker = read_json(output, marker_file(part), _MARKER)
+    if (
+        marker["images"] != marker["labelled"] + marker["failed"]
+        or min(marker["labelled"], marker["failed"]) < 0
+    ):
+        raise DamagedFileError(output, marker_file(part), "its counts do not add up")
+    return marker
 
 
-def encode_parquet(table: pa.Table) -> bytes:
-    """Encode a table; columns of bytes hold compressed images already and are stored as they are."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=_ROW_GROUP, compression=_compression(table.schema))
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+def reopen_part(output: Folder, part: str, table: OutputTable, keep_failures: bool = False) -> None:
+    """Take back the marker of a finished part, so that what its files do not hold is done (again).
+
+    The rows go back to the fragments first, as far as they can be read; the finished files stay until the part is
+    finished anew.
+
+    Args:
+        keep_failures: Do not try the failed images again.
+    """
+    try:
+        seconds = read_marker(output, part)["seconds"]
+    except DamagedFileError:
+        seconds = {}
+    tables = {}
+    for name, schema in table.schemas.items():
+        try:
+            if name == table.name or keep_failures:
+                tables[name] = read_table(output, finished_file(name, part), schema)
+        except DamagedFileError:  # gone where there are no such rows; whoever checks the marker says more
+            continue
+    output.remove_folder(f"{FRAGMENTS}/{part}")
+    write_fragment(output, part, tables, seconds)
+    output.remove(marker_file(part))
 
 
-@lru_cache(maxsize=16)
-def _compression(schema: pa.Schema) -> dict[str, str]:
-    sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
-    columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    raw = {entry.name for entry in schema if pa.types.is_binary(entry.type)}
-    return {column.path: "NONE" if column.path in raw else "ZSTD" for column in columns}
-
-
-def _publish(output: Folder, path: str, table: pa.Table) -> None:
-    if table.num_rows:
-        output.write(path, encode_parquet(table))
-    else:
+def _publish(output: Folder, path: str, table: pa.Table) -> int:
+    """Write a finished file, or remove the one there is where no row belongs into it; return its bytes."""
+    if not table.num_rows:
         output.remove(path)
+        return 0
+    data = encode_parquet(table)
+    output.write(path, data)
+    return len(data)
 
 
 def _unpack(rows: pa.Table, payload: str, schema: pa.Schema) -> pa.Table:
@@ -185,17 +202,10 @@ def _unpack(rows: pa.Table, payload: str, schema: pa.Schema) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def _fragments(output: Folder, part: int, columns: list[str] | None = None) -> dict[str, pa.Table]:
-    folder = f"{FRAGMENTS}/{part_name(part)}"
-    return {
-        name: pq.read_table(pa.BufferReader(output.read(f"{folder}/{name}")), columns=columns)
-        for name in output.names(folder)
-        if name.endswith(".parquet")
-    }
-
-
-def _in_order(fragments: Mapping[str, pa.Table], name: str, schema: pa.Schema, order: list[str]) -> pa.Table:
-    tables = [rows.cast(schema) for key, rows in fragments.items() if key.endswith(f".{name}.parquet")]
+def _in_order(
+    fragments: Iterable[tuple[str, pa.Table, Any]], name: str, schema: pa.Schema, order: list[str]
+) -> pa.Table:
+    tables = [rows.replace_schema_metadata(schema.metadata) for kind, rows, _ in fragments if kind == name]
     rows = pa.concat_tables([schema.empty_table(), *tables])
     place = {image_id: index for index, image_id in enumerate(rows["image_id"].to_pylist())}
     chosen = [place[image_id] for image_id in order if image_id in place]
@@ -209,8 +219,8 @@ def _seconds(rows: pa.Table) -> dict[str, float]:
     return dict(total)
 
 
-def _sum_seconds(fragments: Iterable[pa.Table]) -> dict[str, float]:
+def _sum_seconds(fragments: Iterable[Mapping[str, float]]) -> dict[str, float]:
     total: Counter[str] = Counter()
-    for rows in fragments:
-        total.update(json.loads((rows.schema.metadata or {}).get(_SECONDS, b"{}")))
+    for seconds in fragments:
+        total.update(seconds)
     return {name: round(value, 3) for name, value in sorted(total.items())}

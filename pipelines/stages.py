@@ -1,37 +1,44 @@
-"""The labelling stages: callable classes over Arrow tables, which run in Ray Data's actors and without Ray.
+"""The labelling stages: callable classes over batches, which run in Ray Data's actors and without Ray.
 
-Each takes rows with a payload (image bytes, or a proposal) and hands them on with its own payload in the same
-place; a row that has failed passes through. So they fit any pipeline over Arrow tables:
+Each takes rows with a payload (an image, or a proposal) and hands them on with its own payload in the same place;
+a row that has failed passes through. So they fit any pipeline:
 ``dataset.map_batches(SegmentStage, fn_constructor_kwargs={"config": config, "text": text},
-batch_format="pyarrow", ...)``.
+batch_format="pyarrow", ...)``, and as well "numpy" or "pandas", which are given back as they came.
 """
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.errors import ImageError
-from ovss_core.inference.decoding import decode_image, read_size
-from ovss_core.inference.engine import PreparedImage, SegmentationEngine
-from ovss_core.inference.proposal import Proposal
+from ovss_core.engine.engine import PreparedImage, SegmentationEngine, Wave
+from ovss_core.engine.finite import WINDOWS, not_finite
+from ovss_core.engine.proposal import Proposals
+from ovss_core.errors import ConfigError, ImageError
+from ovss_core.inference.decoding import EncodedImage
+from ovss_core.inference.windows import WindowLayout
+from ovss_core.segmentation import Segmentation
+from pipelines.batches import PREFIX, Batch, pairs
 from pipelines.compute import pick_device, use_threads
 from pipelines.faults import Failure, process_all
+from pipelines.image_column import Item, OddValue, image_items, to_pixels
 from pipelines.label_rows import label_row
 from pipelines.ledger import AttemptLedger
-from pipelines.schema import FAILURE, LABELS, SECONDS, result_type
+from pipelines.schema import FAILURE, LABELS, PROPOSAL, SECONDS, result_type
 
 _LARGE_PIXELS = 1 << 24
 _IMAGES_AT_ONCE = 16
 _PIXELS_AT_ONCE = 1 << 26
-Work = Callable[[Sequence[bytes]], list[Any]]
 
 
 class _EngineStage:
@@ -43,7 +50,8 @@ class _EngineStage:
         device: "auto" takes the GPU that Ray assigned, if any.
         torch_threads: Threads of one operation on the CPU; None leaves torch's choice.
         worker_threads: Threads that decode images or encode masks.
-        image_column: Column with image files (first stage only).
+        image_column: Column with images (first stage only): files as bytes, structs with a field ``bytes``, or pixels as
+            uint8 tensors [height, width, 3].
         ledger: Finds images that kill their worker; None outside `run_job`.
     """
 
@@ -73,20 +81,26 @@ class _EngineStage:
         self._large = threading.Lock()
         self._seconds: dict[str, float] = {}
 
-    def work(self, items: Sequence[bytes]) -> list[Any]:
+    def work(self, items: Sequence[Any]) -> list[Any]:
         """Turn payloads into the values of the output column; a value may be a failure."""
         raise NotImplementedError
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Work on the rows that have not failed; every row stays one row."""
+    def __call__(self, batch: Any) -> Any:
+        """Work on the rows that have not failed; every row stays one row, in a batch of the kind that came.
+
+        Raises:
+            ConfigError: The batch has no such column, or it holds no payloads.
+        """
         use_threads(self._torch_threads)
-        payload = self.image_column if self.payload == "image" else self.payload
-        items = batch[payload].to_pylist()
-        failures = batch["failure"].to_pylist() if "failure" in batch.column_names else [None] * len(items)
+        rows = Batch.of(batch)
+        payload = self._payload(rows)
+        items = self._items(rows, payload)
+        own = rows.own_column("failure", self._chained)
+        failures = rows.values(own) if own else [None] * len(items)
         for place, item in enumerate(items):
-            if item is None and failures[place] is None:
-                failures[place] = Failure(self.name, "ImageError", f"column {payload!r} is empty").to_dict()
-        ids = _ids(batch, items)
+            if failures[place] is None and (reason := _no_payload(payload, item)):
+                failures[place] = Failure(self.name, "ImageError", reason).to_dict()
+        ids = _ids(rows, items)
         live = [place for place, failure in enumerate(failures) if failure is None]
         outcomes = process_all(
             self.name,
@@ -101,55 +115,91 @@ class _EngineStage:
                 failures[place] = outcome.to_dict()
             else:
                 values[place] = outcome
-        return self._table(batch, payload, values, failures)
+        return self._replace(rows, payload, values, failures)
 
-    def _table(self, batch: pa.Table, payload: str, values: list[Any], failures: list[Any]) -> pa.Table:
-        seconds = batch["seconds"].to_pylist() if "seconds" in batch.column_names else [None] * len(values)
+    @property
+    def _chained(self) -> bool:
+        """Whether another stage came before, so that its columns are there."""
+        return self.payload != "image"
+
+    def _payload(self, rows: Batch) -> str:
+        if not self._chained:
+            return self.image_column
+        prefixed = PREFIX + self.payload
+        return prefixed if prefixed in rows.names else self.payload
+
+    def _items(self, rows: Batch, payload: str) -> list[Any]:
+        if (
+            len(rows) == 0 and payload not in rows.names
+        ):  # Ray hands on empty blocks that have no columns at all
+            return []
+        return image_items(rows, payload) if not self._chained else _proposals(rows, payload)
+
+    def _replace(self, rows: Batch, payload: str, values: list[Any], failures: list[Any]) -> Any:
+        own_failure, own_seconds = (rows.own_column(name, self._chained) for name in ("failure", "seconds"))
+        seconds = rows.values(own_seconds) if own_seconds else [None] * len(values)
+        seconds = [pairs(entry) or None for entry in seconds]
         if seconds:
             spent = {**self.engine.take_timings(), **self._seconds}
             seconds[0] = [*(seconds[0] or ()), *spent.items()]
             self._seconds = {}
-        kept = batch.drop_columns(
-            [name for name in batch.column_names if name in (payload, "failure", "seconds")]
-        )
+        dropped = [name for name in (payload, own_failure, own_seconds) if name and name in rows.names]
         columns = {
-            "failure": pa.array(failures, FAILURE),
-            "seconds": pa.array(seconds, SECONDS),
-            self.output: pa.array(values, self.output_type),
+            rows.free_name("failure", dropped): (failures, FAILURE),
+            rows.free_name("seconds", dropped): (seconds, SECONDS),
+            rows.free_name(self.output, dropped): (values, self.output_type),
         }
-        for name, column in columns.items():
-            kept = kept.append_column(name, column)
-        return kept
+        return rows.replace(dropped, columns)
 
-    def _propose(self, items: Sequence[bytes]) -> list[Proposal | Failure]:
-        """Decode ahead in threads while the engine works on the images before."""
-        decoding = [self._threads.submit(self._prepare, data) for data in items]
-        proposals: list[Proposal | Failure] = []
-        for start in range(0, len(items), _IMAGES_AT_ONCE):
+    def _propose(
+        self, items: Sequence[Item], outcomes: dict[int, Any]
+    ) -> Iterator[tuple[tuple[int, ...], Proposals]]:
+        """Yield the proposals of the items, with their places; decoding goes ahead in threads.
+
+        Args:
+            items: Images.
+            outcomes: Takes the failures of items that cannot be decoded, by place.
+        """
+        decoding = [self._threads.submit(self._prepare, item) for item in items]
+        for wave, proposals in self.engine.propose_all(self._waves(decoding, outcomes)):
+            yield wave.places, proposals
+
+    def _waves(
+        self, decoding: Sequence[Future[PreparedImage | Failure]], outcomes: dict[int, Any]
+    ) -> Iterator[Wave]:
+        for start in range(0, len(decoding), _IMAGES_AT_ONCE):
             waiting = time.perf_counter()
-            images = [future.result() for future in decoding[start : start + _IMAGES_AT_ONCE]]
+            images = {
+                start + offset: future.result()
+                for offset, future in enumerate(decoding[start : start + _IMAGES_AT_ONCE])
+            }
             self._count("decode", waiting)
-            found = iter(self.engine.propose([image for image in images if isinstance(image, PreparedImage)]))
-            proposals.extend(next(found) if isinstance(image, PreparedImage) else image for image in images)
-        return proposals
+            outcomes.update({place: image for place, image in images.items() if isinstance(image, Failure)})
+            prepared = {place: image for place, image in images.items() if isinstance(image, PreparedImage)}
+            places = list(prepared)
+            for wave in self.engine.gather(list(prepared.values())):
+                yield replace(wave, places=tuple(places[position] for position in wave.places))
 
-    def _prepare(self, data: bytes) -> PreparedImage | Failure:
+    def _finish(self, places: Sequence[int], proposals: Proposals, outcomes: dict[int, Any]) -> None:
+        """Label the images of one batch, and turn them into rows."""
+        results = [
+            Failure.of(self.name, result) if isinstance(result, ImageError) else result
+            for result in self.engine.finish(proposals)
+        ]
+        start = time.perf_counter()
+        outcomes.update(zip(places, self._threads.map(_row, results), strict=True))
+        self._count("mask_encoding", start)
+
+    def _prepare(self, item: Item) -> PreparedImage | Failure:
         limit = self.engine.config.max_pixels
         try:
-            height, width = read_size(data, limit)
-            with self._large if height * width > _LARGE_PIXELS else nullcontext():
-                return self.engine.prepare(decode_image(data, limit))
+            if not isinstance(item, bytes):
+                return self.engine.prepare(to_pixels(item, limit))
+            image = EncodedImage(item, limit)
+            with self._large if image.height * image.width > _LARGE_PIXELS else nullcontext():
+                return self.engine.prepare(image.pixels())
         except ImageError as error:
             return Failure.of("decode", error)
-
-    def _resolve(self, proposals: Sequence[Proposal]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        for chunk in _chunks_of_pixels(proposals):
-            results = self.engine.resolve(chunk)
-            start = time.perf_counter()
-            rows.extend(self._threads.map(label_row, results))
-            self._count("mask_encoding", start)
-        return rows
 
     def _count(self, step: str, start: float) -> None:
         self._seconds[step] = self._seconds.get(step, 0.0) + time.perf_counter() - start
@@ -160,11 +210,16 @@ class ProposeStage(_EngineStage):
 
     name = "propose"
     output = "proposal"
-    output_type = pa.binary()
+    output_type = PROPOSAL
 
-    def work(self, items: Sequence[bytes]) -> list[Any]:
-        """Turn image files into proposals."""
-        return [found if isinstance(found, Failure) else found.to_bytes() for found in self._propose(items)]
+    def work(self, items: Sequence[Item]) -> list[Any]:
+        """Turn image files into rows of `PROPOSAL`."""
+        outcomes: dict[int, Any] = {}
+        for places, proposals in self._propose(items, outcomes):
+            rows = proposals.to_rows()
+            for place, row, sound in zip(places, rows, proposals.sound_images, strict=True):
+                outcomes[place] = row if sound else Failure.of(self.name, not_finite(WINDOWS))
+        return [outcomes[place] for place in range(len(items))]
 
 
 class ResolveStage(_EngineStage):
@@ -173,37 +228,74 @@ class ResolveStage(_EngineStage):
     name = "resolve"
     payload = "proposal"
 
-    def work(self, items: Sequence[bytes]) -> list[Any]:
-        """Turn proposals into label rows."""
-        return self._resolve([Proposal.from_bytes(data) for data in items])
+    def work(self, items: Sequence[dict[str, Any]]) -> list[Any]:
+        """Turn rows of `PROPOSAL` into label rows."""
+        outcomes: dict[int, Any] = {}
+        for places in _batches(items, self.engine):
+            proposals = self.engine.proposals_of_rows([items[place] for place in places])
+            self._finish(places, proposals, outcomes)
+        return [outcomes[place] for place in range(len(items))]
 
 
 class SegmentStage(_EngineStage):
     """Both stages in one actor: image files to labels (column ``result``)."""
 
-    def work(self, items: Sequence[bytes]) -> list[Any]:
+    def work(self, items: Sequence[Item]) -> list[Any]:
         """Turn image files into label rows."""
-        found = self._propose(items)
-        rows = iter(self._resolve([proposal for proposal in found if isinstance(proposal, Proposal)]))
-        return [next(rows) if isinstance(proposal, Proposal) else proposal for proposal in found]
+        outcomes: dict[int, Any] = {}
+        for places, proposals in self._propose(items, outcomes):
+            self._finish(places, proposals, outcomes)
+        return [outcomes[place] for place in range(len(items))]
 
 
-def _chunks_of_pixels(proposals: Sequence[Proposal]) -> list[list[Proposal]]:
-    """Cut a batch where its label maps would take too much memory; one image at least."""
-    chunks: list[list[Proposal]] = []
-    room = 0
-    for proposal in proposals:
-        pixels = proposal.size[0] * proposal.size[1]
-        if pixels > room:
-            chunks.append([])
-            room = _PIXELS_AT_ONCE
-        chunks[-1].append(proposal)
-        room -= pixels
-    return chunks
+def _row(result: Segmentation | Failure) -> dict[str, Any] | Failure:
+    return result if isinstance(result, Failure) else label_row(result)
 
 
-def _ids(batch: pa.Table, items: Sequence[bytes | None]) -> list[str]:
-    if "image_id" in batch.column_names:
-        ids: list[str] = batch["image_id"].to_pylist()
-        return ids
-    return [blake2b(data or b"", digest_size=16).hexdigest() for data in items]
+def _batches(items: Sequence[dict[str, Any]], engine: SegmentationEngine) -> Iterator[list[int]]:
+    """Put rows together whose windows have one size, cut where label maps would take too much memory."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for place, item in enumerate(items):
+        size = WindowLayout.of(*item["resized"], engine.config.windows).window_size
+        by_size.setdefault(size, []).append(place)
+    for places in by_size.values():
+        room, batch = 0, []
+        for place in places:
+            height, width = items[place]["size"]
+            if batch and height * width > room:
+                yield batch
+                batch = []
+            if not batch:
+                room = _PIXELS_AT_ONCE
+            batch.append(place)
+            room -= height * width
+        yield batch
+
+
+def _proposals(rows: Batch, payload: str) -> list[Any]:
+    values = rows.values(payload) if payload in rows.names else [payload]
+    if not all(value is None or isinstance(value, dict) for value in values):
+        raise ConfigError(
+            f"the batch has no column {payload!r} of proposals (it has {', '.join(map(str, rows.names)) or 'none'}); "
+            "ResolveStage works on what ProposeStage gives"
+        )
+    return values
+
+
+def _no_payload(payload: str, item: Any) -> str | None:
+    """Say why a row has nothing to work on, if so."""
+    if item is None:
+        return f"column {payload!r} is empty"
+    return item.reason if isinstance(item, OddValue) else None
+
+
+def _ids(rows: Batch, items: Sequence[Any]) -> list[str]:
+    if rows.names.count("image_id") == 1:
+        return [str(image_id) for image_id in rows.values("image_id")]
+    return [blake2b(_content(item), digest_size=16).hexdigest() for item in items]
+
+
+def _content(item: Any) -> bytes:
+    if isinstance(item, np.ndarray | Image.Image):
+        return item.tobytes()
+    return item if isinstance(item, bytes) else b""

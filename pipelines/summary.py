@@ -7,21 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ovss_core.errors import OvssError
-from pipelines.manifest import Manifest, part_name
+from pipelines.manifest_files import Manifest
 from pipelines.record import SUMMARY
-from pipelines.sink import DONE
+from pipelines.sink import DONE, read_marker
 from pipelines.storage import Folder
 
 
 def read_markers(output: Folder, manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """Yield the marker of every finished part, in order."""
+    """Yield the marker of every finished part, in order.
+
+    Raises:
+        DamagedFileError: A marker is damaged; a run would repair it.
+    """
     names = set(output.names(DONE))
-    wanted = [f"{part_name(part)}.json" for part in range(len(manifest.counts))]
+    finished = [part for part in manifest.parts if f"{part}.json" in names]
     with ThreadPoolExecutor(8) as threads:
-        for data in threads.map(
-            lambda name: output.read(f"{DONE}/{name}"), [n for n in wanted if n in names]
-        ):
-            yield json.loads(data)
+        yield from threads.map(lambda part: read_marker(output, part), finished)
 
 
 def write_summary(output: Folder, manifest: Manifest, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def write_summary(output: Folder, manifest: Manifest, run: Mapping[str, Any]) ->
         "labelled": totals["labelled"],
         "failed": totals["failed"],
         "files_passed_over": manifest.ignored,
-        "parts": len(manifest.counts),
+        "parts": len(manifest.parts),
         "seconds_by_stage": {name: round(value, 3) for name, value in seconds.items()},
         "this_start": dict(run),
         "statistics": statistics,

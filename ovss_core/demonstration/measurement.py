@@ -16,11 +16,11 @@ from ovss_core.demonstration.scenes import Scene, render_scene
 from ovss_core.demonstration.words import ABSENT_WORDS, CLASS_NAMES
 from ovss_core.encoders.checkpoints import load_clip
 from ovss_core.encoders.text_encoder import TextClassifier
+from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.variants import EncodedWave, VariantEngines
 from ovss_core.evaluation.confusion import ConfusionCounts, count_confusion
 from ovss_core.evaluation.oracle import restrict
 from ovss_core.evaluation.vocabulary_metrics import PresenceCounts, count_presence, present_classes
-from ovss_core.inference.engine import SegmentationEngine
-from ovss_core.inference.variants import EncodedImages, VariantEngines
 from ovss_core.segmentation import Segmentation
 from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
@@ -81,7 +81,7 @@ def measure_demo(
         encoded = variants.encode([scene.image for scene in scenes])
         for engine, groups in zip(engines, encoded, strict=True):
             for group in groups:
-                for position, place in enumerate(group.places):
+                for position, place in enumerate(group.wave.places):
                     _count_scene(cells, engine, over, group.single(position, engine), scenes[place])
         if report:
             report(start + len(scenes))
@@ -127,7 +127,7 @@ def _empty_cells(hosts: Sequence[str]) -> Cells:
 
 
 def _count_scene(
-    cells: Cells, engine: SegmentationEngine, over: TextClassifier, image: EncodedImages, scene: Scene
+    cells: Cells, engine: SegmentationEngine, over: TextClassifier, image: EncodedWave, scene: Scene
 ) -> None:
     truth = scene.labels.astype(np.int64)
     present = sorted(present_classes(truth, None))

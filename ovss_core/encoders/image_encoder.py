@@ -124,10 +124,10 @@ class ImageEncoder:
         return projected
 
     def class_features(
-        self, windows: Float[Tensor, "windows 3 height width"]
+        self, windows: Float[Tensor, "windows 3 height width"], resampling: Resampling = "scale"
     ) -> Float[Tensor, "windows features"]:
         """Return the plain encoder's class-token features, not normalised (as `encode_image`)."""
-        tokens = self.embed(windows)
+        tokens = self.embed(windows, resampling)
         for block in self.blocks[:-1]:
             tokens = block.forward(tokens)
         return self.project(self.blocks[-1].class_token(tokens))[:, 0]

@@ -32,8 +32,9 @@ from ovss_core.encoders.image_encoder import ImageEncoder
 from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.engine.crops import WindowTables, cut_regions
 from ovss_core.engine.finish import Finisher
+from ovss_core.engine.finite import finite_rows, raise_first
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals
-from ovss_core.errors import ConfigError
+from ovss_core.errors import ConfigError, ImageError
 from ovss_core.inference.preprocessing import normalise, resize_image
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.segmentation import Segmentation
@@ -136,7 +137,9 @@ class SegmentationEngine:
         policy = config.background_policy(text.vocabulary)
         active = config.purification.active
         self.purifier = ClassPurifier(config.purification, text, policy, self.device) if active else None
-        self.finisher = Finisher(config, text, policy, self.encoder, self.normalization, self.window_batch)
+        self.finisher = Finisher(
+            config, text, policy, self.encoder, self.normalization, self.window_batch, self.request.resampling
+        )
         self._phrases = text.phrase_embeddings.to(self.device)
         self.must_keep = policy != "residual"
 
@@ -182,8 +185,16 @@ class SegmentationEngine:
         return taken
 
     def segment(self, images: Sequence[np.ndarray | PreparedImage]) -> list[Segmentation]:
-        """Label images, uint8 RGB [height, width, 3] of any sizes: both stages, one after the other."""
-        results: dict[int, Segmentation] = {}
+        """Label images, uint8 RGB [height, width, 3] of any sizes: both stages, one after the other.
+
+        Raises:
+            ImageError: The features or scores of an image are not finite; `segment_each` labels the others all the same.
+        """
+        return raise_first(self.segment_each(images))
+
+    def segment_each(self, images: Sequence[np.ndarray | PreparedImage]) -> list[Segmentation | ImageError]:
+        """Do as `segment`; an image whose features or scores are not finite has the error in its place."""
+        results: dict[int, Segmentation | ImageError] = {}
         for wave, proposals in self.propose_all(self.gather(images)):
             results.update(zip(wave.places, self.finish(proposals), strict=True))
         return [results[place] for place in range(len(images))]
@@ -262,30 +273,43 @@ class SegmentationEngine:
             encoded: What the tower made of them.
             room: How much may be kept, so that nothing has to be counted; None counts.
         """
+        sound = finite_rows(encoded.features)
+        if encoded.attention is not None:
+            sound &= encoded.attention.sum((1, 2)).isfinite()
+        images = wave.placement.images
+        image_sound = images.reduce(sound.int(), "amin") > 0
         if self.purifier is None or encoded.attention is None:
             with self._timed("scores"):
                 # phrases by patches, or, where a vocabulary has more phrases than dimensions, the features themselves
                 scored = len(self._phrases) <= encoded.features.shape[2]
                 maps = encoded.features.mT
                 whole = Proposals(wave.sizes, wave.layouts, self._phrases @ maps if scored else maps, scored)
-                return PendingProposals(self, wave, encoded, whole)
+                return PendingProposals(self, wave, encoded, whole, Download([image_sound]))
         with self._timed("purification"):
-            batch = WindowBatch(encoded.features, encoded.attention, wave.placement)
-            purified = self.purifier.purify(batch, room)
+            # what is no number must not reach the sums that images of a batch share a table for
+            features, attention = (
+                torch.where(sound[:, None, None], table, 0) for table in (encoded.features, encoded.attention)
+            )
+            purified = self.purifier.purify(WindowBatch(features, attention, wave.placement), room)
         with self._timed("crops"):
             groups, rows = purified.groups, room.regions * len(wave.sizes) if room else None
             regions = list_regions(groups, wave.placement, rows)
             side = self.config.purification.crop_size
             crops = cut_regions(wave.windows, wave.tables, regions.image, regions.corners, side)
-        download = Download(
-            [
-                *(purified.scores.float(), purified.kept.classes),
-                *(groups.used, groups.boxes, groups.members, purified.complete & regions.complete),
-            ]
+        complete = purified.complete & regions.complete
+        decided = (
+            purified.scores.float(),
+            purified.kept.classes,
+            groups.used,
+            groups.boxes,
+            groups.members,
+            complete,
         )
         maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
         whole = Proposals(wave.sizes, wave.layouts, maps, crops=crops)
-        return PendingProposals(self, wave, encoded, whole, download, groups.by_window)
+        return PendingProposals(
+            self, wave, encoded, whole, Download([image_sound, *decided]), groups.by_window
+        )
 
     def proposals_of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Proposals:
         """Put rows of `Proposals.to_rows` together, which other processes may have made.
@@ -300,8 +324,11 @@ class SegmentationEngine:
         return Proposals.from_rows(rows, config.windows, patches, config.purification.crop_size)
 
     @torch.inference_mode()
-    def finish(self, proposals: Proposals) -> list[Segmentation]:
-        """Encode the crops, pick winners and assign labels at the images' sizes (stage 2)."""
+    def finish(self, proposals: Proposals) -> list[Segmentation | ImageError]:
+        """Encode the crops, pick winners and assign labels at the images' sizes (stage 2).
+
+        An image whose features or scores are not finite has the error in its place.
+        """
         with self._timed("finish"):
             return self.finisher.finish(proposals)
 
@@ -323,7 +350,7 @@ class PendingProposals:
         wave: Their images.
         encoded: The windows, encoded.
         proposals: All that stays on the device.
-        download: Scores, kept classes, groups, and whether they had room; None without purification.
+        download: Which images are sound; with purification scores, kept classes, groups, and whether they had room.
         by_window: Whether windows decided.
     """
 
@@ -331,7 +358,7 @@ class PendingProposals:
     wave: Wave
     encoded: Encoded
     proposals: Proposals
-    download: Download | None = None
+    download: Download
     by_window: bool = False
 
     def wait(self) -> Proposals:
@@ -339,9 +366,10 @@ class PendingProposals:
 
         What needed more room than it had is done again, by counting.
         """
-        if self.download is None:
-            return self.proposals
-        scores, classes, used, boxes, members, complete = self.download.wait()
+        sound, *decided = self.download.wait()
+        if not decided:
+            return replace(self.proposals, sound=sound)
+        scores, classes, used, boxes, members, complete = decided
         if not complete:
             return self.engine.propose_encoded(self.wave, self.encoded, room=None).wait()
         counts = self.proposals.window_counts
@@ -350,7 +378,7 @@ class PendingProposals:
         if self.engine.must_keep:
             decisions, maps = _keep_something(decisions, maps)
         crops = None if self.proposals.crops is None else self.proposals.crops[: regions.has_area.sum()]
-        return replace(self.proposals, maps=maps, decisions=decisions, crops=crops)
+        return replace(self.proposals, maps=maps, sound=sound, decisions=decisions, crops=crops)
 
 
 def _keep_something(decisions: Decisions, maps: Tensor) -> tuple[Decisions, Tensor]:

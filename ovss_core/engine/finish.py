@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
@@ -13,10 +13,13 @@ from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.winners import LabelEdits, pick_winners, remove_losers, scale_boxes
 from ovss_core.config import BackgroundPolicy, SegmenterConfig
 from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.positional import Resampling
 from ovss_core.encoders.text_encoder import TextClassifier
+from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
 from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, label_by_purified_maps
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.engine.stitch import Stitcher, chunk_by_area
+from ovss_core.errors import ImageError
 from ovss_core.inference.preprocessing import normalise
 from ovss_core.segmentation import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
 from ovss_core.transfer import Download, upload
@@ -34,6 +37,7 @@ class Finisher:
         encoder: Encodes the crops.
         normalization: Mean and standard deviation of the tower's pixels.
         window_batch: Windows whose tokens are encoded at once.
+        resampling: How the head's tower resamples positions; the released code encodes crops by the same rule.
     """
 
     def __init__(
@@ -44,11 +48,13 @@ class Finisher:
         encoder: ImageEncoder,
         normalization: tuple[Sequence[float], Sequence[float]],
         window_batch: int,
+        resampling: Resampling = "scale",
     ) -> None:
         self._config = config
         self._vocabulary = text.vocabulary
         self._encoder = encoder
         self._normalization = normalization
+        self._resampling = resampling
         self._crop_batch = window_batch * CROPS_PER_WINDOW
         self._phrases = text.phrase_embeddings.to(encoder.device)
         self._rule = PhraseRule(
@@ -57,33 +63,40 @@ class Finisher:
         self._descriptions = text.description_embeddings.to(encoder.device)
         self._residual = text.vocabulary.background_index if policy == "residual" else None
 
-    def finish(self, proposals: Proposals) -> list[Segmentation]:
-        """Label the images of one batch."""
+    def finish(self, proposals: Proposals) -> list[Segmentation | ImageError]:
+        """Label the images of one batch; one whose features or scores are not finite has an error in its place."""
         if proposals.decisions is None:
-            return self._finish_phrases(proposals)
-        return self._finish_purified(proposals, proposals.decisions)
+            outcomes = self._finish_phrases(proposals)
+        else:
+            outcomes = self._finish_purified(proposals, proposals.decisions)
+        return [
+            outcome if sound else not_finite(WINDOWS)
+            for outcome, sound in zip(outcomes, proposals.sound_images, strict=True)
+        ]
 
-    def winners(self, proposals: Proposals) -> Int[Tensor, " areas"]:
+    def winners(self, proposals: Proposals) -> tuple[Int[Tensor, " areas"], Bool[Tensor, " areas"]]:
         """Encode the crops of all images in full batches and pick each region's winner.
 
         Returns:
-            Position of the winner among its group's members, for each region that has an area.
+            For each region that has an area: the position of the winner among its group's members, and whether the
+            crop's features are numbers.
         """
         device = self._encoder.device
         if proposals.decisions is None or proposals.crops is None or not len(proposals.crops):
-            return torch.zeros(0, dtype=torch.int64, device=device)
-        regions = proposals.decisions.regions
-        features = [
-            F.normalize(
-                self._encoder.class_features(normalise(part.to(device), *self._normalization)).float(), dim=-1
+            none = torch.zeros(0, dtype=torch.int64, device=device)
+            return none, none.bool()
+        regions, encoded = proposals.decisions.regions, []
+        for part in proposals.crops.split(self._crop_batch):
+            pixels = normalise(part.to(device), *self._normalization)
+            encoded.append(
+                F.normalize(self._encoder.class_features(pixels, self._resampling).float(), dim=-1)
             )
-            for part in proposals.crops.split(self._crop_batch)
-        ]
+        features = torch.cat(encoded)
         members = regions.members[regions.group[regions.has_area]]
         candidates = upload({"members": members}, device)["members"]
-        return pick_winners(torch.cat(features), self._descriptions, candidates)
+        return pick_winners(features, self._descriptions, candidates), finite_rows(features)
 
-    def _finish_phrases(self, proposals: Proposals) -> list[Segmentation]:
+    def _finish_phrases(self, proposals: Proposals) -> list[Segmentation | ImageError]:
         chunks, downloads = (
             chunk_by_area(proposals.sizes, len(self._phrases), budget(self._encoder.device)),
             [],
@@ -95,16 +108,16 @@ class Finisher:
             labels = label_by_probability(stitcher.tile(cosines), self._rule, stitcher, self._config.labels)
             downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
         return [
-            Segmentation(*found)
+            found if isinstance(found, ImageError) else Segmentation(*found)
             for part, download in zip(chunks, downloads, strict=True)
             for found in self._present(download, proposals.sizes[part])
         ]
 
-    def _finish_purified(self, proposals: Proposals, decisions: Decisions) -> list[Segmentation]:
+    def _finish_purified(self, proposals: Proposals, decisions: Decisions) -> list[Segmentation | ImageError]:
         device = self._encoder.device
         classes = upload({"classes": decisions.classes}, device)["classes"]
-        winners = self.winners(proposals)
-        decided = Download([winners])
+        winners, finite = self.winners(proposals)
+        decided = Download([winners, finite])
         kept = ClassMaps(Units.of(proposals.window_counts, device), classes, proposals.maps.to(device))
         edits = None
         if self._config.purification.variant == "image":
@@ -130,8 +143,17 @@ class Finisher:
             for part, download in zip(chunks, downloads, strict=True)
             for image in self._present(download, proposals.sizes[part])
         ]
-        facts = self._describe(proposals, decisions, decided.wait()[0])
-        return [Segmentation(*labels, *about) for labels, about in zip(found, facts, strict=True)]
+        names, finite_crops = decided.wait()
+        areas = decisions.regions.image[decisions.regions.has_area]
+        unsound = set(areas[~finite_crops].tolist())
+        facts = self._describe(proposals, decisions, names)
+        outcomes: list[Segmentation | ImageError] = []
+        for image, (labels, about) in enumerate(zip(found, facts, strict=True)):
+            if image in unsound:
+                outcomes.append(not_finite(CROPS))
+            else:
+                outcomes.append(labels if isinstance(labels, ImageError) else Segmentation(*labels, *about))
+        return outcomes
 
     def _without_losers(
         self, kept: ClassMaps, decisions: Decisions, grid: tuple[int, int], winners: Tensor
@@ -146,12 +168,15 @@ class Finisher:
 
     def _present(
         self, download: Download, sizes: Sequence[tuple[int, int]]
-    ) -> list[tuple[np.ndarray, tuple[PresentClass, ...]]]:
+    ) -> list[tuple[np.ndarray, tuple[PresentClass, ...]] | ImageError]:
         """Await label maps and counts, and list the classes of each image."""
         maps, pixels, sums = download.wait()
         names, dtype = self._vocabulary.names, self._vocabulary.mask_dtype
-        found = []
+        found: list[tuple[np.ndarray, tuple[PresentClass, ...]] | ImageError] = []
         for image, (height, width) in enumerate(sizes):
+            if not np.isfinite(sums[image]).all():
+                found.append(not_finite(SCORES))
+                continue
             present = tuple(
                 PresentClass(
                     index=int(index),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ovss_core.class_purification.class_maps import NOBODY
@@ -17,6 +17,15 @@ from ovss_core.inference.windows import WindowLayout
 MAP_LEVELS = 65_535
 """Purified maps lie in [0, 1] and are held to 16 bits, on both roads: one image gets one mask whether or not its
 proposal crosses from one process to another."""
+
+
+NO_ROW: dict[str, Any] = dict.fromkeys(
+    (
+        *("size", "resized", "scored", "maps", "kept", "scores", "groups"),
+        *("region_group", "region_window", "region_corners", "crops"),
+    )
+)
+"""The names of a row; without purification all but the first four stay empty."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Proposals:
             lie image after image.
         scored: Without purification: whether the maps are cosines; features are smaller where a vocabulary has more
             phrases than they have dimensions.
+        sound: Whether the features of each image's windows are numbers; the rest means nothing where they are not.
         decisions: With purification.
         crops: Pixels of the regions that have an area, in their order, RGB.
     """
@@ -53,11 +63,18 @@ class Proposals:
     layouts: tuple[WindowLayout, ...]
     maps: Float[Tensor, "windows maps patches"]
     scored: bool = True
+    sound: Bool[np.ndarray, " images"] | None = None
     decisions: Decisions | None = None
     crops: UInt8[Tensor, "areas side side 3"] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    @property
+    def sound_images(self) -> list[bool]:
+        """Whether the features of each image's windows are numbers."""
+        sound: list[bool] = [True] * len(self) if self.sound is None else self.sound.tolist()
+        return sound
 
     @property
     def window_counts(self) -> tuple[int, ...]:
@@ -77,14 +94,10 @@ class Proposals:
         ends = np.cumsum([0, *self.window_counts])
         return slice(int(ends[images.start]), int(ends[images.stop]))
 
-    def to_rows(self) -> list[dict[str, object]]:
-        """Return one row of plain values and arrays an image, for `from_rows`.
-
-        Raises:
-            ValueError: Nothing was purified; such images have no second stage that deserves a process of its own.
-        """
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row of plain values and arrays an image, for `from_rows`; each has the same names."""
         if self.decisions is None or self.crops is None:
-            raise ValueError("only purified proposals have rows; finish the others where they were made")
+            return self._phrase_rows()
         decided, regions = self.decisions, self.decisions.regions
         maps = (self.maps * MAP_LEVELS).round().to(torch.int32).cpu().numpy().astype(np.uint16)
         crops = self.crops.cpu().numpy()
@@ -97,11 +110,12 @@ class Proposals:
             groups = np.flatnonzero(regions.group_image == image)
             areas = int(regions.has_area[mine].sum())
             rows.append(
-                {
+                NO_ROW
+                | {
                     "size": self.sizes[image],
                     "resized": layout.image_size,
                     "kept": kept,
-                    "scores": decided.scores[image],
+                    "scores": decided.scores[image].tobytes(),
                     "maps": maps[windows, : len(kept)].tobytes(),
                     "groups": [members[members != NOBODY] for members in regions.members[groups]],
                     "region_group": regions.group[mine] - (groups[0] if len(groups) else 0),
@@ -112,6 +126,19 @@ class Proposals:
             )
             first_window, first_crop = windows.stop, first_crop + areas
         return rows
+
+    def _phrase_rows(self) -> list[dict[str, Any]]:
+        values = self.maps.float().cpu().numpy()
+        return [
+            NO_ROW
+            | {
+                "size": size,
+                "resized": layout.image_size,
+                "scored": self.scored,
+                "maps": values[self.windows_of(slice(image, image + 1))].tobytes(),
+            }
+            for image, (size, layout) in enumerate(zip(self.sizes, self.layouts, strict=True))
+        ]
 
     @classmethod
     def from_rows(
@@ -126,22 +153,31 @@ class Proposals:
             crop_size: Side of a crop in pixels.
         """
         layouts = tuple(WindowLayout.of(*row["resized"], windows) for row in rows)
+        sizes = tuple((int(height), int(width)) for height, width in (row["size"] for row in rows))
+        if rows[0]["kept"] is None:
+            values = np.frombuffer(b"".join(row["maps"] for row in rows), np.float32).copy()
+            maps = torch.from_numpy(values.reshape(sum(map(len, layouts)), -1, patches))
+            return cls(sizes, layouts, maps, bool(rows[0]["scored"]))
         most = max(1, *(len(row["kept"]) for row in rows))
         classes = np.full((len(rows), most), NOBODY, np.int64)
-        maps = np.zeros((sum(map(len, layouts)), most, patches), np.float32)
+        purified = np.zeros((sum(map(len, layouts)), most, patches), np.float32)
         first = 0
         for names, row, layout in zip(classes, rows, layouts, strict=True):
             kept = len(row["kept"])
             names[:kept] = row["kept"]
             stored = np.frombuffer(row["maps"], np.uint16).reshape(len(layout), kept, patches)
-            maps[first : first + len(layout), :kept] = stored
+            purified[first : first + len(layout), :kept] = stored
             first += len(layout)
         crops = np.frombuffer(b"".join(row["crops"] for row in rows), np.uint8)
         return cls(
-            tuple((int(height), int(width)) for height, width in (row["size"] for row in rows)),
+            sizes,
             layouts,
-            torch.from_numpy(maps).div_(MAP_LEVELS),
-            decisions=Decisions(np.stack([row["scores"] for row in rows]), classes, _regions_of_rows(rows)),
+            torch.from_numpy(purified).div_(MAP_LEVELS),
+            decisions=Decisions(
+                np.stack([np.frombuffer(row["scores"], np.float32) for row in rows]),
+                classes,
+                _regions_of_rows(rows),
+            ),
             crops=torch.from_numpy(crops.reshape(-1, crop_size, crop_size, 3).copy()),
         )
 

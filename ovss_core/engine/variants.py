@@ -17,6 +17,7 @@ from ovss_core.config import SfpConfig, WindowConfig
 from ovss_core.encoders.trace import TraceRequest, merge_requests
 from ovss_core.engine.crops import WindowTables
 from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
+from ovss_core.engine.finite import raise_first
 from ovss_core.errors import ConfigError
 from ovss_core.inference.preprocessing import normalise
 from ovss_core.segmentation import Segmentation
@@ -57,8 +58,12 @@ class EncodedWave:
         )
 
     def segment(self, engine: SegmentationEngine) -> list[Segmentation]:
-        """Label the images with an engine whose windows and head are those they were encoded with."""
-        return engine.finish(engine.propose_encoded(self.wave, self.encoded, engine.room).wait())
+        """Label the images with an engine whose windows and head are those they were encoded with.
+
+        Raises:
+            ImageError: The features or scores of an image are not finite.
+        """
+        return raise_first(engine.finish(engine.propose_encoded(self.wave, self.encoded, engine.room).wait()))
 
 
 class VariantEngines:

@@ -123,6 +123,36 @@ def summarise(total: Measurement, vocabulary: Vocabulary) -> dict[str, Any]:
     return summary
 
 
+def doubts(total: Measurement, vocabulary: Vocabulary, pixels: int) -> list[str]:
+    """Say in sentences why the scores may not mean what they seem to.
+
+    Args:
+        total: Counts of the split.
+        pixels: All pixels of its reference masks, those that do not count included.
+    """
+    actual = total.confusion.actual
+    ignored = max(0, pixels - int(actual.sum()))
+    if not actual.any():
+        why = "every pixel of every mask is ignored (255 is)" if pixels else "no image was measured"
+        return [
+            f"nothing could be measured: {why}; a mask's pixels hold their classes' positions in the vocabulary"
+        ]
+    absent = [name for name, count in zip(vocabulary.names, actual, strict=True) if count == 0]
+    if not absent:
+        return []
+    shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+    sentences = [
+        f"{len(absent)} of {len(vocabulary)} classes have no pixel in any mask ({shown}); where they are predicted, their "
+        "IoU is 0 and counts in the mean: check that masks and vocabulary belong together"
+    ]
+    if ignored:
+        sentences.append(
+            f"{ignored:,} pixels ({100 * ignored / pixels:.1f} %) are ignored, as 255 is: if they are one of these classes, "
+            f"store its position in the vocabulary instead ({absent[0]}: {vocabulary.names.index(absent[0])})"
+        )
+    return sentences
+
+
 def _class_rows(total: Measurement, vocabulary: Vocabulary) -> list[dict[str, Any]]:
     confusion, boundary, oracle = total.confusion, total.boundary, total.oracle
     return [

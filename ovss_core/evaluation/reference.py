@@ -6,7 +6,7 @@ from PIL import Image, ImageFile
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.errors import ImageError
-from ovss_core.inference.decoding import one_line_errors, open_image
+from ovss_core.inference.opening import one_line_errors, open_image
 
 _INDEX_MODES = {"L", "P", "I;16", "I;16B", "I;16L", "I", "1"}
 _STRETCHED = {"L;2": 85, "L;4": 17}
@@ -26,7 +26,7 @@ def decode_labels(
         ImageError: No image, a broken or too large one, or one with several channels.
     """
     try:
-        with one_line_errors(), open_image(data, max_pixels) as image:
+        with one_line_errors(data), open_image(data, max_pixels) as image:
             _check_mode(image)
             stretch = _stretch(image)
             values = np.array(image)

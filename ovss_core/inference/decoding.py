@@ -1,23 +1,24 @@
 """From the bytes of an untrusted image file to RGB pixels, or one line that says why not."""
 
-import io
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+import sys
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ovss_core.errors import ImageError
-
-FORMATS = (
-    *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "PPM", "JPEG2000", "TGA", "ICO"),
-)
-"""What is decoded; formats whose decoders start other programs (EPS) or are scripts (WMF) are left out."""
+from ovss_core.inference.grey_levels import lies_in_twelve_bits, to_colour_levels, to_grey_levels
+from ovss_core.inference.opening import check_size, one_line_errors, open_image
 
 _ORIENTATION_TAG = 0x0112
+_SWAPPED = {
+    "RGB;16L": "RGB;16B",
+    "RGB;16B": "RGB;16L",
+    "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
+}
+"""Pillow keeps the high bytes of 16-bit colours; read in the other byte order, these are the low ones."""
+
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,25 +28,63 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_limit_lock = threading.Lock()
+
+
+class EncodedImage:
+    """An image file whose header has been read, and whose pixels are still to be decoded.
+
+    Args:
+        data: The whole file.
+        max_pixels: An image with more pixels is refused before it is decoded.
+
+    Attributes:
+        height, width: Before any rotation.
+
+    Raises:
+        ImageError: The bytes are empty, too large or no image that ovss decodes, or the header cannot be read.
+    """
+
+    def __init__(self, data: bytes, max_pixels: int) -> None:
+        self._data, self._max_pixels = data, max_pixels
+        with one_line_errors(data):
+            self._image = open_image(data, max_pixels)
+        self.width, self.height = self._image.size
+
+    def pixels(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Decode the image, once; see `decode_image`.
+
+        Raises:
+            ImageError: The file is truncated or damaged.
+        """
+        with one_line_errors(self._data), self._image as image:
+            swapped = _swapped_bytes(image)
+            image.load()
+            if swapped is not None and lies_in_twelve_bits(image):
+                return self._deep_colours(image, swapped)
+            return to_rgb(_upright(image))
+
+    def _deep_colours(self, image: Image.Image, swapped: list[Any]) -> np.ndarray:
+        """Decode the low bytes too, where the high ones that Pillow keeps hold hardly anything."""
+        with open_image(self._data, self._max_pixels) as low:
+            low.tile = swapped  # type: ignore[attr-defined]
+            low.load()
+            return to_colour_levels(image, low)
 
 
 def decode_image(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image file.
 
-    The EXIF orientation is applied, an animation gives its first frame, transparency lies on white, 16 bits a
-    channel become 8.
+    The EXIF orientation is applied, an animation gives its first frame, transparency lies on white, wider samples
+    become 8 bits as `to_grey_levels` says.
 
     Args:
         data: The whole file.
         max_pixels: An image with more pixels is refused before it is decoded.
 
     Raises:
-        ImageError: The bytes are empty, truncated, too large or no image that ovss decodes.
+        ImageError: The bytes are empty, truncated, damaged, too large or no image that ovss decodes.
     """
-    with one_line_errors(), open_image(data, max_pixels) as image:
-        image.load()
-        return to_rgb(_upright(image))
+    return EncodedImage(data, max_pixels).pixels()
 
 
 def read_size(data: bytes, max_pixels: int) -> tuple[int, int]:
@@ -54,8 +93,50 @@ def read_size(data: bytes, max_pixels: int) -> tuple[int, int]:
     Raises:
         ImageError: The header cannot be read, or names more than `max_pixels`.
     """
-    with one_line_errors(), open_image(data, max_pixels) as image:
-        return image.height, image.width
+    encoded = EncodedImage(data, max_pixels)
+    return encoded.height, encoded.width
+
+
+def picture_to_rgb(image: Image.Image, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the pixels of a PIL image as `decode_image` gives those of its file.
+
+    It is turned upright by its EXIF orientation (``ImageOps.exif_transpose`` removes that; ``rotate`` and ``resize``
+    keep it), and an animation gives its first frame. The image itself stays at the frame it was at.
+
+    Raises:
+        ImageError: More than `max_pixels`, or the file behind the image is truncated or damaged.
+    """
+    with one_line_errors():
+        check_size(image.size, max_pixels)
+        if _swapped_bytes(image) is not None and (file := getattr(image, "fp", None)) is not None:
+            place = file.tell()
+            file.seek(0)
+            data = file.read()
+            file.seek(place)
+            return decode_image(data, max_pixels)
+        frame = image.tell()
+        if frame == 0 or image.format in (
+            "HEIF",
+            "MPO",
+        ):  # their frames are pictures, of which one is the main one
+            image.load()
+            return to_rgb(_upright(image))
+        image.seek(0)
+        try:
+            image.load()
+            return to_rgb(_upright(image)).copy()
+        finally:
+            image.seek(frame)
+
+
+def _swapped_bytes(image: Image.Image) -> list[Any] | None:
+    """Return how to read the low bytes of a TIFF of 16-bit colours that is not loaded yet; None for other images."""
+    tiles = getattr(image, "tile", None)
+    if image.format != "TIFF" or not tiles or not isinstance(tiles[0].args, tuple):
+        return None
+    if any(tile.args[0] not in _SWAPPED for tile in tiles):
+        return None
+    return [tile._replace(args=(_SWAPPED[tile.args[0]], *tile.args[1:])) for tile in tiles]
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
@@ -65,8 +146,7 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
         ImageError: A mode that has no RGB counterpart.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        grey = _to_eight_bits(np.asarray(image), image.mode)
-        return np.repeat(grey[..., None], 3, axis=2)
+        return np.repeat(to_grey_levels(image)[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         opaque = image.convert("RGBA")
         white = Image.new("RGBA", opaque.size, "white")
@@ -77,83 +157,12 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
         raise ImageError(f"colour mode {image.mode} cannot be converted to RGB: {error}") from error
 
 
-def _to_eight_bits(values: np.ndarray, mode: str) -> UInt8[np.ndarray, "height width"]:
-    """Scale 16-bit values by 1/257; stretch wider ones, whose range no header tells, from black to white."""
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(finite.min()), float(finite.max())
-    if mode.startswith("I;16") or (mode == "I" and low >= 0 and high <= 65535):
-        return np.rint(finite / 257).astype(np.uint8)
-    if mode == "F" and low >= 0 and high <= 1:
-        return np.rint(finite * 255).astype(np.uint8)
-    if low >= 0 and high <= 255:
-        return np.rint(finite).astype(np.uint8)
-    return np.rint((finite - low) * (255 / (high - low))).astype(np.uint8)
-
-
 def _upright(image: Image.Image) -> Image.Image:
+    if image.format == "JXL" and not getattr(image, "jpeg", False):  # its decoder has turned it already
+        return image
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block must not cost the image; Pillow raises many kinds for it
         return image
     transposition = _TRANSPOSITIONS.get(orientation) if isinstance(orientation, int) else None
     return image if transposition is None else image.transpose(transposition)
-
-
-def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Open an image without decoding it.
-
-    Raises:
-        ImageError: The data is empty, or has more than `max_pixels` pixels; others as Pillow raises them.
-    """
-    if not data:
-        raise ImageError("the file is empty")
-    try:
-        with _pillow_limit(max_pixels):
-            image = Image.open(io.BytesIO(data), formats=_available_formats())
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"more pixels than max_pixels ({max_pixels:,}): {error}") from error
-    if image.width * image.height > max_pixels:
-        raise ImageError(
-            f"{image.width} x {image.height} is {image.width * image.height:,} pixels, more than max_pixels "
-            f"({max_pixels:,}); raise it to decode this image"
-        )
-    return image
-
-
-@cache
-def _available_formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-@contextmanager
-def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Lift Pillow's own limit, which is process-wide, only for users who ask for more than it allows."""
-    allowed = Image.MAX_IMAGE_PIXELS
-    if allowed is None or max_pixels <= 2 * allowed:
-        yield
-        return
-    with _limit_lock:
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = allowed
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn whatever Pillow raises on bad data (there is no common base) into one `ImageError`."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"the data is no image in a format that ovss decodes ({', '.join(FORMATS)})"
-        ) from error
-    except MemoryError as error:
-        raise ImageError("there is not enough memory to decode the image") from error
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise ImageError(f"cannot decode: {lines[0] if lines else type(error).__name__}") from error

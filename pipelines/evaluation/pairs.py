@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ovss_core.errors import StorageError
 from ovss_core.evaluation.benchmarks import Benchmark, FoundSamples
 from ovss_core.evaluation.benchmarks.conversions import LabelConversion, indices_below
-from pipelines.sources import FolderSource, ImageRecord
+from pipelines.sources import ImageRecord, open_images
 from pipelines.storage import Folder, join_uri, redact, walk
 
 
@@ -93,7 +93,7 @@ class FolderPairsSource:
     An image without a mask becomes a failure row.
 
     Args:
-        images: Folder, glob or file, as for labelling.
+        images: Folder, glob, file or list, as for labelling.
         masks: Folder of index PNGs; 255 is ignored.
         classes: Number of classes of the vocabulary.
 
@@ -102,7 +102,7 @@ class FolderPairsSource:
     """
 
     def __init__(self, images: str, masks: str, classes: int, limit: int | None = None) -> None:
-        self._images = FolderSource(images)
+        self._images = open_images(images)
         self.masks = masks
         self.limit = limit
         self.conversion: LabelConversion = indices_below(classes)

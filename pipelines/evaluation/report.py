@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ovss_core.config import SegmenterConfig
-from ovss_core.evaluation.measurement import summarise
+from ovss_core.evaluation.measurement import doubts, summarise
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluation.grid import GridRow
-from pipelines.evaluation.table import total_measurement
+from pipelines.evaluation.table import total_measurement, total_pixels
 from pipelines.record import RUN
 from pipelines.storage import Folder
 
@@ -27,15 +27,16 @@ _COLUMNS = (
 def score_variant(
     statistics: Mapping[str, Any], config: SegmenterConfig, vocabulary: Vocabulary
 ) -> dict[str, Any]:
-    """Turn one variant's summed counts into scores in [0, 1], with the settings that made them."""
+    """Turn one variant's summed counts into scores in [0, 1], with doubts about them and the settings that made them."""
     empty: Mapping[str, Any] = {
         "confusion": {},
         "boundary": {},
         "predicted_classes": {"hits": 0, "false_alarms": 0, "misses": 0},
     }
-    scores = summarise(total_measurement(statistics or empty, len(vocabulary)), vocabulary)
+    total = total_measurement(statistics or empty, len(vocabulary))
     return {
-        **scores,
+        **summarise(total, vocabulary),
+        "warnings": doubts(total, vocabulary, total_pixels(statistics)),
         "settings": config.to_dict(),
         "vocabulary": {"name": vocabulary.name, "hash": vocabulary.content_hash, "classes": len(vocabulary)},
     }

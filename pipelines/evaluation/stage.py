@@ -13,6 +13,8 @@ import pyarrow as pa
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.checkpoints import load_clip
 from ovss_core.encoders.text_encoder import TextClassifier
+from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.variants import EncodedWave, VariantEngines
 from ovss_core.errors import ImageError
 from ovss_core.evaluation import decode_labels, present_classes
 from ovss_core.evaluation.benchmarks.conversions import LabelConversion
@@ -20,8 +22,6 @@ from ovss_core.evaluation.confusion import check_ground_truth
 from ovss_core.evaluation.measurement import Measurement, measure
 from ovss_core.evaluation.oracle import Oracle
 from ovss_core.inference.decoding import decode_image
-from ovss_core.inference.engine import SegmentationEngine
-from ovss_core.inference.variants import EncodedImages, VariantEngines
 from pipelines.compute import pick_device, use_threads
 from pipelines.evaluation.table import MEASUREMENTS
 from pipelines.faults import Failure, process_all
@@ -152,7 +152,7 @@ class MeasureStage:
         try:
             data = self.masks.read(annotation)
         except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-            raise ImageError(f"the mask {annotation} cannot be read: {type(error).__name__}") from error
+            raise ImageError(f"the mask {annotation} cannot be read: {error}") from error
         return self.conversion(decode_labels(data, self.variants[0].config.max_pixels))
 
     def _measure(self, pairs: Sequence[_Pair]) -> list[list[dict[str, Any]]]:
@@ -165,13 +165,13 @@ class MeasureStage:
         for variant, engine, groups in zip(self.variants, self.engines.engines, encoded, strict=True):
             for group in groups:
                 for place, values in zip(
-                    group.places, self._measure_group(engine, group, pairs), strict=True
+                    group.wave.places, self._measure_group(engine, group, pairs), strict=True
                 ):
                     results[place].append({"variant": variant.name, **values.to_dict()})
         return results
 
     def _measure_group(
-        self, engine: SegmentationEngine, group: EncodedImages, pairs: Sequence[_Pair]
+        self, engine: SegmentationEngine, group: EncodedWave, pairs: Sequence[_Pair]
     ) -> list[Measurement]:
         start = time.perf_counter()
         labelled = group.segment(engine)
@@ -180,7 +180,7 @@ class MeasureStage:
         oracle = Oracle(engine) if self.oracle else None
         vocabulary = engine.text.vocabulary
         for position, result in enumerate(labelled):
-            truth = pairs[group.places[position]].truth
+            truth = pairs[group.wave.places[position]].truth
             start = time.perf_counter()
             present = present_classes(truth, vocabulary.background_index)
             bound = oracle.label_map(group.single(position, engine), present) if oracle else None

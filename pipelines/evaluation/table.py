@@ -9,6 +9,7 @@ from ovss_core.evaluation.measurement import Measurement
 from pipelines.sink import OutputTable
 from pipelines.summary import add_statistics
 
+_PIXELS = "pixels"
 _COUNT_NAMES = ("intersection", "predicted", "actual")
 
 _COUNTS = pa.list_(
@@ -46,11 +47,15 @@ MEASUREMENTS = pa.schema(
 
 
 def sum_measurements(table: pa.Table) -> dict[str, Any]:
-    """Add up the counts of rows of `MEASUREMENTS`: numbers by variant, kind, class index and name of the count."""
+    """Add up the counts of rows of `MEASUREMENTS`: numbers by variant, kind, class index and name of the count.
+
+    Beside the kinds, each variant has all ``pixels`` of the masks, those that do not count included.
+    """
     totals: dict[str, Any] = {}
-    for row in table["measurements"].to_pylist():
-        for entry in row:
-            add_statistics(totals.setdefault(entry.pop("variant"), {}), _by_class(entry))
+    for row in table.select(["height", "width", "measurements"]).to_pylist():
+        for entry in row["measurements"]:
+            counts = {**_by_class(entry), _PIXELS: row["height"] * row["width"]}
+            add_statistics(totals.setdefault(entry["variant"], {}), counts)
     return totals
 
 
@@ -60,7 +65,7 @@ def _by_class(entry: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(counts, list)
         else counts
         for kind, counts in entry.items()
-        if counts is not None
+        if kind != "variant" and counts is not None
     }
 
 
@@ -68,9 +73,16 @@ def total_measurement(statistics: Mapping[str, Any], classes: int) -> Measuremen
     """Rebuild the sum of one variant from `sum_measurements`."""
     values: dict[str, Any] = {"purified_classes": None, "oracle": None}
     for kind, counts in statistics.items():
+        if kind == _PIXELS:
+            continue
         by_pixel = kind in ("confusion", "boundary", "oracle")
         values[kind] = [{"index": int(key), **row} for key, row in counts.items()] if by_pixel else counts
     return Measurement.from_dict(values, classes)
+
+
+def total_pixels(statistics: Mapping[str, Any]) -> int:
+    """Return the pixels of all masks of one variant, from `sum_measurements`."""
+    return int(statistics.get(_PIXELS, 0))
 
 
 MEASUREMENT_TABLE = OutputTable("measurements", MEASUREMENTS, sum_measurements)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ovss_core.class_purification.affinity import ROUNDS, balance, spread
 from ovss_core.encoders.text_encoder import TEMPLATES, encode_prompts
-from ovss_core.inference.engine import SegmentationEngine
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.inference.stitching import Stitcher, stitch_matrix
 from pipelines.measurement.encoder_levers import encode
 from pipelines.measurement.engine_times import cut_windows

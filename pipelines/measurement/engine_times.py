@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.config import PurificationConfig
-from ovss_core.inference.engine import PreparedImage, SegmentationEngine
+from ovss_core.engine.engine import PreparedImage, SegmentationEngine
 from ovss_core.inference.windows import WindowLayout
 from pipelines.masks import encode_mask
 from pipelines.measurement.stage_parts import purification_parts, stitching_part

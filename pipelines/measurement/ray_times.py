@@ -17,7 +17,7 @@ from PIL import Image
 
 from ovss_core.config import ModelConfig, SegmenterConfig, WindowConfig
 from ovss_core.encoders.checkpoints import load_clip
-from ovss_core.inference.engine import SegmentationEngine
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
 from pipelines.compute import pick_device

@@ -22,7 +22,7 @@ from ovss_core.class_purification.evidence import (
 from ovss_core.class_purification.redundancy import refine
 from ovss_core.config import PurificationConfig
 from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.inference.engine import SegmentationEngine
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.inference.proposal import Proposal, PurifiedClasses
 from ovss_core.inference.stitching import Stitcher
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ovss_core.encoders.image_encoder import ImageEncoder
 from ovss_core.encoders.trace import EncoderTrace
-from ovss_core.inference.engine import PreparedImage, SegmentationEngine
+from ovss_core.engine.engine import PreparedImage, SegmentationEngine
 from ovss_core.inference.windows import WindowLayout
 
 ROUNDS = 3

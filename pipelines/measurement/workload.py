@@ -17,7 +17,7 @@ from ovss_core.encoders.checkpoints import ClipModel, load_clip
 from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.errors import StorageError
 from ovss_core.inference.decoding import decode_image
-from ovss_core.inference.engine import SegmentationEngine
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.vocabulary import Vocabulary, VocabularyClass
 from pipelines.compute import pick_device, use_threads

@@ -1,12 +1,15 @@
 """A folder, a glob or one file: every image is a file of its own."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.sources.listing import list_files
+from ovss_core.errors import StorageError
+from pipelines.sources.listing import list_entries
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import join_uri, open_storage, redact
+from pipelines.transport.addresses import file_uri, printable
 
 IMAGE_EXTENSIONS = frozenset(
     f".{name}"
@@ -16,20 +19,30 @@ IMAGE_EXTENSIONS = frozenset(
             "jpeg",
             "jpe",
             "jfif",
+            "jif",
+            "mpo",
             "png",
+            "apng",
             "bmp",
             "dib",
             "gif",
             "tif",
             "tiff",
             "webp",
-            "avif",
-            "heic",
-            "heif",
         ),
-        *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "tga", "ico"),
+        *("avif", "avifs", "heic", "heif", "heics", "heifs", "hif", "jxl"),
+        *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "jpm", "tga", "ico"),
     )
 )
+_WAYS_IN = {
+    ".tar": "tar shards are given with --webdataset",
+    ".tgz": "tar shards are given with --webdataset",
+    ".gz": "tar shards are given with --webdataset",
+    ".parquet": "Parquet tables are given with --parquet",
+    ".pq": "Parquet tables are given with --parquet",
+    ".zip": "unpack archives first",
+    ".txt": "give a list of images as a file, not its folder",
+}
 
 
 def has_image_extension(name: str) -> bool:
@@ -40,9 +53,10 @@ def has_image_extension(name: str) -> bool:
 class FolderSource:
     """Images that are files.
 
-    The id of an image is its path relative to the folder, or to the part of a glob before its first wildcard.
-    In a folder, files without an image extension and names that start with a dot are passed over; a file that
-    ends like an image and is none becomes a failure row.
+    The id of an image is its path relative to the folder, or to the part of a glob before its first wildcard; bytes
+    of a name that are no UTF-8 are written as ``\\xff``. In a folder, files without an image extension and names
+    that start with a dot are passed over; a file that ends like an image and is none becomes a failure row, and so
+    does a folder that cannot be listed.
 
     Args:
         pattern: Folder, glob or file; local path or URI.
@@ -51,7 +65,7 @@ class FolderSource:
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.ignored = 0
-        self._root, _ = list_files(pattern, has_image_extension)
+        self._root, _ = list_entries(pattern, has_image_extension)
 
     @property
     def uri(self) -> str:
@@ -66,24 +80,70 @@ class FolderSource:
         """Return None: there are no shards."""
 
     def records(self, skip: Collection[str] = ()) -> Iterator[ImageRecord]:
-        """List the images, sorted folder by folder."""
-        self.ignored = 0
-        root, files = list_files(self.pattern, has_image_extension)
+        """List the images, sorted folder by folder.
+
+        Raises:
+            StorageError: There is none; the message says what is there instead.
+        """
+        self.ignored, found = 0, 0
+        others: Counter[str] = Counter()
+        root, entries = list_entries(self.pattern, has_image_extension)
         public, base = redact(root), open_storage(root)[1].rstrip("/")
-        for name, _, accepted in files:
-            if not accepted:
-                self.ignored += 1
-            elif name.isprintable() or _is_utf8(name):
-                yield ImageRecord(name, join_uri(public, name), "file", path=f"{base}/{name}")
+        names = _Names()
+        for entry, accepted in entries:
+            if entry.kind == "folder" or (entry.problem and accepted):
+                shown = names.unique(entry.path)
+                yield ImageRecord(shown, join_uri(public, entry.path), "broken", reason=entry.problem)
+            elif accepted:
+                yield file_record(names.unique(entry.path), public, base, entry.path)
             else:
-                shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                reason = "the file name is not valid UTF-8; rename the file"
-                yield ImageRecord(shown, join_uri(public, shown), "broken", reason=reason)
+                self.ignored += 1
+                others[PurePosixPath(entry.path).suffix.lower()] += 1
+                continue
+            found += 1
+        if not found:
+            raise StorageError(self._nothing_found(root, others))
+
+    def _nothing_found(self, root: str, others: Counter[str]) -> str:
+        if redact(root) != redact(self.pattern):
+            return f"nothing matches {redact(self.pattern)}; {redact(root)} is there, check the rest of the pattern"
+        hint = next((_WAYS_IN[ending] for ending, _ in others.most_common() if ending in _WAYS_IN), None)
+        kinds = ", ".join(
+            f"{count:,} {ending or 'without ending'}" for ending, count in others.most_common(3)
+        )
+        passed = (
+            f" ({others.total():,} other files passed over: {kinds})" if others else " (the folder is empty)"
+        )
+        return f"no image in {redact(self.pattern)}{passed}; {hint or 'check the path'}"
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+class _Names:
+    """Keeps apart what is shown alike: a name with the byte ff, and a name that spells ``\\xff``."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def unique(self, path: str) -> str:
+        shown = printable(path)
+        if "\\" not in shown:
+            return shown
+        number, name = 1, shown
+        while name in self._seen:
+            number += 1
+            name = f"{shown}#{number}"
+        self._seen.add(name)
+        return name
+
+
+def file_record(image_id: str, public: str, base: str, relative: str) -> ImageRecord:
+    """Return the record of a file below a root.
+
+    Args:
+        public: The root's address as `redact` returns it.
+        base: The root's path inside its file system.
+        relative: The file's path below it; it may hold bytes that are no text, which travel as a ``file://`` URI.
+    """
+    path = f"{base}/{relative}"
+    if printable(path) == path:
+        return ImageRecord(image_id, join_uri(public, relative), "file", path=path)
+    return ImageRecord(image_id, file_uri(path), "uri", path=file_uri(path))

@@ -1,16 +1,28 @@
 """The files that a folder, a file or a glob stands for, on any storage."""
 
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from itertools import islice
+from urllib.parse import unquote
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ovss_core.errors import StorageError
-from pipelines.storage import open_storage, redact, walk
+from pipelines.storage import open_storage, redact
+from pipelines.transport.addresses import local_path
+from pipelines.transport.causes import TransferError, blamed_on
+from pipelines.transport.patience import patiently, within
+from pipelines.transport.walking import Entry, walk_entries
 
 ListedFile = tuple[str, int, bool]
+ListedEntry = tuple[Entry, bool]
+_CALL_S = 60.0
+_LEVELS_UP = 8
 
 
 def list_files(pattern: str, accepts: Callable[[str], bool]) -> tuple[str, Iterator[ListedFile]]:
@@ -25,34 +37,82 @@ def list_files(pattern: str, accepts: Callable[[str], bool]) -> tuple[str, Itera
         The root (path or URI, query kept), and (relative path, size, accepted) of each file.
 
     Raises:
-        StorageError: Nothing is there.
+        StorageError: Nothing is there; while listing, a folder that cannot be listed, or a FIFO or device in the
+            place of an accepted file.
+    """
+    root, entries = list_entries(pattern, accepts)
+    return root, _strictly(root, entries)
+
+
+def _strictly(root: str, entries: Iterator[ListedEntry]) -> Iterator[ListedFile]:
+    for entry, accepted in entries:
+        if entry.kind == "folder" or (entry.problem and accepted):
+            raise StorageError(f"{redact(root).rstrip('/')}/{entry.path}: {entry.problem}")
+        yield entry.path, entry.size, accepted
+
+
+def list_entries(pattern: str, accepts: Callable[[str], bool]) -> tuple[str, Iterator[ListedEntry]]:
+    """List as `list_files` does, what cannot be read included: folders that cannot be listed, FIFOs and devices.
+
+    Returns:
+        The root, and each entry with whether it is accepted.
     """
     wild = _first_wild_piece(pattern)
-    if wild is None or ("://" not in pattern and _kind(pattern) != pafs.FileType.NotFound):
+    if wild is None or ("://" not in pattern and kind_at(pattern) != pafs.FileType.NotFound):
         return _list_plain(pattern, accepts)
     address, mark, query = _split_query(pattern)
     pieces = address.split("/")
     root = "/".join(pieces[:wild]) or ("/" if pattern.startswith("/") else ".")
     root = f"{root}{mark}{query}"
-    if _kind(root) != pafs.FileType.Directory:
+    if kind_at(root) != pafs.FileType.Directory:
         raise StorageError(
-            f"no such folder: {redact(root)} (from the pattern {redact(pattern)}); check the path"
+            f"no such folder: {redact(root)} (from the pattern {redact(pattern)}){nearest_place(root)}; check the path"
         )
     filesystem, path = open_storage(root)
-    parts = pieces[wild:]
-    found = walk(filesystem, path)
-    return root, ((name, size, True) for name, size in found if matches(name.split("/"), parts))
+    parts = [unquote(piece) if "://" in pattern else piece for piece in pieces[wild:]]
+    found = walk_entries(filesystem, path, lambda folder: may_lead_to(folder.split("/"), parts))
+    return root, ((entry, True) for entry in found if entry.kind == "folder" or _fits(entry, parts))
 
 
-def _list_plain(uri: str, accepts: Callable[[str], bool]) -> tuple[str, Iterator[ListedFile]]:
-    kind = _kind(uri)
+def _fits(entry: Entry, parts: Sequence[str]) -> bool:
+    return matches(entry.path.split("/"), parts)
+
+
+def _list_plain(uri: str, accepts: Callable[[str], bool]) -> tuple[str, Iterator[ListedEntry]]:
+    kind = kind_at(uri)
     if kind == pafs.FileType.NotFound:
-        raise StorageError(f"no such file or folder: {redact(uri)}; check the path of the images")
+        raise StorageError(
+            f"no such file or folder: {redact(uri)}{nearest_place(uri)}; check the path of the images"
+        )
     filesystem, path = open_storage(uri)
     if kind == pafs.FileType.Directory:
-        return uri, ((name, size, accepts(name)) for name, size in walk(filesystem, path))
-    info = filesystem.get_file_info(path)
-    return _parent(uri), iter([(info.base_name, info.size or 0, True)])
+        return uri, ((entry, accepts(entry.path)) for entry in walk_entries(filesystem, path))
+    name = path.rstrip("/").rpartition("/")[2]
+    if kind == pafs.FileType.Unknown:
+        raise StorageError(f"{redact(uri)} is a FIFO, a socket or a device; give a file or a folder")
+    return _parent(uri), iter([(Entry(name, 0), True)])
+
+
+def nearest_place(uri: str) -> str:
+    """Say which folder above a missing place is there, and what in it has a similar name; "" where none is."""
+    missing = uri
+    for _ in range(_LEVELS_UP):
+        parent = _parent(missing)
+        if parent in (missing, ".") or parent.partition("?")[0].endswith((":/", "://")):
+            return ""
+        try:
+            if kind_at(parent) == pafs.FileType.Directory:
+                filesystem, path = open_storage(parent)
+                with blamed_on(parent):
+                    found = filesystem.get_file_info(pafs.FileSelector(path))
+                names = [entry.base_name for entry in islice(found, 1000)]
+                wanted = _split_query(missing)[0].rstrip("/").rpartition("/")[2]
+                close = get_close_matches(wanted, names, 3, 0.5)
+                return f" ({redact(parent)} is there{', and holds ' + ', '.join(close) if close else ''})"
+        except (TransferError, StorageError):
+            return ""
+        missing = parent
+    return ""
 
 
 def matches(pieces: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -60,10 +120,33 @@ def matches(pieces: Sequence[str], patterns: Sequence[str]) -> bool:
     if not patterns:
         return not pieces
     if patterns[0] == "**":
-        return matches(pieces, patterns[1:]) or (bool(pieces) and matches(pieces[1:], patterns))
-    if not pieces or not any(fnmatchcase(pieces[0], option) for option in expand_braces(patterns[0])):
+        return any(matches(pieces[skipped:], patterns[1:]) for skipped in range(len(pieces) + 1))
+    if not pieces or not _fits_piece(pieces[0], patterns[0]):
         return False
     return matches(pieces[1:], patterns[1:])
+
+
+@lru_cache(maxsize=64)
+def _options(pattern: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Expand braces once for all files; names without a wildcard are looked up, thousands of them at once."""
+    options = expand_braces(pattern)
+    wild = tuple(option for option in options if re.search(r"[*?\[]", option))
+    return frozenset(options).difference(wild), wild
+
+
+def may_lead_to(pieces: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Say whether something below a folder may fit the pieces of a glob."""
+    for piece, pattern in zip(pieces, patterns, strict=False):
+        if pattern == "**":
+            return True
+        if not _fits_piece(piece, pattern):
+            return False
+    return len(pieces) < len(patterns)
+
+
+def _fits_piece(piece: str, pattern: str) -> bool:
+    names, globs = _options(pattern)
+    return piece in names or any(fnmatchcase(piece, option) for option in globs)
 
 
 def expand_braces(text: str) -> list[str]:
@@ -80,12 +163,34 @@ def expand_braces(text: str) -> list[str]:
     return [expanded for value in values for expanded in expand_braces(f"{head}{value}{tail}")]
 
 
-def _kind(uri: str) -> pafs.FileType:
-    filesystem, path = open_storage(uri)
+def kind_at(uri: str) -> pafs.FileType:
+    """Say what lies at an address; "Unknown" is a FIFO, a socket or a device."""
+    path = local_path(uri)
     try:
-        return filesystem.get_file_info(path).type
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"cannot reach {redact(uri)}: {str(error).splitlines()[0]}") from error
+        if path is not None:
+            return _local_kind(path)
+        filesystem, inside = open_storage(uri)
+
+        def ask() -> pafs.FileType:
+            with blamed_on(uri):
+                return filesystem.get_file_info(inside).type
+
+        return patiently(lambda left: within(left, ask, f"reaching {redact(uri)}"), _CALL_S, redact(uri))
+    except TransferError as error:
+        raise StorageError(f"cannot reach {redact(uri)}: {error}") from error
+
+
+def _local_kind(path: str) -> pafs.FileType:
+    try:
+        with blamed_on(path):
+            mode = os.stat(path).st_mode  # noqa: PTH116 (it may be no text)
+    except TransferError as error:
+        if error.error_type in ("FileNotFoundError", "NotADirectoryError"):
+            return pafs.FileType.NotFound
+        raise
+    if stat.S_ISDIR(mode):
+        return pafs.FileType.Directory
+    return pafs.FileType.File if stat.S_ISREG(mode) else pafs.FileType.Unknown
 
 
 def _first_wild_piece(pattern: str) -> int | None:
@@ -95,7 +200,9 @@ def _first_wild_piece(pattern: str) -> int | None:
 
 
 def _split_query(uri: str) -> tuple[str, str, str]:
-    return uri.partition("?") if "://" in uri else (uri, "", "")
+    address, mark, query = uri.partition("?")
+    options = local_path(uri) is None and "=" in query  # else the question mark belongs to a name
+    return (address, mark, query) if options else (uri, "", "")
 
 
 def _parent(uri: str) -> str:

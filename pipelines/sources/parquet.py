@@ -1,75 +1,129 @@
 """Parquet tables with an image column: bytes, the Hugging Face struct, or addresses."""
 
 import hashlib
-from collections.abc import Collection, Iterator
-from pathlib import PurePosixPath
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.sources.listing import list_files
+from pipelines.sources.parquet_columns import can_name, image_kind
+from pipelines.sources.parquet_listing import FileListing, Placed, TableFolder
 from pipelines.sources.record import ImageRecord
-from pipelines.storage import join_uri, open_storage, redact
+from pipelines.sources.table_formats import find_snapshot, hudi_error, warn_of_glob
+from pipelines.storage import redact
 
+_LOG = logging.getLogger(__name__)
 _CANDIDATES = ("image", "bytes", "jpg", "jpeg", "png", "img", "image_bytes", "uri", "url", "path")
-_ROWS = 1024
+_ENDINGS = (".parquet", ".pq", ".parq")
+_SCHEMAS_TRIED = 16
+_FILES_AT_ONCE = 8
+_ROWS_LISTED_AHEAD = 8192
 
 
 class ParquetSource:
     """Images in the rows of Parquet files.
 
-    The image column holds bytes, a struct ``{bytes, path}`` (where bytes are null, the path is opened), or
-    addresses: URIs, absolute paths, or paths relative to the Parquet file. The id of an image is the id column's
-    value, or ``file#row`` without one; an id that comes again gets ``#file#row`` appended.
+    The image column holds bytes (any binary type, or lists of uint8), a struct ``{bytes, path}`` (where bytes are
+    null, the path is opened), ``data:image/...;base64,`` text, or addresses: URIs, absolute paths, or paths
+    relative to the Parquet file. The id of an image is the id column's value, or ``file#row`` without one; an id
+    that comes again, in this listing or in the manifest, gets its file, row group and row appended.
+
+    In a folder, files that end in .parquet, .pq or .parq are taken; names that begin with "_" or "." are passed
+    over, as Spark and pyarrow do. A Delta table gives the rows of its current version.
 
     Args:
-        pattern: A file, a folder of ``*.parquet`` or a glob.
+        pattern: A file, a folder of Parquet files or a glob.
         image_column: Name of the image column; None finds "image", "bytes", ... by itself.
         id_column: Name of a column of unique ids.
+
+    Raises:
+        ConfigError: Columns that are not there or cannot be used; a table that needs its own reader.
+        StorageError: Nothing is there, or nothing that can be read.
     """
 
     def __init__(self, pattern: str, image_column: str | None = None, id_column: str | None = None) -> None:
         self.pattern = pattern
         self.ignored = 0
-        self._root, files = list_files(pattern, lambda name: name.lower().endswith((".parquet", ".pq")))
-        self._files = [name for name, _, accepted in files if accepted]
+        self._root, self._files, self._kept = self._find_files()
         if not self._files:
             raise StorageError(
                 f"no .parquet file in {redact(pattern)}; give a file, a folder of them or a glob"
             )
-        self._filesystem, self._base = open_storage(self._root)
         self.image_column, self.id_column = self._check_columns(image_column, id_column)
+        self._folder = TableFolder(self._root, self.image_column, self.id_column)
+
+    def _find_files(self) -> tuple[str, list[str], Mapping[str, np.ndarray]]:
+        root, listed = list_files(self.pattern, lambda name: name.lower().endswith(_ENDINGS))
+        files = list(listed)
+        if root != self.pattern:  # a file or a glob, which is taken as it is written
+            if len(files) > 1:
+                warn_of_glob(root)
+            written = self.pattern.split("/")
+            return root, [name for name, _, _ in files if not is_hidden(name, written)], {}
+        if snapshot := find_snapshot(root, [name for name, _, _ in files]):
+            return root, list(snapshot.files), snapshot.kept
+        seen = [(name, accepted) for name, _, accepted in files if not is_hidden(name)]
+        self.ignored = sum(not accepted for _, accepted in seen)
+        return root, [name for name, accepted in seen if accepted], {}
 
     def _check_columns(self, image_column: str | None, id_column: str | None) -> tuple[str, str | None]:
-        schema = self._schema_of_first_readable()
-        names = schema.names
-        chosen = image_column or next((name for name in _CANDIDATES if name in names), None)
-        for wanted in (chosen, id_column):
-            if wanted is not None and wanted not in names:
-                raise ConfigError(f"no column {wanted!r} in {redact(self.pattern)}; its columns are {names}")
+        schemas = list(self._some_schemas())
+        names = schemas[0].names
+        if self._root == self.pattern and "_hoodie_record_key" in names:
+            raise hudi_error(self._root)
+        candidates = (image_column,) if image_column else _CANDIDATES
+        chosen = next(
+            ((name, schema) for name in candidates for schema in schemas if name in schema.names), None
+        )
+        if image_column is not None and chosen is None:
+            raise ConfigError(
+                f"no column {image_column!r} in {redact(self.pattern)}; its columns are {names}"
+            )
         if chosen is None:
             raise ConfigError(f"which column of {redact(self.pattern)} holds the images? Give one of {names}")
-        kind = schema.field(chosen).type
-        if not (_is_bytes(kind) or _is_text(kind) or _is_image_struct(kind)):
-            raise ConfigError(
-                f"column {chosen!r} of {redact(self.pattern)} is {kind}; images are bytes, a struct with bytes and "
-                "path, or addresses as strings"
-            )
-        return chosen, id_column
+        if id_column is not None and not any(id_column in schema.names for schema in schemas):
+            raise ConfigError(f"no column {id_column!r} in {redact(self.pattern)}; its columns are {names}")
+        self._check_types(chosen[0], id_column, schemas)
+        return chosen[0], id_column
 
-    def _schema_of_first_readable(self) -> pa.Schema:
-        reason = ""
+    def _check_types(self, image_column: str, id_column: str | None, schemas: list[pa.Schema]) -> None:
+        kinds = _types(image_column, schemas)
+        if not any(image_kind(kind) for kind in kinds):
+            raise ConfigError(
+                f"column {image_column!r} of {redact(self.pattern)} is {str(kinds[0])[:200]}; images are bytes (or "
+                "lists of uint8), a struct with bytes and path, or addresses as strings"
+            )
+        if id_column is not None and not any(can_name(kind) for kind in _types(id_column, schemas)):
+            raise ConfigError(
+                f"column {id_column!r} of {redact(self.pattern)} is {str(_types(id_column, schemas)[0])[:200]}; ids "
+                "are text, numbers or bytes"
+            )
+
+    def _some_schemas(self) -> Iterator[pa.Schema]:
+        """Yield the schema of the first readable file, and of a few more: one file may lack a column."""
+        folder, reason, found = TableFolder(self._root, "", None), "", 0
         for name in self._files:
             try:
-                return pq.read_schema(self._at(name), filesystem=self._filesystem)
-            except (OSError, pa.ArrowException) as error:
-                reason = reason or str(error).splitlines()[0]
-        raise StorageError(f"no readable Parquet file in {redact(self.pattern)}: {reason}")
-
-    def _at(self, name: str) -> str:
-        return f"{self._base.rstrip('/')}/{name}"
+                with closing(folder.open(name)) as file:
+                    yield file.schema
+            except StorageError:
+                raise
+            except Exception as error:
+                reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+                continue
+            found += 1
+            if found == _SCHEMAS_TRIED:
+                return
+        if not found:
+            raise StorageError(f"no readable Parquet file in {redact(self.pattern)}: {reason}")
 
     @property
     def uri(self) -> str:
@@ -89,79 +143,70 @@ class ParquetSource:
         """Return the Parquet files there are."""
         return list(self._files)
 
-    def records(self, skip: Collection[str] = ()) -> Iterator[ImageRecord]:
-        """List the images file by file, row by row; no image bytes are read."""
+    def records(
+        self, skip: Collection[str] = (), taken: Callable[[str], bool] | None = None
+    ) -> Iterator[ImageRecord]:
+        """List the images file by file, row by row; no image bytes are read.
+
+        Args:
+            skip: Files that are listed already.
+            taken: Says whether an id names another image already, such as one of the files in `skip`.
+
+        Raises:
+            StorageError: The storage failed while it was listed.
+        """
         known = frozenset(skip)
         seen: set[bytes] = set()
-        for name in self._files:
-            if name in known:
-                continue
-            for record in self._file_records(name):
-                yield self._make_unique(record, name, seen) if self.id_column else record
+        for record, place in self._in_order(name for name in self._files if name not in known):
+            yield _make_unique(record, place, seen, taken) if self.id_column else record
 
-    def _file_records(self, name: str) -> Iterator[ImageRecord]:
-        uri, position = join_uri(redact(self._root), name), 0
+    def _in_order(self, names: Iterable[str]) -> Iterator[Placed]:
+        """List files in order, with the next few being opened meanwhile."""
+        ahead: deque[Future[Iterable[Placed]]] = deque()
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+            for name in names:
+                ahead.append(threads.submit(self._begin, name))
+                if len(ahead) > _FILES_AT_ONCE:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+
+    def _begin(self, name: str) -> Iterable[Placed]:
         try:
-            with pq.ParquetFile(self._at(name), filesystem=self._filesystem) as file:
-                text = _is_text(file.schema_arrow.field(self.image_column).type)
-                columns = [
-                    column for column in (self.id_column, self.image_column if text else None) if column
-                ]
-                for group in range(file.metadata.num_row_groups):
-                    for row, values in enumerate(_rows(file, group, columns)):
-                        image_id = self._image_id(values, name, position)
-                        if text:
-                            yield self._address_record(image_id, values.get(self.image_column), name)
-                        else:
-                            yield ImageRecord(
-                                image_id, uri, "parquet", path=self._at(name), row_group=group, row=row
-                            )
-                        position += 1
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            reason = f"the Parquet file cannot be read to its end: {str(error).splitlines()[0]}"
-            yield ImageRecord(name, uri, "broken", path=self._at(name), reason=reason)
-
-    def _image_id(self, values: dict[str, Any], name: str, position: int) -> str:
-        value = values.get(self.id_column) if self.id_column else None
-        return f"{name}#{position}" if value is None else str(value)
-
-    def _address_record(self, image_id: str, address: str | None, name: str) -> ImageRecord:
-        if not address:
-            reason = f"column {self.image_column!r} is empty in this row"
-            return ImageRecord(image_id, join_uri(redact(self._root), name), "broken", reason=reason)
-        if "://" in address or address.startswith("/"):
-            return ImageRecord(image_id, redact(address), "uri", path=address)
-        beside = (PurePosixPath(name).parent / address).as_posix()
-        return ImageRecord(image_id, join_uri(redact(self._root), beside), "file", path=self._at(beside))
-
-    def _make_unique(self, record: ImageRecord, name: str, seen: set[bytes]) -> ImageRecord:
-        suffix, image_id = 0, record.image_id
-        while (key := hashlib.blake2b(image_id.encode(), digest_size=8).digest()) in seen:
-            place = f"{name}#{record.row_group or 0}.{record.row or 0}"
-            image_id = f"{record.image_id}#{place}" + (f"#{suffix}" if suffix else "")
-            suffix += 1
-        seen.add(key)
-        if image_id == record.image_id:
-            return record
-        fields = {slot: getattr(record, slot) for slot in ImageRecord.__slots__}
-        return ImageRecord(**{**fields, "image_id": image_id})
+            file = self._folder.open(name)
+        except StorageError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return [self._folder.broken(name, name, f"the Parquet file cannot be read: {reason}")]
+        listing = FileListing(self._folder, name, file, self._kept.get(name))
+        return list(listing.records()) if listing.rows <= _ROWS_LISTED_AHEAD else listing.records()
 
 
-def _rows(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
-    if not columns:
-        yield from ({} for _ in range(file.metadata.row_group(group).num_rows))
-        return
-    for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=columns):
-        yield from batch.to_pylist()
+def is_hidden(name: str, written: Collection[str] = ()) -> bool:
+    """Say whether a folder or file of a path is none of the data's, such as ``_temporary/0/part-0.parquet``.
+
+    Args:
+        written: Pieces of the user's own pattern; one that begins with "_" or "." asks for such names.
+    """
+    asked = {piece[:1] for piece in written}
+    return any(
+        (piece[:1] in ("_", ".") and piece[:1] not in asked and "=" not in piece) for piece in name.split("/")
+    )
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+def _types(column: str, schemas: Iterable[pa.Schema]) -> list[pa.DataType]:
+    return [schema.field(column).type for schema in schemas if schema.names.count(column) == 1]
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_image_struct(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
+def _make_unique(
+    record: ImageRecord, place: str, seen: set[bytes], taken: Callable[[str], bool] | None
+) -> ImageRecord:
+    suffix, image_id = 0, record.image_id
+    while (key := hashlib.blake2b(image_id.encode(), digest_size=8).digest()) in seen or (
+        taken is not None and taken(image_id)
+    ):
+        image_id = f"{record.image_id}#{place}" + (f"#{suffix}" if suffix else "")
+        suffix += 1
+    seen.add(key)
+    return record if image_id == record.image_id else replace(record, image_id=image_id)

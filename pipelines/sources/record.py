@@ -6,7 +6,9 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-Container = Literal["file", "uri", "tar", "parquet", "broken"]
+from pipelines.transport.addresses import scrub
+
+Container = Literal["file", "uri", "listed", "tar", "parquet", "broken"]
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -32,8 +34,9 @@ class ImageRecord:
     Attributes:
         image_id: Stable and unique in the run.
         uri: Address for people and for the output; no credentials.
-        container: "file" (a whole file of the source), "uri" (a whole file that a table names), "tar" (bytes
-            `offset` to `offset + length`), "parquet" (row `row` of row group `row_group`), or "broken" (nothing
+        container: "file" (a whole file of the source), "uri" (a whole file that a table or list names), "listed" (a
+            file whose address holds a secret: the address stays in the list `path`, in the bytes `offset` to
+            `offset + length`, with its checksum as `row`), "tar" (bytes `offset` to `offset + length`), "parquet" (row `row` of row group `row_group`), or "broken" (nothing
             to read: `reason` says why; it becomes a failure row).
         path: Path inside the source's file system; for "uri" the address to open.
         annotation: Address of a reference mask, for evaluations.
@@ -49,6 +52,10 @@ class ImageRecord:
     row: int | None = None
     annotation: str | None = None
     reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.reason:  # it may be a library's, which repeats addresses
+            object.__setattr__(self, "reason", scrub(self.reason))
 
 
 class Source(Protocol):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ovss_core.class_purification.class_maps import Room
+from ovss_core.class_purification.winners import Regions
 from ovss_core.config import (
     Background,
     LabelConfig,
@@ -16,8 +17,12 @@ from ovss_core.config import (
 )
 from ovss_core.dense_heads import HEADS, HeadOptions, build_head
 from ovss_core.encoders.image_encoder import ImageEncoder
+from ovss_core.encoders.positional import Resampling
+from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.errors import ConfigError, ModelError
+from ovss_core.engine.finite import raise_first
+from ovss_core.engine.proposal import Decisions, Proposals
+from ovss_core.errors import ConfigError, ImageError, ModelError
 from ovss_core.inference.preprocessing import normalise, resize_image
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.segmentation import Segmentation
@@ -142,7 +147,7 @@ def test_proposals_sent_as_rows_are_finished_to_the_same_labels(method: str) -> 
         for order in (range(len(rows)), reversed(range(len(rows)))):
             for place in [list(order)]:
                 sent = engine.proposals_of_rows([rows[position] for position in place])
-                for position, result in zip(place, engine.finish(sent), strict=True):
+                for position, result in zip(place, raise_first(engine.finish(sent)), strict=True):
                     wanted = expected[wave.places[position]]
                     assert np.array_equal(result.label_map, wanted.label_map)
                     assert [entry.pixels for entry in result.present] == [
@@ -208,7 +213,7 @@ def test_more_phrases_than_dimensions_are_kept_as_features_and_get_the_same_labe
     proposals = engine.propose(wave).wait()
     assert not proposals.scored
     scored = replace(proposals, maps=engine.text.phrase_embeddings @ proposals.maps, scored=True)
-    [kept], [direct] = engine.finish(proposals), engine.finish(scored)
+    [kept], [direct] = (raise_first(engine.finish(found)) for found in (proposals, scored))
     assert np.array_equal(kept.label_map, direct.label_map)
     assert kept.label_map.dtype == (np.uint8 if phrases == 30 else np.uint16)
 
@@ -234,7 +239,7 @@ def test_pictures_smaller_than_a_window_get_one_window() -> None:
     proposals = engine.propose(wave).wait()
     assert proposals.layouts[0].image_size == (40, 40)
     assert proposals.maps.shape[::2] == (1, 25)
-    _assert_sound(engine.finish(proposals)[0], (20, 20), engine.text.vocabulary.names)
+    _assert_sound(raise_first(engine.finish(proposals))[0], (20, 20), engine.text.vocabulary.names)
 
 
 def test_prepared_pictures_give_what_pictures_give() -> None:
@@ -332,7 +337,116 @@ def test_fixed_room_labels_as_counting_does_and_too_little_is_made_good(method: 
         fixed, counted = (
             engine.propose_encoded(wave, encoded, given_room).wait() for given_room in (room, None)
         )
-        for first, second in zip(engine.finish(fixed), engine.finish(counted), strict=True):
+        for first, second in zip(
+            *(raise_first(engine.finish(found)) for found in (fixed, counted)), strict=True
+        ):
             assert np.array_equal(first.label_map, second.label_map)
             assert first.groups == second.groups
             assert [entry.index for entry in first.kept] == [entry.index for entry in second.kept]
+
+
+@pytest.mark.parametrize(("host", "resampling"), [("gem", "antialias"), ("sfp", "scale"), ("clip", "scale")])
+def test_crops_are_encoded_with_the_heads_own_positions(host: str, resampling: Resampling) -> None:
+    engine = _engine(tiny_config(host, PurificationConfig(crop_size=16)))
+    crops = torch.from_numpy(np.stack([random_picture(16, 16, seed) for seed in range(60)]))
+    descriptions = engine.text.description_embeddings
+    other: Resampling = "scale" if resampling == "antialias" else "antialias"
+    nearest = {}
+    for rule in (resampling, other):
+        features = torch.nn.functional.normalize(
+            engine.encoder.class_features(normalise(crops), rule), dim=-1
+        )
+        nearest[rule] = (features @ descriptions.T).argmax(1).tolist()
+    count, words = len(crops), np.arange(len(WORDS))
+    regions = Regions(
+        np.zeros(count, np.int64),
+        np.full(count, -1),
+        np.arange(count),
+        np.array([[0, 0, 16, 16]] * count),
+        np.tile(words, (count, 1)),
+    )
+    layout = WindowLayout.of(32, 32, engine.config.windows)
+    decisions = Decisions(np.zeros((1, len(words)), np.float32), words[None], regions)
+    proposals = Proposals(
+        ((32, 32),), (layout,), torch.zeros(1, len(words), 16), decisions=decisions, crops=crops
+    )
+    winners, _ = engine.finisher.winners(proposals)
+    assert winners.tolist() == nearest[resampling]
+    assert nearest[resampling] != nearest[other]
+
+
+def _poison(engine: SegmentationEngine, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """Let the image tower fail on white windows."""
+    trace = engine.encoder.trace
+
+    def poisoned(windows: torch.Tensor, request: TraceRequest) -> EncoderTrace:
+        found = trace(windows, request)
+        found.tokens[windows.amin((1, 2, 3)) > 1.7] = value
+        return found
+
+    monkeypatch.setattr(engine.encoder, "trace", poisoned)
+
+
+@pytest.mark.parametrize("method", ["none", "image auto", "released fixed"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_cost_their_own_image_alone(
+    method: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _engine(tiny_config("clip", METHODS[method]))
+    white = np.full((60, 80, 3), 255, np.uint8)
+    pictures = [PICTURES[4], white, PICTURES[5], white]
+    expected = engine.segment([PICTURES[4], PICTURES[5]])
+    _poison(engine, monkeypatch, value)
+    outcomes = engine.segment_each(pictures)
+    assert [isinstance(outcome, ImageError) for outcome in outcomes] == [False, True, False, True]
+    assert "features of its windows are not finite" in str(outcomes[1])
+    for result, other in zip(outcomes[::2], expected, strict=True):
+        assert isinstance(result, Segmentation)
+        _assert_alike(result, other)
+    with pytest.raises(ImageError, match="not finite"):
+        engine.segment(pictures)
+    assert all(isinstance(outcome, ImageError) for outcome in engine.segment_each([white, white]))
+
+
+@pytest.mark.parametrize("method", ["none", "image auto"])
+def test_features_of_zeros_are_no_features(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _engine(tiny_config("clip", METHODS[method]))
+    monkeypatch.setattr(
+        engine.head, "features", lambda encoder, trace: torch.full((len(trace.tokens), 16, 24), 1e30)
+    )
+    with pytest.raises(ImageError, match="not finite"):
+        engine.segment([PICTURES[4]])
+
+
+def test_crops_and_scores_that_are_not_finite_cost_their_own_image_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = _engine(tiny_config(purification=METHODS["image fixed"], window_batch=64))
+    pictures = [random_picture(60, 80, seed) for seed in range(12)]
+    [wave] = engine.gather(pictures)
+    proposals = engine.propose(wave).wait()
+    expected = engine.finish(proposals)
+    assert proposals.decisions is not None
+    regions = proposals.decisions.regions
+    with_crops = regions.image[regions.has_area].tolist()
+    first = with_crops[0]
+    second = next(place for place in range(len(pictures)) if place not in with_crops)
+    encode = engine.encoder.class_features
+
+    def poisoned(windows: torch.Tensor, resampling: Resampling) -> torch.Tensor:
+        features = encode(windows, resampling)
+        features[0] = torch.nan
+        return features
+
+    monkeypatch.setattr(engine.encoder, "class_features", poisoned)
+    maps = proposals.maps.clone()
+    maps[proposals.windows_of(slice(second, second + 1))] = torch.nan
+    results = engine.finish(replace(proposals, maps=maps))
+    assert "features of its ambiguous regions are not finite" in str(results[first])
+    assert "scores are not finite" in str(results[second])
+    for place in range(len(pictures)):
+        if place not in (first, second):
+            result, other = results[place], expected[place]
+            assert isinstance(result, Segmentation)
+            assert isinstance(other, Segmentation)
+            np.testing.assert_array_equal(result.label_map, other.label_map)

@@ -6,11 +6,17 @@ from ovss_core.engine.proposal import Proposals
 from ovss_core.inference.windows import WindowLayout
 
 
-def test_proposals_without_purification_have_no_rows() -> None:
-    layout = WindowLayout.of(48, 64, WindowConfig(size=32, stride=16))
-    proposals = Proposals(((3, 4),), (layout,), torch.zeros(len(layout), 5, 16))
-    with pytest.raises(ValueError, match="only purified"):
-        proposals.to_rows()
+@pytest.mark.parametrize("scored", [True, False])
+def test_proposals_without_purification_come_back_as_they_went(scored: bool) -> None:
+    windows = WindowConfig(size=32, stride=16)
+    layouts = tuple(WindowLayout.of(*size, windows) for size in ((48, 64), (32, 32)))
+    maps = torch.rand(7, 5, 16, generator=torch.Generator().manual_seed(0))
+    proposals = Proposals(((3, 4), (9, 9)), layouts, maps, scored)
+    again = Proposals.from_rows(proposals.to_rows(), windows, 16, 8)
+    assert (again.sizes, again.layouts, again.scored) == (proposals.sizes, layouts, scored)
+    assert torch.equal(again.maps, maps)
+    [second] = [Proposals.from_rows(proposals.to_rows()[1:], windows, 16, 8)]
+    assert torch.equal(second.maps, maps[6:])
 
 
 def test_proposals_know_the_windows_of_their_images() -> None:

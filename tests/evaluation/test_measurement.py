@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ovss_core.inference.engine import SegmentationEngine
-from ovss_core.inference.variants import EncodedImages, VariantEngines
+from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.variants import EncodedWave, VariantEngines
 
 from ovss_core.config import PurificationConfig
 from ovss_core.evaluation.confusion import IGNORED
-from ovss_core.evaluation.measurement import Measurement, measure, summarise
+from ovss_core.evaluation.measurement import Measurement, doubts, measure, summarise
 from ovss_core.evaluation.oracle import Oracle, restrict
 from ovss_core.segmentation import ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
@@ -85,7 +85,7 @@ def test_a_class_that_never_occurs_has_no_iou_and_does_not_count_in_the_mean() -
 LINES = ["background: sky", "cat", "dog, puppy", "grass", "sofa"]
 
 
-def _encoded(purification: PurificationConfig | None = None) -> tuple[SegmentationEngine, EncodedImages]:
+def _encoded(purification: PurificationConfig | None = None) -> tuple[SegmentationEngine, EncodedWave]:
     engine = SegmentationEngine(tiny_config("sfp", purification), tiny_clip(), tiny_text(LINES))
     [[group]] = VariantEngines([engine]).encode([random_picture(40, 56)])
     return engine, group
@@ -137,3 +137,31 @@ def test_no_value_is_reported_as_none_and_never_as_nan() -> None:
 
     assert summary["miou"] is None
     assert not any(isinstance(value, float) and math.isnan(value) for value in summary.values())
+
+
+def _doubts(truth: np.ndarray, names: list[str]) -> list[str]:
+    vocabulary = Vocabulary.from_names(names)
+    measured = measure(_result(np.ones(truth.shape)), truth, vocabulary)
+    return doubts(measured, vocabulary, truth.size)
+
+
+def test_a_class_without_a_pixel_and_255_in_its_place_are_said() -> None:
+    truth = np.array([[0, 0, 0, IGNORED]], np.int32)
+    absent, ignored = _doubts(truth, ["sky", "house"])
+    assert absent.startswith("1 of 2 classes have no pixel in any mask (house)")
+    assert ignored.startswith("1 pixels (25.0 %) are ignored, as 255 is")
+    assert ignored.endswith("(house: 1)")
+    assert len(_doubts(np.zeros((1, 4), np.int32), ["sky", "house"])) == 1
+
+
+def test_masks_that_hold_every_class_raise_no_doubt() -> None:
+    assert _doubts(np.array([[0, 1, IGNORED]], np.int32), ["sky", "house"]) == []
+
+
+def test_nothing_measured_is_said_in_words_and_has_no_miou() -> None:
+    nothing = np.full((2, 2), IGNORED, np.int32)
+    [sentence] = _doubts(nothing, ["sky", "house"])
+    assert sentence.startswith("nothing could be measured: every pixel of every mask is ignored")
+    vocabulary = Vocabulary.from_names(["sky", "house"])
+    summary = summarise(measure(_result(np.ones((2, 2))), nothing, vocabulary), vocabulary)
+    assert (summary["miou"], summary["pixel_accuracy"], summary["boundary_miou"]) == (None, None, None)

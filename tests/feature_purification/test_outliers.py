@@ -76,6 +76,16 @@ def test_local_outlier_factors_equal_the_loop_written_ones(count: int) -> None:
         assert local_outlier_factor(patches)[0].argmax() == 3
 
 
+def test_local_outlier_factors_of_close_patches_in_float32_are_those_of_float64() -> None:
+    generator = torch.Generator().manual_seed(3)
+    patches = torch.randn(1, 196, 64, generator=generator) + 100 * torch.randn(1, 1, 64, generator=generator)
+    expected = oracles.lof_scores(patches[0].double().numpy())
+    np.testing.assert_allclose(local_outlier_factor(patches)[0].numpy(), expected, rtol=1e-6)
+    products = torch.cdist(patches, patches).square().topk(31, largest=False).values[0, :, -1]
+    exact = torch.cdist(patches.double(), patches.double()).square().topk(31, largest=False).values[0, :, -1]
+    assert ((products - exact).abs() / exact).max() > 1e-3  # what the ordinary call would have lost
+
+
 @pytest.mark.parametrize("rule", [norm_outliers, local_outlier_factor_outliers])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equal_patches_and_single_patches_hold_no_outlier(rule, dtype) -> None:  # type: ignore[no-untyped-def]

@@ -1,36 +1,14 @@
-import io
-import struct
-import zlib
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from ovss_core.errors import ImageError
 from ovss_core.inference.decoding import decode_image, read_size, to_rgb
+from tests.inference.pictures import RAMP, encoded, png_header_only
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 LIMIT = 1_000_000
-RAMP = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3) * 2
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def png_header_only(width: int, height: int) -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+PICTURES = {"ICO": Image.new("RGBA", (48, 48), (9, 99, 199, 128))}
 
 
 def test_lossless_pixels_come_back_as_they_were() -> None:
@@ -130,8 +108,8 @@ def test_what_cannot_be_decoded_is_an_image_error_of_one_line(data: bytes, reaso
 
 def test_every_truncation_and_flipped_byte_is_pixels_or_an_image_error() -> None:
     generator = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"):
-        whole = encoded(Image.fromarray(RAMP), kind)
+    for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "AVIF", "JPEG2000", "ICO", "PPM", "TGA"):
+        whole = encoded(PICTURES.get(kind, Image.fromarray(RAMP)), kind)
         for _ in range(60):
             data = bytearray(whole)
             data[int(generator.integers(len(data)))] ^= int(generator.integers(1, 256))

@@ -9,6 +9,7 @@ from ovss_core.config import ModelConfig, SegmenterConfig, WindowConfig
 from ovss_core.errors import ImageError, VocabularyError
 from ovss_core.segmenter import ImageLike, OpenVocabSegmenter
 from ovss_core.vocabulary import Vocabulary
+from tests.inference.pictures import encoded, png_header_only, tiff
 from tests.tiny import NAME, random_picture, register_tiny_models, tiny_config
 
 
@@ -50,6 +51,78 @@ def test_picture_array_path_and_bytes_get_the_same_labels(
     expected = segmenter.segment(pixels).label_map
     for form in forms:
         assert np.array_equal(segmenter.segment(form).label_map, expected)
+
+
+def _files() -> dict[str, bytes]:
+    """Draw pictures whose files hold more than plain pixels."""
+    picture = Image.fromarray(random_picture(33, 47))
+    frames = [Image.fromarray(random_picture(33, 47, seed)) for seed in range(3)]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    palette = picture.quantize(16)
+    wide = np.asarray(picture.convert("L")).astype(np.uint16) * 16
+    clear = picture.convert("RGBA")
+    clear.putalpha(Image.fromarray(np.arange(33 * 47, dtype=np.uint8).reshape(33, 47)))
+    many = {"save_all": True, "append_images": frames[1:]}
+    return {
+        "turned.jpg": encoded(picture, "JPEG", exif=exif),
+        "cmyk.jpg": encoded(picture.convert("CMYK"), "JPEG"),
+        "grey.jpg": encoded(picture.convert("L"), "JPEG"),
+        "turned.tif": encoded(picture, "TIFF", exif=exif),
+        "clear_palette.png": encoded(palette, transparency=3),
+        "clear.png": encoded(clear),
+        "clear_grey.png": encoded(clear.convert("LA")),
+        "turned.png": encoded(picture, exif=exif),
+        "sixteen_bits.png": encoded(Image.fromarray(wide * 16)),
+        "bits.png": encoded(picture.convert("1")),
+        "twelve_bits.tif": encoded(Image.fromarray(wide), "TIFF"),
+        "floats.tif": encoded(Image.fromarray(wide.astype(np.float32)), "TIFF"),
+        "twelve_bit_colours.tif": tiff(
+            (33, 47), (np.asarray(picture).astype("<u2") * 16).tobytes(), [16] * 3
+        ),
+        "moving.gif": encoded(frames[0], "GIF", **many),
+        "moving.png": encoded(frames[0], "PNG", **many),
+        "moving.webp": encoded(frames[0], "WEBP", lossless=True, **many),
+        "pages.tif": encoded(frames[0], "TIFF", **many),
+        "icon.ico": encoded(clear.resize((32, 32)), "ICO", sizes=[(32, 32)]),
+    }
+
+
+@pytest.mark.parametrize("name", _files())
+@pytest.mark.parametrize("frame", [0, 1])
+def test_one_picture_has_one_mask_whichever_way_it_comes_in(
+    segmenter: OpenVocabSegmenter, tmp_path: Path, name: str, frame: int
+) -> None:
+    (tmp_path / name).write_bytes(_files()[name])
+    expected = segmenter.segment(tmp_path / name).label_map
+    np.testing.assert_array_equal(segmenter.segment(_files()[name]).label_map, expected)
+    with Image.open(tmp_path / name) as picture:
+        if frame < getattr(picture, "n_frames", 1):
+            picture.seek(frame)
+        for _ in range(2):  # unread, then loaded
+            np.testing.assert_array_equal(segmenter.segment(picture).label_map, expected)
+            if name == "twelve_bit_colours.tif":
+                return  # once Pillow has loaded it, its low bytes are gone
+            assert picture.tell() == min(frame, getattr(picture, "n_frames", 1) - 1)
+
+
+@pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
+def test_a_picture_object_is_held_to_max_pixels_before_it_is_loaded(
+    segmenter: OpenVocabSegmenter,
+) -> None:
+    with (
+        Image.open(io.BytesIO(png_header_only(20_000, 6_000))) as picture,
+        pytest.raises(ImageError, match="max_pixels"),
+    ):
+        segmenter.segment(picture)
+
+
+def test_arrays_are_taken_as_they_are(segmenter: OpenVocabSegmenter) -> None:
+    pixels = random_picture(33, 47)
+    expected = segmenter.segment(pixels).label_map
+    np.testing.assert_array_equal(segmenter.segment(np.asfortranarray(pixels)).label_map, expected)
+    pixels.flags.writeable = False
+    np.testing.assert_array_equal(segmenter.segment(pixels).label_map, expected)
 
 
 def test_a_list_gets_what_its_pictures_get_alone(segmenter: OpenVocabSegmenter) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -13,11 +14,14 @@ from PIL import Image
 from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
 from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
 from ovss_core.evaluation.benchmarks import get_benchmark
+from ovss_core.evaluation.measurement import measure
+from ovss_core.segmentation import Segmentation
 from ovss_core.vocabulary import Vocabulary
-from pipelines.evaluate import EvaluateJob, PairOptions, run_evaluate
+from pipelines.evaluate import EvaluateJob, PairOptions, describe_result, run_evaluate
 from pipelines.evaluation.grid import GridBase, GridRow, grid_rows
 from pipelines.evaluation.pairs import BenchmarkSource, FolderPairsSource, spread
-from pipelines.evaluation.report import grid_markdown
+from pipelines.evaluation.report import grid_markdown, score_variant
+from pipelines.evaluation.table import MEASUREMENTS, sum_measurements
 from pipelines.label import LabelJob, run_label
 from pipelines.masks import decode_mask
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
@@ -127,6 +131,37 @@ def test_unusable_pairs_become_failures_and_a_second_run_does_nothing_anew(pairs
 
     assert again == report
     assert {path: path.stat().st_mtime_ns for path in (pairs / "out" / "measurements").iterdir()} == written
+
+
+def test_masks_of_0_and_255_with_two_classes_are_doubted_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary = Vocabulary.from_names(["sky", "house"])
+    truth = np.array([[0, 0, -1, -1]], np.int32)
+    measured = measure(Segmentation(np.array([[0, 1, 1, 1]], np.uint8), ()), truth, vocabulary)
+    row = {"image_id": "a", "uri": "a", "height": 1, "width": 4}
+    rows = [row | {"measurements": [{"variant": "v", **measured.to_dict()}]}] * 2
+    statistics = sum_measurements(pa.Table.from_pylist(rows, MEASUREMENTS))["v"]
+    report = score_variant(statistics, SEGMENTER, vocabulary)
+    assert report["miou"] == pytest.approx(0.25)
+    assert "house" in report["warnings"][0]
+    assert "4 pixels (50.0 %) are ignored" in report["warnings"][1]
+    job = EvaluateJob(PairOptions(), RunOptions(str(tmp_path)), vocabulary)
+    facts = {"images": 2, "measured": 2, "failed": 0, "published_miou": None}
+    assert describe_result(job, {**report, **facts}) == 0
+    printed = capsys.readouterr().out
+    assert "warning: 1 of 2 classes have no pixel in any mask (house)" in printed
+
+
+def test_a_report_of_nothing_says_so_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = score_variant({}, SEGMENTER, VOCABULARY)
+    assert report["miou"] is None
+    facts = {"images": 2, "measured": 0, "failed": 2, "published_miou": None}
+    job = EvaluateJob(PairOptions(), RunOptions(str(tmp_path)), VOCABULARY)
+    assert describe_result(job, {**report, **facts}) == 1
+    printed = capsys.readouterr().out
+    assert "no scores" in printed
+    assert "warning: nothing could be measured: no image was measured" in printed
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from ovss_core.config import ModelConfig, SegmenterConfig, WindowConfig
-from ovss_core.errors import OutputMismatchError, StorageError
+from ovss_core.errors import OutputMismatchError, OvssError, StorageError
 from ovss_core.segmenter import OpenVocabSegmenter
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label import LabelJob, encode_text, run_label
@@ -22,7 +22,7 @@ from pipelines.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.stages import SegmentStage
 from pipelines.storage import Folder
 from tests.conftest import encode_image
-from tests.inference.test_decoding import encoded, png_header_only
+from tests.inference.pictures import encoded, png_header_only
 
 ImageFolder = Callable[..., Path]
 VOCABULARY = Vocabulary.from_names(["background", "cat", "dog, puppy", "<b>grass</b>"], "test")
@@ -217,3 +217,27 @@ def test_nothing_is_started_or_written_where_the_checks_fail(ray_session: None, 
         run_label(job(tmp_path / "empty", tmp_path / "full"))
     assert not (tmp_path / "out").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["photo.raw"]
+
+
+def test_a_run_that_stops_before_its_first_image_leaves_nothing_that_blocks_another(
+    ray_session: None, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, output = image_folder(3), tmp_path / "out"
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", "/out/manifest")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pipelines.lifecycle.run_job", full_disk)
+        with pytest.raises(
+            OvssError, match=r"the run stopped: .*No space left on device.*goes on"
+        ) as stopped:
+            run_label(job(images, output))
+    assert type(stopped.value) is OvssError
+    assert (output / "run.json").exists()
+
+    plain = replace(SEGMENTER, purification=replace(SEGMENTER.purification, method="none"))
+    summary = run_label(job(images, output, segmenter=plain))
+    assert summary["labelled"] == 3
+    with pytest.raises(OutputMismatchError, match=r"purification\.method was \"none\""):
+        run_label(job(images, output))

@@ -74,4 +74,20 @@ def test_a_value_that_is_a_failure_already_stays_one_and_mistakes_leave_the_stag
 def test_reasons_are_one_line() -> None:
     assert Failure.of("s", ImageError("first\nsecond")).reason == "first"
     assert Failure.of("s", ValueError()).reason == "ValueError"
-    assert len(Failure.of("s", ValueError("x" * 10_000)).reason) == 500
+    assert len(Failure.of("s", ValueError("word " * 2000)).reason) == 500
+
+
+def test_reasons_hold_no_bytes_of_an_image_and_no_secret() -> None:
+    data = bytes(range(128, 250)) * 3
+    told = (
+        Failure.of("s", ValueError(f"cannot decode {data!r} as text")).reason,
+        Failure.of("s", ValueError(f"cannot decode {data.decode('latin-1')} as text")).reason,
+        Failure.of("s", ValueError("bad image \x00\x01\ufffd\ufffd\x02\x03 here")).reason,
+    )
+    for reason in told:
+        assert "\\x" not in reason
+        assert len(reason) < 120, reason
+    assert Failure.of("s", ValueError("no file at /data/Set 01/IMG_0001.jpg")).reason.endswith("IMG_0001.jpg")
+    secret = Failure.of("s", OSError("403 for https://me:pass@host/a.jpg?X-Amz-Signature=abcdef")).reason
+    assert "pass" not in secret
+    assert "abcdef" not in secret

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from pipelines.manifest import prepare_manifest
-from pipelines.runner import plan_work
+from pipelines.runner import plan_job
 from pipelines.sources import ImageRecord
 from pipelines.storage import Folder
+from pipelines.work_units import ShardTask
 from tests.pipelines.mean_colour import mean_job
 
 
@@ -40,10 +41,11 @@ def peak(count: int, output: Path) -> int:
     tracemalloc.start()
     prepare_manifest(Folder(str(output)), source, 256)
     manifest = prepare_manifest(Folder(str(output)), source, 256)
-    slices = plan_work(job, manifest)
+    units = plan_job(job, manifest).units
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert sum(slice_["stop"] - slice_["start"] for slice_ in slices) == count
+    slices = [piece for unit in units if not isinstance(unit, ShardTask) for piece in unit]
+    assert sum(piece.stop - piece.start for piece in slices) == count
     return most
 
 

@@ -1,9 +1,11 @@
 """Nodes that come and go; starts clusters of its own, so it runs in a process of its own."""
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -17,7 +19,7 @@ ImageFolder = Callable[..., Path]
 @pytest.mark.timeout(600)
 def test_a_node_that_is_lost_in_the_middle_costs_no_image(image_folder: ImageFolder, tmp_path: Path) -> None:
     images, output = image_folder(80), tmp_path / "out"
-    command = [sys.executable, "-m", "tests.pipelines.test_nodes", str(images), str(output)]
+    command = [sys.executable, "-m", "tests.pipelines.test_nodes", "lose", str(images), str(output)]
     subprocess.run(command, check=True, timeout=500)
     ids = [
         image_id
@@ -28,7 +30,64 @@ def test_a_node_that_is_lost_in_the_middle_costs_no_image(image_folder: ImageFol
     assert not (output / "failures").exists()
 
 
-def main() -> None:
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_gpus_that_join_late_are_planned_on_and_without_waiting_the_job_is_refused(
+    image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    images, output = image_folder(12), tmp_path / "out"
+    command = [sys.executable, "-m", "tests.pipelines.test_nodes", "join", str(images), str(output)]
+    done = subprocess.run(command, check=True, timeout=500, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "the cluster lacks a node with CPUs for workers: it has 1 node with 0 CPUs and 0 GPUs; give --cluster-wait-s "
+        "900 to wait for nodes to join, or start worker nodes",
+        "12 labelled",
+    ]
+    start = json.loads((output / "run.json").read_text())["starts"][0]
+    assert (start["pools"]["propose"]["actors"], start["pools"]["propose"]["num_gpus"]) == (2, 1.0)
+    assert sorted(node["gpus"] for node in start["cluster"]) == [0.0, 1.0, 1.0]
+
+
+def join(images: str, output: str) -> None:
+    """Label on a head without CPUs while two nodes with GPUs (by name: none is needed) are still to join."""
+    from ray.cluster_utils import Cluster
+
+    from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
+    from ovss_core.errors import ClusterError
+    from ovss_core.vocabulary import Vocabulary
+    from pipelines import awaiting
+    from pipelines.label import LabelJob, run_label
+    from pipelines.options import RunOptions, SourceOptions
+
+    store = {"object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **store})
+    segmenter = SegmenterConfig(
+        model=ModelConfig("demo", "random"),
+        windows=WindowConfig(size=32, stride=32, short_side=32),
+        purification=PurificationConfig(method="none"),
+    )
+    run = RunOptions(output, address=cluster.address)
+    job = LabelJob(SourceOptions(images=images), run, Vocabulary.from_names(["cat", "dog"]), segmenter)
+    try:
+        run_label(job)
+    except ClusterError as error:
+        print(error)
+    awaiting.SETTLED_S = 8.0
+
+    def boot() -> None:
+        for _ in range(2):
+            time.sleep(4.0)
+            cluster.add_node(num_cpus=1, num_gpus=1, **store)
+
+    booting = Thread(target=boot)
+    booting.start()
+    summary = run_label(replace(job, run=replace(run, cluster_wait_s=120.0)))
+    print(f"{summary['labelled']} labelled")
+    booting.join()
+    cluster.shutdown()
+
+
+def lose(images: str, output: str) -> None:
     """Run a job on a head without CPUs and two workers, one of which is removed half way."""
     import ray
     from ray.cluster_utils import Cluster
@@ -40,7 +99,6 @@ def main() -> None:
     from pipelines.storage import Folder
     from tests.pipelines.mean_colour import mean_job
 
-    images, output = sys.argv[1:]
     quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     store = {"object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick, **store})
@@ -64,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    {"lose": lose, "join": join}[sys.argv[1]](*sys.argv[2:])

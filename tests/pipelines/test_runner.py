@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from ovss_core.errors import OvssError
+from pipelines.fragments import finished_ids
 from pipelines.manifest import Manifest, prepare_manifest
 from pipelines.progress import ProgressReport
 from pipelines.runner import Job, run_job
-from pipelines.sink import finished_ids, reopen_part
-from pipelines.sources import FolderSource
+from pipelines.sink import reopen_part
+from pipelines.sources import FolderSource, WebDatasetSource
 from pipelines.storage import Folder
 from pipelines.summary import write_summary
+from tests.pipelines.deadly_reading import DeadlyReader
 from tests.pipelines.mean_colour import MEANS, mean_job, mean_of
+from tests.pipelines.test_shards import images as images_by_name
+from tests.pipelines.test_shards import write_shard
 
 ImageFolder = Callable[..., Path]
 
@@ -103,7 +108,7 @@ def test_a_run_that_comes_back_does_only_what_is_missing(
     run(job)
     table = pq.read_table(output / "means/part-00001.parquet")
     before = {path.name: path.stat().st_ino for path in (output / "means").iterdir()}
-    reopen_part(Folder(str(output)), 1, MEANS)
+    reopen_part(Folder(str(output)), "part-00001", MEANS)
     [fragment] = (output / "_fragments/part-00001").iterdir()
     pq.write_table(table.slice(0, 5), fragment)
 
@@ -147,7 +152,7 @@ def test_a_killed_driver_is_resumed_without_repeating_or_losing_an_image(
     process.wait()
     done = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in output.glob("means/*")}
     stored = sum(
-        len(finished_ids(Folder(str(output)), part))
+        len(finished_ids(Folder(str(output)), f"part-{part:05d}"))
         for part in range(5)
         if not (output / f"_done/part-{part:05d}.json").exists()
     )
@@ -186,3 +191,34 @@ def test_a_batch_that_fails_is_tried_in_halves_until_the_faulty_item_is_alone() 
     assert [outcome for outcome in outcomes if not isinstance(outcome, Failure)] == [0, 2, 4, 6, 8, 12, 14]
     assert sizes == [8, 4, 4, 2, 1, 1, 2]
     assert np.all(np.array(sizes) <= 8)
+
+
+def test_an_image_that_kills_its_reader_becomes_a_failure_and_its_neighbours_are_done(
+    ray_session: None, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.execution.ReadImages", DeadlyReader)
+    images, output = image_folder(12), tmp_path / "out"
+    run(mean_job(str(output), FolderSource(str(images))))
+
+    [failure] = rows(output, "failures").to_pylist()
+    assert (failure["image_id"], failure["stage"]) == ("0003.jpg", "read")
+    assert failure["error_type"] == "WorkerCrash"
+    assert rows(output, "means").num_rows == 11
+
+
+def test_a_shard_that_kills_its_reader_keeps_its_first_images_and_the_other_shards_are_done(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.execution.ReadImages", DeadlyReader)
+    write_shard(tmp_path / "s/a.tar", images_by_name(6))
+    write_shard(tmp_path / "s/b.tar", images_by_name(20, 10))
+    output = tmp_path / "out"
+    job = replace(mean_job(str(output), WebDatasetSource(str(tmp_path / "s"))), shard_size=8)
+    run(job)
+
+    [failure] = rows(output, "failures").to_pylist()
+    assert (failure["image_id"], failure["error_type"]) == ("a.tar", "WorkerCrash")
+    assert sorted(rows(output, "means")["image_id"].to_pylist()) == [
+        *(f"a.tar/{n:03d}" for n in range(3)),
+        *(f"b.tar/{n:03d}" for n in range(10, 30)),
+    ]

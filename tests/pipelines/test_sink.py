@@ -7,13 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from ovss_core.errors import OvssError
+from pipelines.fragments import encode_parquet, finished_ids
 from pipelines.manifest import Manifest, prepare_manifest
 from pipelines.schema import CARRIER, FAILURES, LABELS, result_type
-from pipelines.sink import WriteFragments, encode_parquet, finished_ids, merge_part, reopen_part
+from pipelines.sink import WriteFragments, merge_part, reopen_part
 from pipelines.sources import FolderSource
 from pipelines.storage import Folder
 from pipelines.summary import add_statistics, write_summary
 from tests.pipelines.mean_colour import MEANS, SCHEMA
+
+PART = "part-00000"
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def output(tmp_path: Path) -> Folder:
     return folder
 
 
-def finished(ids: str, part: int = 0, failed: str = "", seconds: float = 1.0) -> pa.Table:
+def finished(ids: str, part: str = PART, failed: str = "", seconds: float = 1.0) -> pa.Table:
     """Rows as the last stage hands them to the sink."""
     failure = {"stage": "mean", "error_type": "ImageError", "reason": "bad"}
     columns = {
@@ -36,6 +39,7 @@ def finished(ids: str, part: int = 0, failed: str = "", seconds: float = 1.0) ->
         "uri": [f"/{name}.jpg" for name in ids],
         "failure": [failure if name in failed else None for name in ids],
         "seconds": [[("mean", seconds)], *[None] * (len(ids) - 1)],
+        "part_images": [None] * len(ids),
         "result": [None if name in failed else {"mean": float(ord(name)), "png": b"x"} for name in ids],
     }
     kept = [entry for entry in CARRIER if entry.name not in ("annotation", "image")]
@@ -44,13 +48,15 @@ def finished(ids: str, part: int = 0, failed: str = "", seconds: float = 1.0) ->
 
 def test_a_part_is_published_in_manifest_order_once_all_its_images_are_there(output: Folder) -> None:
     writer = WriteFragments(output.uri, MEANS)
-    assert writer.write(finished("db")).to_pylist() == [{"part": 0, "labelled": 2, "failed": 0}]
-    assert merge_part(output.uri, 0, MEANS) == {"part": 0, "missing": 2}
+    assert writer.write(finished("db")).to_pylist() == [
+        {"part": PART, "labelled": 2, "failed": 0, "part_images": None}
+    ]
+    assert merge_part(output.uri, PART, MEANS) == {"part": PART, "missing": 2}
     assert not output.exists("means")
-    assert finished_ids(output, 0) == {"b.jpg", "d.jpg"}
+    assert finished_ids(output, PART) == {"b.jpg", "d.jpg"}
 
     writer.write(finished("ca", failed="c"))
-    marker = merge_part(output.uri, 0, MEANS)
+    marker = merge_part(output.uri, PART, MEANS)
 
     assert (marker["labelled"], marker["failed"], marker["seconds"]) == (3, 1, {"mean": 2.0})
     assert marker["statistics"] == {"sum_of_means": float(ord("a") + ord("b") + ord("d"))}
@@ -68,38 +74,43 @@ def test_rows_that_were_written_twice_count_once_and_a_label_beats_a_failure(out
     writer = WriteFragments(output.uri, MEANS)
     for rows in (finished("ab"), finished("ab"), finished("bcd", failed="bd"), finished("cd")):
         writer.write(rows)
-    marker = merge_part(output.uri, 0, MEANS)
+    marker = merge_part(output.uri, PART, MEANS)
     assert (marker["images"], marker["labelled"], marker["failed"]) == (4, 4, 0)
 
 
-def test_an_image_of_another_part_is_an_error(output: Folder) -> None:
+def test_a_row_of_an_image_that_the_part_does_not_have_is_named_and_passed_over(
+    output: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
     WriteFragments(output.uri, MEANS).write(finished("abcdz"))
-    with pytest.raises(OvssError, match=r"holds 1 images that are not of this part, such as 'z\.jpg'"):
-        merge_part(output.uri, 0, MEANS)
+    marker = merge_part(output.uri, PART, MEANS)
+    assert "holds 1 images that are not of this part, such as 'z.jpg'" in caplog.text
+    assert (marker["images"], marker["labelled"], marker["failed"]) == (4, 4, 0)
+    table = pq.read_table(pa.BufferReader(output.read("means/part-00000.parquet")))
+    assert table["image_id"].to_pylist() == [f"{name}.jpg" for name in "abcd"]
 
 
 def test_reopening_a_part_keeps_its_labels_and_forgets_its_failures(output: Folder) -> None:
     WriteFragments(output.uri, MEANS).write(finished("abcd", failed="c"))
-    merge_part(output.uri, 0, MEANS)
+    merge_part(output.uri, PART, MEANS)
     before = output.read("means/part-00000.parquet")
 
-    reopen_part(output, 0, MEANS)
+    reopen_part(output, PART, MEANS)
 
-    assert finished_ids(output, 0) == {"a.jpg", "b.jpg", "d.jpg"}
+    assert finished_ids(output, PART) == {"a.jpg", "b.jpg", "d.jpg"}
     assert not output.exists("_done/part-00000.json")
     assert output.read("means/part-00000.parquet") == before
     WriteFragments(output.uri, MEANS).write(finished("c"))
-    marker = merge_part(output.uri, 0, MEANS)
+    marker = merge_part(output.uri, PART, MEANS)
     assert (marker["labelled"], marker["failed"], marker["seconds"]) == (4, 0, {"mean": 2.0})
     assert not output.exists("failures/part-00000.parquet")
 
 
 def test_counts_that_do_not_add_up_are_an_error(output: Folder) -> None:
     WriteFragments(output.uri, MEANS).write(finished("abcd"))
-    merge_part(output.uri, 0, MEANS)
-    assert write_summary(output, Manifest((4,)), {})["labelled"] == 4
+    merge_part(output.uri, PART, MEANS)
+    assert write_summary(output, Manifest({PART: 4}), {})["labelled"] == 4
     with pytest.raises(OvssError, match="5 images in the manifest, 4 in finished parts"):
-        write_summary(output, Manifest((4, 1)), {})
+        write_summary(output, Manifest({PART: 4, "part-00001": 1}), {})
     assert json.loads(output.read("summary.json"))["images"] == 5
 
 
@@ -125,5 +136,5 @@ def test_compressed_columns_are_not_compressed_twice_and_the_schema_is_documente
 
 def test_a_folder_of_finished_files_is_one_dataset_for_any_reader(output: Folder) -> None:
     WriteFragments(output.uri, MEANS).write(finished("abcd", failed="d"))
-    merge_part(output.uri, 0, MEANS)
+    merge_part(output.uri, PART, MEANS)
     assert ds.dataset(f"{output.uri}/means").count_rows() == 3

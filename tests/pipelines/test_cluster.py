@@ -1,0 +1,152 @@
+"""Starting Ray: without its chatter, where it has room, gone when the run ends, and one line where it cannot."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray._private.utils import check_version_info
+
+from ovss_core.errors import ClusterError
+from pipelines.cluster import explain_start, temporary_folder
+
+ImageFolder = Callable[..., Path]
+_LONG = "a_folder_of_a_batch_system_with_a_long_name_for_every_job_of_every_user/job.1355700"
+_MARK = "OVSS_TEST_RUN"
+
+
+def label(images: Path, output: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start ``ovss label`` in a session of its own; its processes carry a mark in their environment."""
+    flags = f"label --images {images} --vocabulary demo --output {output} --model demo --pretrained random"
+    flags += " --host clearclip --purify none --windows.short_side 32 --windows.size 32 --windows.stride 32"
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *flags.split(), "--actors", "1"],
+        env={**os.environ, _MARK: uuid.uuid4().hex, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def foreign_lines(said: str) -> list[str]:
+    """Return what is neither a step of ours nor progress."""
+    return [line for line in said.splitlines() if not line.startswith("ovss: ") and " images (" not in line]
+
+
+def processes_with(mark: str) -> Iterator[str]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                yield (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        except OSError:
+            continue
+
+
+def test_a_folder_that_is_too_long_for_sockets_is_replaced_by_a_short_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert temporary_folder() is None
+    monkeypatch.setenv("TMPDIR", str(tmp_path / _LONG))
+    assert temporary_folder() == "/tmp/ray"
+    assert not (tmp_path / _LONG).exists()
+
+
+def test_a_folder_that_cannot_be_used_is_named_with_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_text("")
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
+    with pytest.raises(
+        ClusterError, match=r"Ray cannot start: /proc/nowhere cannot be used .*set RAY_TMPDIR"
+    ):
+        temporary_folder()
+    monkeypatch.setattr("pipelines.cluster._SHORT_FOLDERS", (str(tmp_path / "f"),))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / _LONG))
+    with pytest.raises(
+        ClusterError, match=r"characters too long for its sockets; \S+ (is \d+|cannot be used)"
+    ):
+        temporary_folder()
+    monkeypatch.setattr("pipelines.cluster._LEAST_FREE_BYTES", 1 << 60)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    with pytest.raises(ClusterError, match=r"/tmp has only \d+ MB free"):
+        temporary_folder()
+
+
+def test_other_versions_on_the_cluster_are_told_in_one_line() -> None:
+    with pytest.raises(RuntimeError, match="Version mismatch") as error:
+        check_version_info({"ray_version": "2.9.0", "python_version": "3.9.1"}, "node 10.0.0.1")
+    text = explain_start(error.value, "10.0.0.2:6379")
+    assert text.startswith(
+        "cannot join the Ray cluster at 10.0.0.2:6379: it runs Ray 2.9.0, Python 3.9.1, this"
+    )
+    assert "\n" not in text
+
+
+def test_an_error_of_ray_becomes_its_first_line_with_what_to_look_at() -> None:
+    text = explain_start(RuntimeError("Failed to start GCS.\nlast lines of a log\nmore"), None)
+    assert text.startswith("Ray cannot start on this machine: Failed to start GCS; check the room in /")
+    assert explain_start(ConnectionRefusedError(111, "Connection refused"), "h:1").endswith(
+        "; check --address"
+    )
+
+
+def test_a_run_says_each_step_and_ray_says_nothing_and_leaves_nothing_and_a_finished_one_needs_no_ray(
+    image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    images, output, folder = image_folder(3), tmp_path / "out", tmp_path / _LONG
+    folder.mkdir(parents=True)
+    run = label(images, output, TMPDIR=str(folder))
+    printed, said = run.communicate(timeout=200)
+    assert (run.returncode, printed.splitlines()[0][:40]) == (0, "3 images: 3 labelled, 0 failed; this sta")
+    assert "ovss: starting Ray on this machine ...\n" in said
+    assert "ovss: starting workers (1 x segment)\n" in said
+    assert foreign_lines(said) == []
+    assert said.splitlines()[-1].startswith("3 of 3 images (100 %)")
+
+    again = label(images, output, RAY_TMPDIR="/proc/nowhere")  # where Ray could not start
+    printed, said = again.communicate(timeout=100)
+    assert (again.returncode, "starting Ray" in said) == (0, False)
+    assert printed.startswith("3 images: 3 labelled, 0 failed; nothing was left to do\n")
+
+    (images / "new.jpg").write_bytes((images / "0000.jpg").read_bytes())
+    refused = label(images, output, RAY_TMPDIR="/proc/nowhere")
+    _, said = refused.communicate(timeout=100)
+    assert refused.returncode == 2
+    assert said.splitlines()[-1].startswith("ovss: error: Ray cannot start: /proc/nowhere")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in Linux's /proc")
+@pytest.mark.parametrize(
+    ("number", "moment", "seconds"),
+    [
+        (signal.SIGTERM, "starting Ray", 1.0),
+        pytest.param(signal.SIGINT, "starting Ray", 2.5, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "starting Ray", 3.5, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, "starting workers", 0.0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "starting workers", 2.0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "starting workers", 4.0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_ends_the_run_with_one_line_and_nothing_of_ray_is_left(
+    image_folder: ImageFolder, tmp_path: Path, number: signal.Signals, moment: str, seconds: float
+) -> None:
+    mark = uuid.uuid4().hex
+    run = label(image_folder(300), tmp_path / "out", **{_MARK: mark})
+    assert run.stderr
+    assert any(moment in line for line in run.stderr)
+    time.sleep(seconds)
+    run.send_signal(number)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 128 + number, said
+    name = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    assert said.splitlines()[-1] == f"ovss: {name}; the same command goes on where it stopped"
+    assert foreign_lines(said) == []
+    assert list(processes_with(mark)) == []
