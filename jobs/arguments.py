@@ -1,126 +1,227 @@
-"""Command-line flags out of the settings' dataclasses; their docstrings are the help."""
+"""The flags of the commands: which stand where in the help, and how their values become settings again."""
 
-import re
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
-from inspect import getdoc
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from ovss_core.config import (
-    LabelConfig,
-    ModelConfig,
-    PurificationConfig,
-    SegmenterConfig,
-    SfpConfig,
-    WindowConfig,
-)
-from ovss_core.errors import ConfigError
-from ovss_core.evaluation.benchmarks.protocols import protocol_config
+from jobs.flags import Flag, choice, flags_of
+from jobs.parser import CommandParser
+from ovss_core.config import PurificationMethod, SegmenterConfig
+from ovss_core.errors import ConfigError, VocabularyError
+from ovss_core.evaluation.benchmarks import BENCHMARKS, protocol_config
+from ovss_core.host_names import host_names
 from ovss_core.vocabulary import Vocabulary
+from pipelines.options import PoolOptions, RunOptions
 
 Settings = TypeVar("Settings")
-_GROUPS = {
-    "windows": WindowConfig,
-    "sfp": SfpConfig,
-    "purification": PurificationConfig,
-    "labels": LabelConfig,
+
+START = "start here"
+IMAGES = "which images are read"
+RUN = "the run"
+WORKERS = "cluster and workers"
+QUALITY = "quality: dense head, purification, windows, labels"
+RESEARCH = "switches for research"
+_SECTIONS = {
+    START: None,
+    IMAGES: None,
+    RUN: None,
+    WORKERS: "What is not given follows from the cluster.",
+    QUALITY: "How masks come about; --benchmark sets these as the papers' evaluations did.",
+    RESEARCH: "Every part of SFP and FreeCP on its own, in each published form.",
 }
+JOB_HOMES = {
+    "image_column": IMAGES,
+    "id_column": IMAGES,
+    "image_field": IMAGES,
+    "max_bytes": IMAGES,
+    "max_pixels": IMAGES,
+    "overwrite": RUN,
+    "retry_failed": RUN,
+    "verbose": RUN,
+    "address": WORKERS,
+    "cluster_wait_s": WORKERS,
+    "device": WORKERS,
+    "num_gpus": WORKERS,
+    "actors": WORKERS,
+    "batch_size": WORKERS,
+    "precision": WORKERS,
+    "window_batch": WORKERS,
+    "host": QUALITY,
+    "purify": QUALITY,
+    "variant": QUALITY,
+    "descriptions": QUALITY,
+    "purification.redundancy": QUALITY,
+    "purification.ambiguity": QUALITY,
+    "purification.thresholds": QUALITY,
+    "purification.redundancy_threshold": QUALITY,
+    "purification.ambiguity_threshold": QUALITY,
+}
+"""Flags that stand elsewhere than the other flags of their dataclass; in a section those named here come first."""
+_GROUPS = {"model": QUALITY, "windows": QUALITY, "labels": QUALITY}
+"""Sections of the segmenter's groups; a group that is not named here is for research."""
+_NAMES = {"model.name": "model", "purification.method": "purify", "purification.variant": "variant"}
+"""Flags that do not have the name of their field."""
 
 
-def add_fields(parser: ArgumentParser, kind: type, prefix: str = "", skip: tuple[str, ...] = ()) -> None:
-    """Add one flag for each field of a dataclass, ``--prefix.name`` or ``--name``."""
-    hints, meanings = get_type_hints(kind), _meanings(kind)
-    for entry in fields(kind):
-        if entry.name in skip:
-            continue
-        flag = f"--{prefix}.{entry.name}" if prefix else f"--{entry.name.replace('_', '-')}"
-        options: dict[str, Any] = {"help": meanings.get(entry.name, "")}
-        if hints[entry.name] is bool and entry.default is False and not prefix:
-            options["action"] = "store_true"
-        else:
-            options |= {"type": hints[entry.name], "required": entry.default is MISSING}
-            if entry.default is not MISSING:
-                options["default"] = entry.default
-        parser.add_argument(flag, **options)
+def lay_out(flags: Sequence[Flag], start: Sequence[str], homes: Mapping[str, str]) -> list[Flag]:
+    """Put flags into their sections; those named in `start` open the page, in that order.
+
+    A flag that is named nowhere stays where its dataclass put it, behind the others.
+    """
+    homes = {**homes, **dict.fromkeys(start, START)}
+    order = list(dict.fromkeys([*start, *homes]))
+    moved = [replace(flag, section=homes.get(flag.dest, flag.section)) for flag in flags]
+    return sorted(moved, key=lambda flag: order.index(flag.dest) if flag.dest in order else len(order))
+
+
+def make_parser(
+    command: str,
+    usage: str,
+    description: str,
+    flags: Sequence[Flag],
+    start: Sequence[str] = (),
+    homes: Mapping[str, str] | None = None,
+) -> CommandParser:
+    """Return the parser of ``ovss command``.
+
+    Args:
+        command: Its name.
+        usage: Its first flags, as one would type them.
+        description: What it does, and an example.
+        flags: All its flags.
+        start: Those that a newcomer needs, in the order of the help.
+        homes: Sections of flags that stand elsewhere than the rest of their dataclass.
+    """
+    return CommandParser(f"ovss {command}", usage, description, lay_out(flags, start, homes or {}), _SECTIONS)
+
+
+def run_flags(skip: Sequence[str] = ()) -> list[Flag]:
+    """Return the flags of how a job runs: `RunOptions` and `PoolOptions`."""
+    flags = [*flags_of(RunOptions, RUN, skip=skip), *flags_of(PoolOptions, WORKERS)]
+    return [replace(flag, short="-v") if flag.dest == "verbose" else flag for flag in flags]
+
+
+def segmenter_flags() -> list[Flag]:
+    """Return the flags of everything that decides a mask."""
+    flags = flags_of(SegmenterConfig, QUALITY, skip=_nested(), hints={"host": choice(host_names())})
+    for group, kind in _nested().items():
+        names = {entry.name: _dest(group, entry.name) for entry in fields(kind)}
+        flags += flags_of(kind, _GROUPS.get(group, RESEARCH), names=names)
+    return flags
+
+
+def benchmark_flag(meaning: str, section: str) -> Flag:
+    """Return ``--benchmark``, with the benchmarks to choose from."""
+    return Flag("benchmark", choice(list(BENCHMARKS)) | None, meaning, section)
+
+
+def vocabulary_flag(meaning: str = "") -> Flag:
+    """Return ``--vocabulary``: words, a file, a shipped name, or in a settings file a list."""
+    told = (
+        "What to look for: words by commas (cat,dog,sky), a file with a class a line, or a shipped vocabulary, of "
+        f"{', '.join(dict.fromkeys(name.partition('.')[0] for name in Vocabulary.shipped_names()))}."
+    )
+    return Flag("vocabulary", str | list[str | dict[str, Any]] | None, f"{told}{meaning}", START)
+
+
+def descriptions_flag() -> Flag:
+    """Return ``--descriptions``."""
+    told = "JSON file of sentences by class, to settle regions that several words claim."
+    return Flag("descriptions", str | None, told, QUALITY)
 
 
 def take_fields(values: Namespace, kind: type[Settings]) -> Settings:
-    """Build a dataclass from the flags that `add_fields` added without a prefix; skipped ones keep their default."""
+    """Build a dataclass from the flags that `flags_of` gave without a prefix; skipped ones keep their default."""
     return kind(**{entry.name: values[entry.name] for entry in fields(kind) if entry.name in values})  # type: ignore[arg-type]
 
 
-def add_segmenter(parser: ArgumentParser) -> None:
-    """Add the flags of everything that decides a mask."""
-    model, whole = _meanings(ModelConfig), _meanings(SegmenterConfig)
-    hints = get_type_hints(ModelConfig)
-    parser.add_argument("--model", type=str, default="ViT-B-16", help=model["name"])
-    parser.add_argument("--pretrained", type=str, default="openai", help=model["pretrained"])
-    for name in ("precision", "quick_gelu"):
-        default = getattr(ModelConfig(), name)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=hints[name], default=default, help=model[name]
-        )
-    parser.add_argument(
-        "--host", type=get_type_hints(SegmenterConfig)["host"], default="sfp", help="Dense head."
-    )
-    for alias, field in (("purify", "method"), ("variant", "variant")):
-        hint, meaning = get_type_hints(PurificationConfig)[field], _meanings(PurificationConfig)[field]
-        default = getattr(PurificationConfig(), field)
-        parser.add_argument(f"--{alias}", type=hint, default=default, help=meaning)
-    for name in ("window_batch", "max_pixels"):
-        default = getattr(SegmenterConfig(), name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=whole[name])
-    for prefix, kind in _GROUPS.items():
-        add_fields(parser, kind, prefix, skip=("method", "variant") if prefix == "purification" else ())
-
-
 def take_segmenter(values: Namespace) -> SegmenterConfig:
-    """Build the segmenter's configuration from the flags of `add_segmenter`."""
-    groups = {prefix: {**vars(values[prefix])} for prefix in _GROUPS}
-    groups["purification"] |= {"method": values.purify, "variant": values.variant}
-    return SegmenterConfig(
-        model=ModelConfig(values.model, values.pretrained, values.precision, values.quick_gelu),
-        host=values.host,
-        window_batch=values.window_batch,
-        max_pixels=values.max_pixels,
-        **{prefix: kind(**groups[prefix]) for prefix, kind in _GROUPS.items()},
-    )
+    """Build the segmenter's configuration from the flags of `segmenter_flags`."""
+    plain = [entry.name for entry in fields(SegmenterConfig) if entry.name not in _nested()]
+    parts = {
+        group: kind(**{entry.name: values[_dest(group, entry.name)] for entry in fields(kind)})
+        for group, kind in _nested().items()
+    }
+    return SegmenterConfig(**parts, **{name: values[name] for name in plain})
+
+
+def segmenter_defaults(config: SegmenterConfig) -> dict[str, Any]:
+    """Return a configuration as defaults for the flags of `segmenter_flags`, the model's left out."""
+    values = config.to_dict()
+    values.pop("model")
+    defaults: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in _nested():
+            defaults |= {_dest(name, field): entry for field, entry in value.items()}
+        else:
+            defaults[name] = value
+    return defaults
 
 
 def parse_with_protocol(
-    parser: ArgumentParser, arguments: Sequence[str] | None
+    parser: CommandParser, arguments: Sequence[str] | None
 ) -> tuple[Namespace, Vocabulary]:
     """Parse flags; with ``--benchmark``, its constants take the place of the defaults.
 
     Raises:
-        ConfigError: Neither a vocabulary nor a benchmark was given.
+        ConfigError: Neither a vocabulary nor a benchmark was given, or flags that cannot be understood.
     """
+    given = parser.given(arguments)
+    benchmark, host, purify = (
+        given.get(name, parser.get_default(name)) for name in ("benchmark", "host", "purify")
+    )
+    offered = None
+    # anything else is refused below
+    if benchmark in list(BENCHMARKS) and host in host_names() and purify in get_args(PurificationMethod):
+        config, offered = protocol_config(benchmark, host, purify)
+        parser.set_defaults(segmenter_defaults(config))
     values = parser.parse_args(arguments)
-    if not values.vocabulary and not values.benchmark:
-        raise ConfigError("give --vocabulary (a shipped name such as voc21, or a file), or --benchmark")
-    vocabulary = Vocabulary.load(values.vocabulary) if values.vocabulary else None
-    if not values.benchmark:
-        assert vocabulary is not None
-        return values, vocabulary
-    config, offered = protocol_config(values.benchmark, values.host, values.purify)
-    parser.set_defaults(segmenter_defaults(config))
-    return parser.parse_args(arguments), vocabulary or offered
+    if values.vocabulary:
+        return values, load_vocabulary(values.vocabulary)
+    if offered is None:
+        raise ConfigError(
+            "give --vocabulary (words by commas such as cat,dog, a file, or a shipped name such as voc21), or --benchmark"
+        )
+    return values, offered
 
 
-def segmenter_defaults(config: SegmenterConfig) -> dict[str, Any]:
-    """Return a configuration as defaults for the flags of `add_segmenter`, the model's left out."""
-    values = config.to_dict()
-    purification = values["purification"]
-    defaults = {"purify": purification.pop("method"), "variant": purification.pop("variant")}
-    for prefix in _GROUPS:
-        defaults |= {f"{prefix}.{name}": value for name, value in values[prefix].items()}
-    return {**defaults, "window_batch": config.window_batch, "max_pixels": config.max_pixels}
+def load_vocabulary(given: str | Sequence[str | Mapping[str, Any]]) -> Vocabulary:
+    """Load a vocabulary from what ``--vocabulary`` or a settings file gives.
+
+    Raises:
+        VocabularyError: It is none.
+    """
+    if isinstance(given, str):
+        return Vocabulary.load(given)
+    return Vocabulary.from_names([_as_line(entry) for entry in given])
 
 
-def _meanings(kind: type) -> dict[str, str]:
-    """Read what the docstring says of each attribute."""
-    section = (getdoc(kind) or "").partition("Attributes:\n")[2]
-    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text).replace("%", "%%") for name, text in entries}
+def _as_line(entry: str | Mapping[str, Any]) -> str:
+    """Return a class as a vocabulary's line; YAML reads ``- person: man, woman`` as a mapping."""
+    if isinstance(entry, str):
+        return entry
+    lines = [
+        f"{name}: {', '.join(map(str, words)) if isinstance(words, list) else words or ''}"
+        for name, words in entry.items()
+    ]
+    if len(lines) != 1:
+        raise VocabularyError(
+            f"a class of the vocabulary is {dict(entry)}; give each class an entry of its own"
+        )
+    return lines[0]
+
+
+def _nested() -> dict[str, Any]:
+    """Return the segmenter's groups of settings, by name."""
+    hints = get_type_hints(SegmenterConfig)
+    return {
+        entry.name: hints[entry.name] for entry in fields(SegmenterConfig) if is_dataclass(hints[entry.name])
+    }
+
+
+def _dest(group: str, name: str) -> str:
+    """Return the name of the flag of a field in one of the segmenter's groups."""
+    full = f"{group}.{name}"
+    return _NAMES.get(full, name if group == "model" else full)

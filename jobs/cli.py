@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from jobs.near_names import did_you_mean
+
 COMMANDS = {
     "label": ("jobs.label", "label every image of a corpus"),
     "evaluate": ("jobs.evaluate", "measure mIoU on a benchmark or on your own masks"),
@@ -18,13 +20,18 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Call the job that the first argument names, with the others."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
     if not given or given[0] in ("-h", "--help"):
         print(usage())
         return 0 if given else 2
+    if given[0] == "--version":
+        from jobs.parser import versions
+
+        print(versions())
+        return 0
     if given[0] not in COMMANDS:
-        print(
-            f"ovss: error: unknown command {given[0]!r}; give one of {', '.join(COMMANDS)}", file=sys.stderr
-        )
+        print(f"ovss: error: {_unknown(given[0])}", file=sys.stderr)
         return 2
     status: int = import_module(COMMANDS[given[0]][0]).main(given[1:])
     return status
@@ -36,8 +43,15 @@ def usage() -> str:
     return (
         "usage: ovss COMMAND [flags]\n\n"
         + "\n".join(lines)
-        + "\n\novss COMMAND --help lists a command's flags."
+        + "\n\nTo begin with:  ovss label --images photos/ --vocabulary cat,dog,sky --output out/photos\n"
+        "ovss COMMAND --help lists a command's flags; ovss --version tells the versions."
     )
+
+
+def _unknown(word: str) -> str:
+    if word.startswith("-"):
+        return f"give a command before {word.partition('=')[0]}, such as ovss label; the commands are {', '.join(COMMANDS)}"
+    return f"unknown command {word!r}; give one of {', '.join(COMMANDS)}{did_you_mean(word, COMMANDS)}"
 
 
 if __name__ == "__main__":

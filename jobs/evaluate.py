@@ -1,36 +1,85 @@
 """``ovss evaluate``: measure labels against reference masks."""
 
+from dataclasses import replace
+
 from jsonargparse import Namespace
 
-from jobs.arguments import add_fields, add_segmenter, parse_with_protocol, take_fields, take_segmenter
-from jobs.reporting import Arguments, make_parser, reported
-from pipelines.evaluate import EvaluateJob, PairOptions, describe_result, run_evaluate
-from pipelines.label import read_descriptions
+from jobs.arguments import (
+    IMAGES,
+    JOB_HOMES,
+    START,
+    benchmark_flag,
+    descriptions_flag,
+    make_parser,
+    parse_with_protocol,
+    run_flags,
+    segmenter_flags,
+    take_fields,
+    take_segmenter,
+    vocabulary_flag,
+)
+from jobs.flags import flags_of
+from jobs.parser import CommandParser
+from jobs.reporting import Arguments, reported
+from pipelines.evaluation.options import PairOptions
 from pipelines.options import PoolOptions, RunOptions
+
+_START = (
+    "benchmark",
+    "root",
+    "images",
+    "masks",
+    "vocabulary",
+    "output",
+    "model",
+    "pretrained",
+    "grid",
+    "limit",
+    "oracle",
+)
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    pairs = {flag.dest: flag for flag in flags_of(PairOptions, IMAGES)}
+    pairs["benchmark"] = benchmark_flag(
+        "One of the papers' benchmarks; its vocabulary and constants take the place of the defaults.", START
+    )
+    pairs["vocabulary"] = vocabulary_flag(" Its order is that of the masks' values.")
+    output = "Folder for everything the run writes; out/ and the settings, unless given. A run that was interrupted goes on."
+    run = [
+        replace(flag, hint=str | None, required=False, meaning=output) if flag.dest == "output" else flag
+        for flag in run_flags(skip=("previews",))
+    ]
+    return make_parser(
+        "evaluate",
+        "--benchmark NAME --root FOLDER | --images PATH --masks FOLDER --vocabulary WORDS [flags]",
+        "Measure mIoU on a benchmark, or on your own images and masks.\n\n"
+        "  ovss evaluate --benchmark voc21 --root VOCdevkit/VOC2012\n"
+        "  ovss evaluate --images images/ --masks masks/ --vocabulary words.txt --output out/mine",
+        [*pairs.values(), *run, descriptions_flag(), *segmenter_flags()],
+        _START,
+        JOB_HOMES,
+    )
 
 
 @reported
 def main(arguments: Arguments = None) -> int:
     """Run the job and return the exit status."""
-    parser = make_parser("evaluate", "Measure mIoU on a benchmark, or on your own images and masks.")
-    add_fields(parser, PairOptions)
-    parser.add_argument(
-        "--descriptions", type=str, help="JSON file: sentences by class, for ambiguous regions."
-    )
-    add_fields(parser, RunOptions, skip=("output", "previews"))
-    parser.add_argument("--output", type=str, help="Folder of the results; out/ and the settings by default.")
-    add_segmenter(parser)
-    add_fields(parser, PoolOptions)
-    values, vocabulary = parse_with_protocol(parser, arguments)
+    values, vocabulary = parse_with_protocol(build_parser(), arguments)
     values.output = values.output or _default_output(values)
-    job = EvaluateJob(
-        take_fields(values, PairOptions),
-        take_fields(values, RunOptions),
-        vocabulary,
-        take_segmenter(values),
-        read_descriptions(values.descriptions),
-        take_fields(values, PoolOptions),
-    )
+    pairs, run = take_fields(values, PairOptions), take_fields(values, RunOptions)
+    segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
+    # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
+    from pipelines.preflight import check_evaluate, read_descriptions
+    from pipelines.progress import announced
+
+    descriptions = read_descriptions(values.descriptions)
+    check_evaluate(pairs, run, pools, segmenter, vocabulary, descriptions)
+    with announced("ovss: loading torch and Ray"):
+        from pipelines.evaluate import EvaluateJob, describe_result, run_evaluate
+
+    job = EvaluateJob(pairs, run, vocabulary, segmenter, descriptions, pools)
     return describe_result(job, run_evaluate(job))
 
 

@@ -1,35 +1,65 @@
 """``ovss label``: label every image of a corpus."""
 
-from jobs.arguments import add_fields, add_segmenter, parse_with_protocol, take_fields, take_segmenter
-from jobs.reporting import Arguments, make_parser, reported
-from pipelines.label import LabelJob, describe_result, read_descriptions, run_label
+from jobs.arguments import (
+    IMAGES,
+    JOB_HOMES,
+    QUALITY,
+    benchmark_flag,
+    descriptions_flag,
+    make_parser,
+    parse_with_protocol,
+    run_flags,
+    segmenter_flags,
+    take_fields,
+    take_segmenter,
+    vocabulary_flag,
+)
+from jobs.flags import flags_of
+from jobs.parser import CommandParser
+from jobs.reporting import Arguments, reported
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
+
+_START = ("images", "parquet", "webdataset", "vocabulary", "output", "model", "pretrained", "previews")
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    return make_parser(
+        "label",
+        "--images PATH --vocabulary WORDS --output FOLDER [flags]",
+        "Label every image of a corpus with the classes of a vocabulary.\n\n"
+        "  ovss label --images photos/ --vocabulary cat,dog,sky --output out/photos\n\n"
+        "The same command goes on where an earlier one stopped.",
+        [
+            *flags_of(SourceOptions, IMAGES),
+            vocabulary_flag(),
+            *run_flags(),
+            benchmark_flag("Take the vocabulary and the constants of this benchmark.", QUALITY),
+            descriptions_flag(),
+            *segmenter_flags(),
+        ],
+        _START,
+        JOB_HOMES,
+    )
 
 
 @reported
 def main(arguments: Arguments = None) -> int:
     """Run the job and return the exit status."""
-    parser = make_parser("label", "Label every image of a corpus with the classes of a vocabulary.")
-    add_fields(parser, SourceOptions)
-    parser.add_argument(
-        "--vocabulary", type=str, help="Shipped name (such as voc21) or file, a class a line."
-    )
-    parser.add_argument(
-        "--descriptions", type=str, help="JSON file: sentences by class, for ambiguous regions."
-    )
-    parser.add_argument("--benchmark", type=str, help="Take vocabulary and constants of this benchmark.")
-    add_fields(parser, RunOptions)
-    add_segmenter(parser)
-    add_fields(parser, PoolOptions)
-    values, vocabulary = parse_with_protocol(parser, arguments)
-    job = LabelJob(
-        take_fields(values, SourceOptions),
-        take_fields(values, RunOptions),
-        vocabulary,
-        take_segmenter(values),
-        read_descriptions(values.descriptions),
-        take_fields(values, PoolOptions),
-    )
+    values, vocabulary = parse_with_protocol(build_parser(), arguments)
+    source, run = take_fields(values, SourceOptions), take_fields(values, RunOptions)
+    segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
+    # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
+    from pipelines.preflight import check_label, read_descriptions
+    from pipelines.progress import announced
+
+    descriptions = read_descriptions(values.descriptions)
+    check_label(source, run, pools, segmenter, vocabulary, descriptions)
+    source.open()  # says at once where nothing is there
+    with announced("ovss: loading torch and Ray"):
+        from pipelines.label import LabelJob, describe_result, run_label
+
+    job = LabelJob(source, run, vocabulary, segmenter, descriptions, pools)
     return describe_result(job, run_label(job))
 
 

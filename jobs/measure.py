@@ -3,34 +3,51 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.arguments import add_fields
-from jobs.reporting import Arguments, make_parser, reported
-from ovss_core.config import ModelConfig
-from pipelines.measurement.report import as_markdown, measure
-from pipelines.measurement.workload import MeasureConfig
+from jobs.arguments import RUN, START, make_parser
+from jobs.flags import Flag, flags_of
+from jobs.parser import CommandParser
+from jobs.reporting import Arguments, reported
+from ovss_core.config import ModelConfig, Precision
+from pipelines.measurement.options import MeasureConfig
+
+_MODEL = {
+    "name": Flag("model", str, "Architecture that is measured; OpenAI's weights go with QuickGELU.", START),
+    "pretrained": Flag("pretrained", str, "Weights; random ones cost the same.", START),
+    "precision": Flag("precision", Precision, "Number format of the image tower.", RUN),
+}
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    measured = MeasureConfig().model
+    model = [replace(flag, default=getattr(measured, field)) for field, flag in _MODEL.items()]
+    return make_parser(
+        "measure",
+        "[flags]",
+        "Measure speed: medians and paired ratios of one run.\n\n"
+        "  ovss measure --quick\n"
+        "  ovss measure --output out/speed.json",
+        [
+            Flag("quick", bool, "One picture, once: shows that it runs.", START, False),
+            Flag("output", Path | None, "JSON file for the result.", START, value="FILE"),
+            *flags_of(MeasureConfig, RUN, skip=("model",)),
+            *model,
+        ],
+        ("quick", "output", "images", "model", "pretrained"),
+    )
 
 
 @reported
 def main(arguments: Arguments = None) -> int:
     """Measure, print the tables, and return the exit status."""
-    parser = make_parser("measure", "Measure speed: medians and paired ratios of one run.")
-    add_fields(parser, MeasureConfig, skip=("model",))
-    parser.add_argument(
-        "--model",
-        type=str,
-        default="ViT-B-16-quickgelu",
-        help="Architecture that is measured; OpenAI's weights go with QuickGELU.",
-    )
-    parser.add_argument("--pretrained", type=str, default="random", help="Random weights cost the same.")
-    parser.add_argument("--precision", type=str, default="float32", help="float32, bfloat16 or float16.")
-    parser.add_argument("--quick", action="store_true", help="One picture, once: shows that it runs.")
-    parser.add_argument("--output", type=Path, help="JSON file for the result.")
-    given = vars(parser.parse_args(arguments))
+    given = vars(build_parser().parse_args(arguments))
     quick, output, _ = given.pop("quick"), given.pop("output"), given.pop("config", None)
-    model = ModelConfig(*(given.pop(name) for name in ("model", "pretrained", "precision")))
+    model = ModelConfig(**{field: given.pop(flag.dest) for field, flag in _MODEL.items()})
     config = MeasureConfig(model=model, **given)
     if quick:
         config = replace(config, image_count=1, repeats=1, vocabularies=(21,), scaling=False, compiled=False)
+    from pipelines.measurement.report import as_markdown, measure  # brings torch, which help does not need
+
     print(as_markdown(measure(config, output)))
     return 0
 

@@ -2,26 +2,58 @@
 
 import sys
 
-import torch
-
-from jobs.reporting import Arguments, make_parser, reported
+from jobs.arguments import RUN, START, make_parser
+from jobs.flags import Flag
+from jobs.near_names import did_you_mean
+from jobs.parser import CommandParser
+from jobs.reporting import Arguments, reported
 from ovss_core.config import ModelConfig
-from ovss_core.demonstration.measurement import as_table, measure_demo
+from ovss_core.errors import ConfigError
+from ovss_core.host_names import host_names
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    hosts = f"Dense heads, by commas, of {', '.join(host_names())}."
+    return make_parser(
+        "measure-demo",
+        "[flags]",
+        "Measure the demonstration model on scenes it never saw.\n\n  ovss measure-demo --hosts clearclip,sfp --count 20",
+        [
+            Flag("hosts", str, hosts, START, "maskclip,clearclip,sfp"),
+            Flag("count", int, "Number of scenes.", START, 300),
+            Flag(
+                "pretrained",
+                str,
+                "The path of other weights than those that ship with ovss.",
+                START,
+                "openai",
+            ),
+            Flag("threads", int | None, "Threads of torch; unset leaves torch's choice.", RUN),
+        ],
+    )
 
 
 @reported
 def main(arguments: Arguments = None) -> int:
     """Measure, print the table, and return the exit status."""
-    parser = make_parser("measure-demo", "Measure the demonstration model on scenes it never saw.")
-    parser.add_argument("--hosts", type=str, default="maskclip,clearclip,sfp", help="Hosts, by commas.")
-    parser.add_argument("--count", type=int, default=300, help="Number of scenes.")
-    parser.add_argument("--pretrained", type=str, default="openai", help="Path of other demo weights.")
-    parser.add_argument("--threads", type=int, help="Threads of torch.")
-    given = parser.parse_args(arguments)
+    given = build_parser().parse_args(arguments)
+    hosts = [name.strip() for name in given.hosts.split(",")]
+    for name in hosts:
+        if name not in host_names():
+            near = did_you_mean(name, host_names())
+            raise ConfigError(f"--hosts names {name!r}; give some of {', '.join(host_names())}{near}")
+    for name in ("count", "threads"):
+        if given[name] is not None and given[name] < 1:
+            raise ConfigError(f"--{name} is {given[name]}; give at least 1")
+    import torch
+
+    from ovss_core.demonstration.measurement import as_table, measure_demo
+
     if given.threads:
         torch.set_num_threads(given.threads)
     model = ModelConfig(name="demo", pretrained=given.pretrained)
-    cells = measure_demo(given.hosts.split(","), given.count, model, report=_progress)
+    cells = measure_demo(hosts, given.count, model, report=_progress)
     print(as_table(cells, given.count))
     return 0
 

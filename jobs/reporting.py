@@ -1,4 +1,4 @@
-"""What every command shares: its parser, and how errors and signals become one line and an exit status."""
+"""What every command shares: how errors and signals become one line and an exit status."""
 
 import logging
 import os
@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from types import FrameType
 from typing import NoReturn
-
-from jsonargparse import ArgumentParser
 
 from ovss_core.errors import ClusterError, ConfigError, ModelError, OvssError, StorageError, WeightsError
 from pipelines.transport.addresses import ScrubbedFormatter, scrub
@@ -35,13 +33,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
-
-
-def make_parser(command: str, description: str) -> ArgumentParser:
-    """Return the parser of ``ovss command``; every flag may also stand in a file given as ``--config``."""
-    parser = ArgumentParser(prog=f"ovss {command}", description=description)
-    parser.add_argument("--config", action="config", help="YAML file with any of these flags.")
-    return parser
 
 
 def reported(main: Main) -> Main:

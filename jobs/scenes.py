@@ -1,17 +1,31 @@
 """``ovss scenes``: draw pictures with ground truth, any number of them; the same command goes on after a stop."""
 
-from jobs.reporting import Arguments, make_parser, reported
-from pipelines.scenes import ScenesConfig, draw_scenes
+from jobs.arguments import RUN, make_parser, take_fields
+from jobs.flags import flags_of
+from jobs.parser import CommandParser
+from jobs.reporting import Arguments, reported
+from pipelines.scene_options import ScenesConfig
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    return make_parser(
+        "scenes",
+        "--count N --output FOLDER [flags]",
+        "Draw picture-book scenes with exact label maps.\n\n"
+        "  ovss scenes --count 1000 --format webdataset --output out/scenes\n\n"
+        "The same command goes on where an earlier one stopped.",
+        flags_of(ScenesConfig, RUN),
+        ("count", "output", "format"),
+    )
 
 
 @reported
 def main(arguments: Arguments = None) -> int:
     """Draw the scenes and return the exit status."""
-    parser = make_parser("scenes", "Draw picture-book scenes with exact label maps.")
-    parser.add_class_arguments(ScenesConfig)
-    given = parser.parse_args(arguments).as_dict()
-    given.pop("config", None)
-    config = ScenesConfig(**given)
+    config = take_fields(build_parser().parse_args(arguments), ScenesConfig)
+    from pipelines.scenes import draw_scenes  # brings Arrow and the painter, which help does not need
+
     print(f"drew {draw_scenes(config)} scenes into {config.output}")
     return 0
 

@@ -2,19 +2,48 @@
 
 from pathlib import Path
 
-from jobs.reporting import Arguments, make_parser, reported
-from ovss_core.demonstration.training import TrainingConfig, train_demo
+from jobs.arguments import RUN, START, make_parser
+from jobs.flags import Flag, flags_of
+from jobs.parser import CommandParser
+from jobs.reporting import Arguments, reported
+from ovss_core.demonstration.recipe import TrainingConfig
+
+RECIPE = "the recipe"
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    folder = "Holds the scenes, the checkpoint and, at the end, ovss_demo.safetensors."
+    return make_parser(
+        "train-demo",
+        "--folder FOLDER [flags]",
+        "Train the model that ships with ovss, from scratch, on drawn scenes.\n\n"
+        "  ovss train-demo --folder out/training\n\n"
+        "The same command goes on where an earlier one stopped.",
+        [
+            Flag("folder", Path, folder, START, required=True),
+            Flag("stop_after", int | None, "Stop, with a checkpoint, after this many steps in all.", RUN),
+            Flag(
+                "training",
+                str,
+                "YAML file with any of these, such as 'seed: 1'.",
+                RECIPE,
+                value="FILE",
+                group_file=True,
+            ),
+            *flags_of(TrainingConfig, RECIPE, "training"),
+        ],
+    )
 
 
 @reported
 def main(arguments: Arguments = None) -> int:
     """Run the training and return the exit status."""
-    parser = make_parser("train-demo", "Train the model that ships with ovss, from scratch, on drawn scenes.")
-    parser.add_argument("--folder", type=Path, required=True, help="Holds scenes, checkpoint and weights.")
-    parser.add_argument("--stop-after", type=int, help="Stop after this many steps in all.")
-    parser.add_class_arguments(TrainingConfig, "training")
-    given = parser.instantiate(parser.parse_args(arguments))
-    print(f"wrote {train_demo(given.folder, given.training, given.stop_after)}")
+    given = build_parser().parse_args(arguments)
+    config = TrainingConfig(**vars(given.training))
+    from ovss_core.demonstration.training import train_demo  # brings torch, which help does not need
+
+    print(f"wrote {train_demo(given.folder, config, given.stop_after)}")
     return 0
 
 

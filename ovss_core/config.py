@@ -1,11 +1,11 @@
 """Every number with a meaning, as frozen dataclasses; each field says which way it acts."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 from ovss_core.errors import ConfigError
-from ovss_core.vocabulary import Vocabulary
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Background = Literal["auto", "none", "first_class", "residual"]
@@ -27,6 +27,10 @@ def _require_choice(name: str, value: object, choices: object) -> None:
     _require(value in allowed, f"{name} is {value!r}; give one of {', '.join(map(repr, allowed))}")
 
 
+def _require_positive(name: str, value: float) -> None:
+    _require(math.isfinite(value) and value > 0, f"{name} is {value}; give a number above 0")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Which CLIP to hold.
@@ -34,7 +38,8 @@ class ModelConfig:
     Attributes:
         name: An open_clip ViT architecture, or "demo" for the small model that ships with ovss.
         pretrained: An open_clip weight tag (downloaded by open_clip), a path to a state dict, safetensors
-            file or OpenAI TorchScript archive, or "random" for seeded random weights (tests only).
+            file or OpenAI TorchScript archive (read as data, never run), or "random" for seeded random weights
+            (tests only). With "demo" the default means the weights that ship with ovss.
         precision: Number format of the image tower.
         quick_gelu: Activation of both towers; None takes what the architecture's name, the tag or the archive
             says. Set it for a state dict of OpenAI's weights saved under a plain architecture name.
@@ -114,6 +119,12 @@ class SfpConfig:
     def __post_init__(self) -> None:
         _require_choice("sfp.variant", self.variant, SfpVariant)
         _require_choice("sfp.outlier_rule", self.outlier_rule, OutlierRule)
+        if self.outlier_factor is not None:
+            _require_positive("sfp.outlier_factor", self.outlier_factor)
+        _require(
+            math.isfinite(self.enhancement_lambda) and self.enhancement_lambda >= 0,
+            f"sfp.enhancement_lambda is {self.enhancement_lambda}; give a number of at least 0",
+        )
         _require(
             self.max_outliers is None or self.max_outliers >= 0,
             f"sfp.max_outliers is {self.max_outliers}; give at least 0, or none for the variant's own limit",
@@ -133,8 +144,9 @@ class PurificationConfig:
     """FreeCP, "Training-Free Class Purification" (ICCV 2025): which parts run, in which form, how strictly.
 
     Attributes:
-        method: "freecp", or "none" to label with the host's own scores.
-        variant: "image" decides once an image (default), "released" once a window as the authors' code,
+        method: "freecp" removes words that are absent from the image and settles words that claim one region;
+            "none" labels with the host's own scores.
+        variant: FreeCP's form: "image" decides once an image, "released" once a window as the authors' code,
             "paper" once a window by the paper's equations.
         redundancy: Remove the classes that are absent from the image.
         ambiguity: Let one class win where several claim the same region.
@@ -167,6 +179,7 @@ class PurificationConfig:
         for name in ("redundancy_threshold", "ambiguity_threshold", "box_threshold"):
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, f"purification.{name} is {value}; give a number from 0 to 1")
+        _require_positive("purification.score_scale", self.score_scale)
         _require(self.phrase_chunk >= 1, f"purification.phrase_chunk is {self.phrase_chunk}; give at least 1")
         _require(self.crop_size >= 1, f"purification.crop_size is {self.crop_size}; give at least 1")
 
@@ -210,6 +223,11 @@ class LabelConfig:
             0.0 <= self.min_probability <= 1.0,
             f"labels.min_probability is {self.min_probability}; give 0 to 1",
         )
+        _require_positive("labels.logit_scale", self.logit_scale)
+        _require(
+            self.min_area is None or 0.0 <= self.min_area <= 1.0,
+            f"labels.min_area is {self.min_area}; give a share from 0 to 1, or none to keep all classes",
+        )
 
 
 @dataclass(frozen=True)
@@ -217,7 +235,7 @@ class SegmenterConfig:
     """Everything that decides what mask an image gets, and how much memory that takes.
 
     Attributes:
-        host: The dense head, by the name of its file in `ovss_core.dense_heads`.
+        host: How dense features are read out of CLIP: the dense head of that name in `ovss_core.dense_heads`.
         window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 64 on a GPU, 8
             on a CPU, whose caches hold no more.
         max_pixels: Images with more pixels are refused before they are decoded.
@@ -254,33 +272,6 @@ class SegmenterConfig:
         values["purification"].pop("phrase_chunk")
         values["model"].pop("pretrained")
         return values
-
-    def background_policy(self, vocabulary: Vocabulary) -> BackgroundPolicy:
-        """Resolve the background policy "auto" by vocabulary and method.
-
-        Raises:
-            ConfigError: The policy needs a background class and the vocabulary has none, or it is "residual" without
-                purification.
-        """
-        policy, background = self.labels.background, vocabulary.background_index
-        if policy == "auto":
-            if background is None:
-                return "none"
-            return "residual" if self.purification.active else "first_class"
-        _require(
-            policy != "residual" or self.purification.active,
-            'labels.background "residual" needs purification; use --purify freecp or "first_class"',
-        )
-        _require(
-            policy != "none" or background is None or len(vocabulary) > 1,
-            'labels.background is "none" but the vocabulary has no other class than "background"; add one',
-        )
-        _require(
-            policy == "none" or background is not None,
-            f'labels.background is {policy!r} but the vocabulary has no class "background"; add a line '
-            '"background: sky, wall, floor" (or "background:" alone), or set labels.background to "none"',
-        )
-        return policy
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, ready for JSON."""

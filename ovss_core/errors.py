@@ -11,6 +11,9 @@ OvssError
 └── ClusterError (ValueError)         the Ray cluster cannot hold the job
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class OvssError(Exception):
     """Base of every error that ovss raises on purpose."""
@@ -46,3 +49,10 @@ class StorageError(OvssError, OSError):
 
 class ClusterError(OvssError, ValueError):
     """A Ray cluster too small for the job."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the known name that is most like a mistyped one, or "" where none is."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""

@@ -5,6 +5,7 @@ result = segmenter.segment(image)
 result.label_map
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ovss_core.check import validate
 from ovss_core.class_purification.null import load_distractors
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.checkpoints import ClipModel, load_clip
-from ovss_core.encoders.text_encoder import TextClassifier, TextEncoder, encode_vocabulary
+from ovss_core.encoders.text_encoder import TextClassifier, TextEncoder, cut_texts, encode_vocabulary
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.errors import ImageError
+from ovss_core.errors import ConfigError, ImageError
 from ovss_core.inference.decoding import decode_image, picture_to_rgb
 from ovss_core.segmentation import Segmentation
 from ovss_core.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 ImageLike = Image.Image | np.ndarray | str | Path | bytes
 
@@ -52,7 +56,8 @@ class OpenVocabSegmenter:
         Args:
             name: open_clip architecture, or "demo" for the small model that ships with ovss.
             pretrained: Weight tag or path; see `ModelConfig`.
-            vocabulary: Class names (synonyms separated by commas), a shipped vocabulary's name, or a file.
+            vocabulary: A list of classes (synonyms of one separated by commas), words separated by commas, a
+                shipped vocabulary's name, or a file.
             config: Everything else; its model is replaced by the one named here.
             descriptions: Sentences by class name that settle ambiguous regions.
             device: "cuda", "cpu", ...; None takes a GPU where there is one.
@@ -62,9 +67,14 @@ class OpenVocabSegmenter:
         """
         settings = config or SegmenterConfig()
         settings = replace(settings, model=replace(settings.model, name=name, pretrained=pretrained))
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        classes = as_vocabulary(vocabulary)
+        warnings = validate(settings, classes, descriptions)
+        chosen = _choose_device(device)
         clip = load_clip(settings.model)
-        text = classify_text(clip, settings, as_vocabulary(vocabulary), descriptions, chosen)
+        warnings += cut_texts(lambda: clip.tokenizer, clip.context_length, classes.phrases, descriptions)
+        for warning in warnings:
+            logger.warning("%s", warning)
+        text = classify_text(clip, settings, classes, descriptions, chosen)
         return cls(SegmentationEngine(settings, clip, text, chosen))
 
     @property
@@ -76,7 +86,9 @@ class OpenVocabSegmenter:
         """Label one image.
 
         Args:
-            image: A PIL image, uint8 RGB pixels [height, width, 3], a path, or the bytes of an image file.
+            image: A path or the bytes of an image file; a PIL image, which gets the mask of its file (turned upright by
+                its EXIF orientation, first frame, transparency on white); or uint8 RGB pixels [height, width, 3], which
+                are taken as they are.
 
         Raises:
             ImageError: The image cannot be decoded, or the array is no RGB picture.
@@ -89,11 +101,21 @@ class OpenVocabSegmenter:
         return self.engine.segment([_as_pixels(image, limit) for image in images])
 
 
+def _choose_device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}; give cpu, or cuda where there is a GPU") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"the device is {device!r}, but torch finds no GPU here; leave it out, or give cpu")
+    return device
+
+
 def as_vocabulary(source: Sequence[str] | str | Path | Vocabulary) -> Vocabulary:
-    """Return a vocabulary from one, from a shipped name or a path, or from a list of classes."""
-    if isinstance(source, Vocabulary):
-        return source
-    return Vocabulary.load(source) if isinstance(source, str | Path) else Vocabulary.from_names(source)
+    """Return a vocabulary from one, or from what `Vocabulary.load` takes."""
+    return source if isinstance(source, Vocabulary) else Vocabulary.load(source)
 
 
 def classify_text(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ovss_core.errors import VocabularyError
+from ovss_core.errors import VocabularyError, nearest
+from ovss_core.vocabulary_files import (
+    BACKGROUND_NAME,
+    is_background,
+    parse_class_line,
+    read_entries,
+    split_words,
+)
 
-BACKGROUND_NAME = "background"
+__all__ = ["BACKGROUND_NAME", "MAX_CLASSES", "Vocabulary", "VocabularyClass"]
+
 MAX_CLASSES = 65_535
 _ALIASES = {
     "voc21": "voc21.sfp",
@@ -20,6 +29,7 @@ _ALIASES = {
     "coco_object": "coco_object.sfp",
     "cityscapes": "cityscapes.sfp",
 }
+_FILE_ENDINGS = (".txt", ".json", ".csv", ".tsv", ".yaml", ".yml", ".names", ".xml")
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Vocabulary:
         name: Where the vocabulary came from, for messages and the run record.
 
     Raises:
-        VocabularyError: No class, too many, a repeated name or an empty phrase.
+        VocabularyError: No class, too many, a repeated name, an empty phrase or two backgrounds.
     """
 
     classes: tuple[VocabularyClass, ...]
@@ -60,9 +70,15 @@ class Vocabulary:
                 )
             if not entry.name.strip() or not all(phrase.strip() for phrase in entry.phrases):
                 raise VocabularyError(f"class {position + 1} has an empty name or phrase: {entry}; remove it")
-            if not entry.phrases and entry.name != BACKGROUND_NAME:
+            if not entry.phrases and not is_background(entry.name):
                 raise VocabularyError(f"class {entry.name!r} has no phrase; give it at least one")
             seen[entry.name] = position
+        backgrounds = [entry.name for entry in self.classes if is_background(entry.name)]
+        if len(backgrounds) > 1:
+            raise VocabularyError(
+                f"classes {backgrounds[0]!r} and {backgrounds[1]!r} both name the background"
+                f"{f' of {self.name}' if self.name else ''}; keep one of them"
+            )
         if not any(entry.phrases for entry in self.classes):
             raise VocabularyError(
                 "the vocabulary has no phrase to look for; add a class beside the background"
@@ -88,8 +104,8 @@ class Vocabulary:
 
     @cached_property
     def background_index(self) -> int | None:
-        """The index of the class named "background", or None."""
-        return self.names.index(BACKGROUND_NAME) if BACKGROUND_NAME in self.names else None
+        """The index of the class named "background", in one of its usual spellings, or None."""
+        return next((index for index, name in enumerate(self.names) if is_background(name)), None)
 
     @property
     def mask_dtype(self) -> type[np.uint8] | type[np.uint16]:
@@ -120,42 +136,54 @@ class Vocabulary:
 
         Args:
             names: One entry a class: ``phrase, synonym, ...`` (the first phrase names the class) or
-                ``name: phrase, synonym, ...``. A class named "background" is the background class.
+                ``name: phrase, synonym, ...``. A class named "background" (or Background, _background_, bg) is the
+                background class.
             name: Where the lines came from.
         """
-        return cls(tuple(_parse_class(line) for line in names), name)
+        return cls(tuple(VocabularyClass(*parse_class_line(line)) for line in names), name)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Vocabulary":
         """Read a UTF-8 text file with one class a line; empty lines and lines that start with # are skipped.
 
+        Also read are numbered lines, CVAT's label maps, and lists or objects in JSON and YAML, where their numbers
+        are the classes' positions; see `vocabulary_files`.
+
         Raises:
-            VocabularyError: The file cannot be read or holds no class.
+            VocabularyError: The file cannot be read, holds no class, or something else than classes.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
+            entries = read_entries(Path(path))
         except (OSError, UnicodeDecodeError) as error:
             raise VocabularyError(
                 f"cannot read the vocabulary {path}: {error}; give a UTF-8 text file with one class a line, or one "
                 f"of the shipped names: {', '.join(cls.shipped_names())}"
             ) from error
-        return cls.from_names(_class_lines(text), str(path))
+        return cls(tuple(VocabularyClass(*entry) for entry in entries), str(path))
 
     @classmethod
-    def load(cls, spec: str | Path) -> "Vocabulary":
-        """Load a shipped vocabulary by its name, or a file by its path; an existing path wins."""
-        if Path(spec).is_file():
-            return cls.from_file(spec)
-        name = _ALIASES.get(str(spec), str(spec))
-        if name not in cls.shipped_names():
-            raise VocabularyError(
-                f"unknown vocabulary {str(spec)!r}: no such file, and the shipped names are "
-                f"{', '.join(sorted({*cls.shipped_names(), *_ALIASES}))}"
-            )
-        text = (
-            resources.files("ovss_core").joinpath("vocabularies", f"{name}.txt").read_text(encoding="utf-8")
-        )
-        return cls.from_names(_class_lines(text), name)
+    def load(cls, spec: str | Path | Sequence[str]) -> "Vocabulary":
+        """Load what a user named: a shipped vocabulary, a file, or the words themselves.
+
+        Args:
+            spec: A shipped name, a path (an existing file wins over a shipped name), words separated by commas
+                (``cat,dog``), or a list of classes as `from_names` takes it.
+
+        Raises:
+            VocabularyError: It is none of these, or cannot be used.
+        """
+        if not isinstance(spec, str | Path):
+            return cls.from_names(spec, "words")
+        text = str(spec)
+        if os.path.isfile(text):  # noqa: PTH113 (Path.is_file raises where a list of words is too long for a name)
+            return cls.from_file(text)
+        name = _ALIASES.get(text, text)
+        if name in cls.shipped_names():
+            path = resources.files("ovss_core").joinpath("vocabularies", f"{name}.txt")
+            return cls.from_names(_class_lines(path.read_text(encoding="utf-8")), name)
+        if ("," in text or "\n" in text) and not text.endswith(_FILE_ENDINGS):
+            return cls.from_names(split_words(text), "words")
+        raise VocabularyError(_unknown(text, sorted({*cls.shipped_names(), *_ALIASES})))
 
     @classmethod
     def shipped_names(cls) -> list[str]:
@@ -170,7 +198,10 @@ def _class_lines(text: str) -> list[str]:
     return [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
 
 
-def _parse_class(line: str) -> VocabularyClass:
-    name, colon, rest = line.partition(":")
-    phrases = tuple(phrase.strip() for phrase in (rest if colon else line).split(",") if phrase.strip())
-    return VocabularyClass(name.strip() if colon else (phrases[0] if phrases else ""), phrases)
+def _unknown(spec: str, shipped: list[str]) -> str:
+    if os.path.isdir(spec):  # noqa: PTH112 (as above)
+        return f"the vocabulary {spec!r} is a folder; give a file with one class a line"
+    return (
+        f"unknown vocabulary {spec!r}{nearest(spec, shipped)}: no such file, and the shipped names are "
+        f"{', '.join(shipped)}; words of your own go here too, separated by commas"
+    )

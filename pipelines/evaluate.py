@@ -1,6 +1,5 @@
 """Measure labels against reference masks: a benchmark by the papers' protocols, or any two folders."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,12 +7,12 @@ from typing import Any
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.checkpoints import load_clip
-from ovss_core.errors import ConfigError
-from ovss_core.evaluation.benchmarks import get_benchmark, published_miou
+from ovss_core.evaluation.benchmarks import published_miou
 from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluation.grid import GridBase, GridRow, grid_rows
-from pipelines.evaluation.pairs import BenchmarkSource, FolderPairsSource, PairSource
+from pipelines.evaluation.options import PairOptions as PairOptions
+from pipelines.evaluation.pairs import PairSource
 from pipelines.evaluation.report import (
     EVALUATION,
     GRID,
@@ -29,80 +28,13 @@ from pipelines.evaluation.table import MEASUREMENT_TABLE, MEASUREMENTS
 from pipelines.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.options import PoolOptions, RunOptions
 from pipelines.pools import WorkerPlan
+from pipelines.preflight import check_evaluate, check_model, say_once
 from pipelines.runner import ActorStage
 from pipelines.storage import Folder
 
 SINGLE = "evaluation"
 GRID_BATCH_DIVISOR, GRID_PATIENCE = 8, 4
 """A grid labels each image some forty times, so its batches are smaller and may take longer."""
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PairOptions:
-    """What to measure on; give --benchmark and --root, or --images, --masks and --vocabulary.
-
-    Attributes:
-        benchmark: voc21, context60, coco_object, voc20, context59, coco_stuff164k, ade20k or cityscapes; its
-            vocabulary and constants take the place of the defaults.
-        root: Folder of the benchmark's data set, as mmsegmentation lays it out; local path or URI.
-        images: Folder, glob, file or list of your own images.
-        masks: Folder of index PNGs named as the images; a pixel's value is its class's position in the
-            vocabulary, 255 is ignored.
-        vocabulary: Shipped name (such as voc21) or file, a class a line.
-        limit: Measure only so many images, evenly spread.
-        oracle: Also label with only each image's present classes offered, and report the gap.
-        grid: Measure hosts x purification x thresholds and the papers' ablations, as one table. On a benchmark
-            every row takes its protocol's settings (of your flags: the model, `--host` for FreeCP's ablations,
-            memory and workers); on folders it takes yours.
-        max_bytes: Image files with more bytes are refused before they are read.
-        fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included.
-    """
-
-    benchmark: str | None = None
-    root: str | None = None
-    images: str | None = None
-    masks: str | None = None
-    vocabulary: str | None = None
-    limit: int | None = None
-    oracle: bool = True
-    grid: bool = False
-    max_bytes: int = 1 << 28
-    fetch_timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if not self.fetch_timeout_s > 0:
-            raise ConfigError(f"fetch_timeout_s is {self.fetch_timeout_s}; give more than 0 seconds")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit is {self.limit}; give at least 1")
-
-    def open(self, vocabulary: Vocabulary) -> PairSource:
-        """Open the pairs that were asked for.
-
-        Raises:
-            ConfigError: What was given is not one of the two ways, or the vocabulary does not fit.
-            StorageError: The files are not there.
-        """
-        if self.benchmark and self.root and not self.images and not self.masks:
-            benchmark = get_benchmark(self.benchmark)
-            if len(vocabulary) != benchmark.classes:
-                raise ConfigError(
-                    f"{benchmark.name} has {benchmark.classes} classes, the vocabulary {len(vocabulary)}; give one with "
-                    "a line for each, or leave --vocabulary out"
-                )
-            return BenchmarkSource(benchmark, self.root, self.limit)
-        if self.images and self.masks and not self.root:
-            if self.benchmark and get_benchmark(self.benchmark).ignores_zero:
-                _log.warning(
-                    "the masks are read as positions in the vocabulary, from 0; the data set's own masks, where 0 is "
-                    "ignored, want --benchmark %s --root instead",
-                    self.benchmark,
-                )
-            return FolderPairsSource(self.images, self.masks, len(vocabulary), self.limit)
-        raise ConfigError(
-            "give --benchmark with --root, or --images with --masks (and --vocabulary, or --benchmark for its "
-            "vocabulary and constants)"
-        )
 
 
 @dataclass(frozen=True)
@@ -125,8 +57,8 @@ class EvaluateJob:
     def rows(self) -> list[GridRow]:
         """Return the settings to measure: those of the grid, or the one of this job."""
         if self.pairs.grid:
-            own = Vocabulary.load(self.pairs.vocabulary) if self.pairs.vocabulary else None
-            vocabulary = own if self.pairs.benchmark else self.vocabulary
+            from_benchmark = self.pairs.benchmark and not self.pairs.vocabulary
+            vocabulary = None if from_benchmark else self.vocabulary
             return grid_rows(GridBase(self.segmenter, self.pairs.benchmark, vocabulary))
         config, benchmark = self.segmenter, self.pairs.benchmark
         published = published_miou(benchmark, config.host, config.purification.method) if benchmark else None
@@ -143,6 +75,9 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
+    asked = job.pairs, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
+    warnings, vocabularies = check_evaluate(*asked), [row.vocabulary for row in job.rows()]
+    say_once([*warnings, *check_model(job.segmenter.model, vocabularies, job.descriptions)])
     rows, pairs = job.rows(), job.pairs
     source = open_source(pairs.images or pairs.root, partial(pairs.open, job.vocabulary), job.run)
     summary, _ = carry_out(

@@ -42,7 +42,7 @@ class ImageFetcher:
         self.image_column = image_column
         self.max_bytes = max_bytes
         self.timeout_s = timeout_s
-        self._tables = ParquetRows(source, image_column, max_bytes)
+        self._tables = ParquetRows(source, image_column, max_bytes, timeout_s)
 
     def fetch(self, rows: Sequence[Row], pool: ThreadPoolExecutor) -> list[Fetched]:
         """Return the bytes of manifest rows, or why they cannot be had, in order."""

@@ -1,21 +1,20 @@
 """Label a corpus: what the job is made of, the checks before it starts, and its one call."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.encoders.checkpoints import load_clip
-from ovss_core.errors import ConfigError
 from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label_rows import LABEL_TABLE
 from pipelines.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.pools import WorkerPlan
+from pipelines.preflight import check_label, check_model, say_once
+from pipelines.preflight import read_descriptions as read_descriptions
 from pipelines.previews import write_previews
 from pipelines.progress import announced
 from pipelines.runner import ActorStage
@@ -53,6 +52,8 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
+    asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
+    say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.descriptions)])
     options = job.source
     source = open_source(options.images or options.parquet or options.webdataset, options.open, job.run)
     purification = job.segmenter.purification
@@ -68,7 +69,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             identity=partial(_identity, job, source),
             stages=partial(_stages, job),
             details={"vocabulary": job.vocabulary.name, "segmenter": job.segmenter.to_dict()},
-            two_stages=purification.method == "freecp" and purification.ambiguity,
+            two_stages=purification.needs_crops,
             max_bytes=options.max_bytes,
             fetch_timeout_s=options.fetch_timeout_s,
         )
@@ -88,26 +89,6 @@ def encode_text(
     """Encode the vocabulary once for all workers; returns the classifier's bytes and the weights' hash."""
     text = classify_text(load_clip(config.model), config, vocabulary, descriptions, device)
     return text.to_bytes(), text.weights_hash
-
-
-def read_descriptions(path: str | None) -> dict[str, list[str]] | None:
-    """Read a JSON file of sentences by class name.
-
-    Raises:
-        ConfigError: The file cannot be read, or holds something else.
-    """
-    if path is None:
-        return None
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the descriptions {path}: {error}; give a JSON object") from error
-    if not isinstance(values, dict) or not all(
-        isinstance(entry, list) and all(isinstance(sentence, str) for sentence in entry)
-        for entry in values.values()
-    ):
-        raise ConfigError(f'{path} must map class names to lists of sentences, as {{"cat": ["a furry pet"]}}')
-    return values
 
 
 def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:

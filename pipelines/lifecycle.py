@@ -4,8 +4,7 @@ What can be known without Ray is decided first, and a run whose output is finish
 written before the checks have passed but a file that shows whether the output can be written to.
 """
 
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from time import monotonic
@@ -19,7 +18,6 @@ from ovss_core.errors import (
     ClusterError,
     ConfigError,
     ModelError,
-    OutputMismatchError,
     OvssError,
     StorageError,
     WeightsError,
@@ -28,16 +26,15 @@ from pipelines.awaiting import await_plan
 from pipelines.capacity import Node
 from pipelines.cluster import connected, run_near_gpu
 from pipelines.execution import root_cause
-from pipelines.fragments import FRAGMENTS
 from pipelines.manifest import is_streamed, prepare_manifest, read_manifest
 from pipelines.manifest_files import COMPLETE, Manifest
 from pipelines.options import PoolOptions, RunOptions
 from pipelines.pools import WorkerPlan
-from pipelines.progress import ProgressReport, announced
-from pipelines.record import CLEARING, RUN, check_identity, remove_run, write_run
+from pipelines.progress import ProgressReport, announced, say
+from pipelines.record import CLEARING, RUN, check_identity, continues_run, remove_run, write_run
 from pipelines.retry import reopen_failed
 from pipelines.runner import ActorStage, Job, run_job
-from pipelines.sink import DONE, OutputTable
+from pipelines.sink import OutputTable
 from pipelines.sources import ImageRecord, ParquetSource, Source
 from pipelines.state_files import DamagedFileError
 from pipelines.storage import Folder, redact
@@ -105,7 +102,7 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
     """
     output, run = course.output, course.run
     with _refusing_in_one_line():
-        replaces = run.overwrite or not _continues(course, course.identity(None), but=("weights_hash",))
+        replaces = run.overwrite or not continues_run(output, course.identity(None), but=("weights_hash",))
         output.check_writable()
         manifest = None if replaces else _extend_finished(course)
     if manifest and _is_finished(course, manifest):
@@ -116,7 +113,7 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
         with announced("ovss: loading the weights and encoding the vocabulary", run.progress_s):
             text, weights_hash = run_near_gpu(course.encode, *course.encode_arguments, use_gpu=plan.on_gpus)
         identity = course.identity(weights_hash)
-        replaces = replaces or not _continues(course, identity)
+        replaces = replaces or not continues_run(output, identity)
         with stopping_in_one_line():
             if replaces:
                 remove_run(output, course.table.name)
@@ -163,24 +160,6 @@ def stopping_in_one_line() -> Iterator[None]:
         raise OvssError(
             f"the run stopped: {root_cause(error)}; put that right, and the same command goes on"
         ) from error
-
-
-def _continues(course: Course, identity: dict[str, Any], but: Collection[str] = ()) -> bool:
-    """Say whether what the output holds belongs to this run; what a run left that stored no image belongs to none.
-
-    Raises:
-        OutputMismatchError: It belongs to another run.
-    """
-    try:
-        check_identity(course.output, identity, but)
-    except NotADirectoryError:  # nothing is there to compare; that it cannot be written to is said next
-        return True
-    except OutputMismatchError:
-        output = course.output
-        if not output.exists(RUN) or output.names(DONE) or output.folders(FRAGMENTS):
-            raise
-        return False
-    return True
 
 
 def _extend_finished(course: Course) -> Manifest | None:
@@ -270,9 +249,7 @@ def _work(
     )
     start = monotonic()
     workers = ", ".join(f"{pool.actors} x {pool.name}" for pool in plan.pools)
-    print(
-        f"ovss: starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})", file=sys.stderr, flush=True
-    )
+    say(f"ovss: starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})")
     with ProgressReport(manifest.images, interval_s=run.progress_s, final=not manifest.unlisted) as progress:
         manifest = run_job(work, manifest, progress)
     seconds = monotonic() - start

@@ -1,14 +1,20 @@
 """What a user may set about a run, apart from what decides the masks; every job takes these."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ovss_core.errors import ConfigError
-from pipelines.sources import ParquetSource, Source, WebDatasetSource, open_images
+
+if TYPE_CHECKING:
+    from pipelines.sources import Source
 
 
 @dataclass(frozen=True)
 class SourceOptions:
     """Where the images come from; give one of the first three.
+
+    Raises:
+        ConfigError: None or several of them, or settings that do not go together.
 
     Attributes:
         images: Folder (searched below as well), glob, file, .txt list (a path or address a line) or COCO .json;
@@ -35,16 +41,6 @@ class SourceOptions:
     fetch_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if not self.fetch_timeout_s > 0:
-            raise ConfigError(f"fetch_timeout_s is {self.fetch_timeout_s}; give more than 0 seconds")
-
-    def open(self) -> Source:
-        """Open the source that was given.
-
-        Raises:
-            ConfigError: None or several were given.
-            StorageError: Nothing is there.
-        """
         given = [name for name in ("images", "parquet", "webdataset") if getattr(self, name)]
         if len(given) != 1:
             raise ConfigError(
@@ -52,10 +48,24 @@ class SourceOptions:
             )
         if self.image_field and not self.webdataset:
             raise ConfigError("--image-field goes with --webdataset; leave it out here")
+        if not self.parquet and (self.image_column or self.id_column):
+            raise ConfigError("--image-column and --id-column go with --parquet; leave them out here")
+        if self.max_bytes < 1:
+            raise ConfigError(f"max_bytes is {self.max_bytes}; give at least 1")
+        if not self.fetch_timeout_s > 0:
+            raise ConfigError(f"fetch_timeout_s is {self.fetch_timeout_s}; give more than 0 seconds")
+
+    def open(self) -> "Source":
+        """Open the source that was given.
+
+        Raises:
+            StorageError: Nothing is there.
+        """
+        # imported here: help and the checks of flags must not wait for Arrow
+        from pipelines.sources import ParquetSource, WebDatasetSource, open_images
+
         if self.parquet:
             return ParquetSource(self.parquet, self.image_column, self.id_column)
-        if self.image_column or self.id_column:
-            raise ConfigError("--image-column and --id-column go with --parquet; leave them out here")
         if self.webdataset:
             return WebDatasetSource(self.webdataset, self.image_field)
         return open_images(self.images or "")
@@ -96,6 +106,11 @@ class RunOptions:
             raise ConfigError(
                 f"shard_size is {self.shard_size} and previews {self.previews}; give at least 1 and 0"
             )
+        if not self.cluster_wait_s >= 0:
+            raise ConfigError(f"cluster_wait_s is {self.cluster_wait_s}; give at least 0 seconds")
+        for name in ("no_progress_s", "progress_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0 seconds")
         if self.overwrite and self.retry_failed:
             raise ConfigError("--overwrite starts anew and --retry-failed goes on; give one of them")
 
@@ -145,5 +160,5 @@ class PoolOptions:
             ("batch_size", 1),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise ConfigError(f"{name} is {value}; give at least {least}")

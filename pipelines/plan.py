@@ -52,9 +52,9 @@ class Plan:
         return not self.missing and not self.unlisted
 
     @property
-    def state(self) -> tuple[int, int, int]:
+    def state(self) -> tuple[int, int, int, int]:
         """What changes from round to round as long as work is done."""
-        return sum(self.missing.values()), len(self.unlisted), sum(self.stored.values())
+        return len(self.missing), sum(self.missing.values()), len(self.unlisted), sum(self.stored.values())
 
 
 @dataclass(frozen=True)

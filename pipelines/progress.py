@@ -44,6 +44,12 @@ def announced(
         shown.end()
 
 
+def say(line: str) -> None:
+    """Write a line to standard error; a terminal that is gone must not end the run."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 class _Step:
     def __init__(self, text: str, stream: TextIO) -> None:
         self._text, self._detail, self._stream = text, "", stream

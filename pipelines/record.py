@@ -38,6 +38,8 @@ def check_identity(output: Folder, identity: Mapping[str, Any], but: Collection[
         OutputMismatchError: Something that decides the results differs, or the folder holds something else.
         StorageError: What the run was cannot be known any more.
     """
+    if output.is_file():
+        raise StorageError(f"cannot write under {output.public_uri}: it is a file; give a folder as --output")
     if output.exists(CLEARING):
         return  # `write_run` ends the clearing that an --overwrite began; nothing of that run is left to compare
     try:
@@ -105,6 +107,32 @@ def _manifest_identity(output: Folder) -> str | None:
     except DamagedFileError:
         return None
     return digest
+
+
+def continues_run(output: Folder, identity: Mapping[str, Any], but: Collection[str] = ()) -> bool:
+    """Say whether this run goes on with what the output holds; False where that is to be removed first.
+
+    A run that stopped before it stored any image leaves nothing worth keeping, and does not stand in the way of a
+    corrected command.
+
+    Raises:
+        OutputMismatchError: As `check_identity`, where images are stored.
+    """
+    try:
+        check_identity(output, identity, but)
+    except NotADirectoryError:  # nothing is there to compare; that it cannot be written to is said next
+        return True
+    except OutputMismatchError:
+        if not output.exists(RUN) or holds_images(output):
+            raise
+        return False
+    return True
+
+
+def holds_images(output: Folder) -> bool:
+    """Say whether a run has stored any image in an output, labelled or failed; if not, another may take its place."""
+    parts = [f"{FRAGMENTS}/{part}" for part in output.folders(FRAGMENTS)]
+    return any(output.names(folder) for folder in (DONE, FAILED, "labels", "measurements", *parts))
 
 
 def write_run(output: Folder, identity: Mapping[str, Any], details: Mapping[str, Any]) -> None:

@@ -12,10 +12,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ovss_core.demonstration.scenes import render_scene
+from pipelines.scene_options import SEED_SPACING
 from pipelines.storage import Folder
-
-SEED_SPACING = 1_000_000_000
-"""Scene i of seed s is drawn from s times this plus i, so that two seeds share no scene."""
 
 _ROW_GROUP = 64
 _SUFFIX = {"png": ".png", "jpeg": ".jpg"}

@@ -4,59 +4,18 @@ import json
 import multiprocessing
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from ovss_core.demonstration.scenes import SCENES_VERSION
 from ovss_core.demonstration.words import CLASS_NAMES
-from ovss_core.errors import ConfigError, OutputMismatchError
+from ovss_core.errors import OutputMismatchError
 from pipelines.progress import ProgressReport
-from pipelines.scene_formats import SEED_SPACING, WRITERS, SceneShard
+from pipelines.scene_formats import WRITERS, SceneShard
+from pipelines.scene_options import ScenesConfig
 from pipelines.storage import Folder
 
 SETTINGS = "scenes.json"
 _DONE = "_done"
-
-
-@dataclass(frozen=True)
-class ScenesConfig:
-    """What to draw.
-
-    Args:
-        output: Folder or URI.
-        count: Number of scenes, at least 1.
-        seed: Scene i depends on this seed and on i alone; at least 0.
-        size: Side of the pictures in pixels, at least 32.
-        format: "folder" (``images/`` and ``masks/``), "parquet" or "webdataset".
-        image_format: "png" keeps the drawn pixels, "jpeg" is smaller.
-        shard: Scenes a shard; a core holds one shard in memory.
-        workers: Processes; None for one a core.
-    """
-
-    output: str
-    count: int
-    seed: int = 0
-    size: int = 336
-    format: str = "folder"
-    image_format: str = "png"
-    shard: int = 256
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, least, most in (
-            ("count", 1, SEED_SPACING),
-            ("seed", 0, 2**53),
-            ("size", 32, 8192),
-            ("shard", 1, 1_000_000),
-        ):
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(
-                    f"--{name} is {getattr(self, name)}; give a number from {least:,} to {most:,}"
-                )
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"--workers is {self.workers}; give at least 1, or leave it out for one a core")
-        for name, choices in (("format", tuple(WRITERS)), ("image_format", ("png", "jpeg"))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"--{name} is {getattr(self, name)!r}; give one of {', '.join(choices)}")
 
 
 def draw_scenes(config: ScenesConfig) -> int:

@@ -7,17 +7,14 @@ a whole becomes its last row, a failure with the shard's name; the images before
 
 import io
 import logging
-import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
-from ovss_core.errors import StorageError
 from pipelines.faults import Failure, clean_reason
 from pipelines.id_set import IdSet
 from pipelines.ledger import MAX_DEATHS, Attempts
@@ -27,9 +24,8 @@ from pipelines.sources.record import ImageRecord
 from pipelines.sources.tar_stream import ImageFields, TarEnd, TarImage, stream_tar
 from pipelines.state_files import DamagedFileError
 from pipelines.storage import Folder, join_uri, open_storage, redact
-from pipelines.transport.causes import TransferError, blamed_on
-from pipelines.transport.local import kind_of
-from pipelines.transport.patience import patiently, within
+from pipelines.transport.causes import TransferError
+from pipelines.transport.patient_stream import PatientStream
 from pipelines.work_units import ShardTask
 
 _LOG = logging.getLogger(__name__)
@@ -93,7 +89,7 @@ class ShardReader:
 
     def open(self, name: str) -> BinaryIO:
         """Open a shard; reading goes on where it was after a fault of the connection."""
-        return cast(BinaryIO, io.BufferedReader(_PatientStream(self.source, name, self.timeout_s), _BUFFER))
+        return cast(BinaryIO, io.BufferedReader(PatientStream(self.source, name, self.timeout_s), _BUFFER))
 
 
 class _Reading:
@@ -135,7 +131,9 @@ class _Reading:
         except _ReaderDiedError as error:
             problem, kind = str(error), "WorkerCrash"
         except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-            problem = _unreadable(error, len(self.closed) * self.reader.shard_size + len(self.chunk.records))
+            problem = _unreadable(
+                error, self.uri, len(self.closed) * self.reader.shard_size + len(self.chunk.records)
+            )
         return TarEnd(0, 0, problem), kind
 
     def _add(self, record: ImageRecord, content: Content | None) -> Iterator[dict[str, Any]]:
@@ -280,10 +278,12 @@ def _listed_ids(output: Folder, part: str) -> list[str] | None:
     return ids
 
 
-def _unreadable(error: BaseException, images: int) -> str:
+def _unreadable(error: BaseException, shown: str, images: int) -> str:
     kind = error.error_type if isinstance(error, TransferError) else type(error).__name__
     if kind == "FileNotFoundError":
-        return "the shard is missing"
+        escaped = any(escape in shown for escape in ("\\x", "%5Cx"))
+        hint = "; a name that is not valid UTF-8 is shown with escapes: rename such a file" if escaped else ""
+        return f"the shard is missing: there is no {shown}{hint}"
     return (
         f"the shard cannot be read on: {clean_reason(str(error)) or kind}; {images} images before that point"
     )
@@ -299,73 +299,3 @@ class _ChangedError(Exception):
     def __init__(self, chunk: int) -> None:
         super().__init__(chunk)
         self.chunk = chunk
-
-
-class _PatientStream(io.RawIOBase):
-    """A file that is opened again, with ever longer pauses, where reading fails; it goes on where it was."""
-
-    def __init__(self, source: str, name: str, timeout_s: float) -> None:
-        super().__init__()
-        self._source, self._name, self._timeout_s, self._position = source, name, timeout_s, 0
-        self._filesystem, base = open_storage(source)
-        self._path = f"{base.rstrip('/')}/{name}"
-        self._is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
-        self._stream: Any = None
-        self._patiently(self._open)
-
-    def _patiently(self, work: Callable[[], Any]) -> Any:
-        def guarded() -> Any:
-            with blamed_on(self._source):
-                return work()
-
-        def attempt(left_s: float) -> Any:
-            if self._is_local:
-                return guarded()
-            return within(left_s, guarded, f"reading {self._name}")
-
-        return patiently(attempt, self._timeout_s, f"reading {self._name}")
-
-    def _open(self) -> None:
-        if self._is_local and (kind := kind_of(os.stat(self._path).st_mode)):  # noqa: PTH116
-            raise StorageError(f"this is {kind}, not a file")
-        self._stream = self._filesystem.open_input_file(self._path)
-        if self._position:
-            self._stream.seek(self._position)
-
-    def _read(self, size: int) -> bytes:
-        if self._stream is None:
-            self._open()
-        stream, self._stream = self._stream, None
-        data: bytes = stream.read(size)
-        self._stream = stream  # one that failed, or that a thread still waits for, is not used again
-        return data
-
-    def readable(self) -> bool:
-        """Say yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Say whether the storage can read from anywhere."""
-        return self._stream is None or bool(self._stream.seekable())
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go somewhere else in the file."""
-        self._position = int(self._stream.seek(offset, whence))
-        return self._position
-
-    def tell(self) -> int:
-        """Return the place in the file."""
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Read on."""
-        data = self._patiently(lambda: self._read(len(buffer)))
-        self._position += len(data)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        """Close the file."""
-        if not self.closed and self._stream is not None:
-            self._stream.close()
-        super().close()

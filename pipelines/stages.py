@@ -256,10 +256,12 @@ def _batches(items: Sequence[dict[str, Any]], engine: SegmentationEngine) -> Ite
     """Put rows together whose windows have one size, cut where label maps would take too much memory."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for place, item in enumerate(items):
-        size = WindowLayout.of(*item["resized"], engine.config.windows).window_size
+        height, width = item["resized"]
+        size = WindowLayout.of(height, width, engine.config.windows).window_size
         by_size.setdefault(size, []).append(place)
     for places in by_size.values():
-        room, batch = 0, []
+        room = 0
+        batch: list[int] = []
         for place in places:
             height, width = items[place]["size"]
             if batch and height * width > room:

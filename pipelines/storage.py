@@ -86,7 +86,8 @@ class Folder:
         except TransferError as error:
             if may_miss and error.error_type == "FileNotFoundError":
                 raise FileNotFoundError(f"cannot {action} {self.public_uri}: no such file") from error
-            raise StorageError(f"cannot {action} {self.public_uri}: {error}") from error
+            reason = str(error).removesuffix(f": {self.public_uri}")
+            raise StorageError(f"cannot {action} {self.public_uri}: {reason}") from error
 
     @property
     def _is_local(self) -> bool:
@@ -95,6 +96,10 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         """Say whether a file or folder of that name is there."""
         return bool(self._info(name).type != pafs.FileType.NotFound)
+
+    def is_file(self, name: str = "") -> bool:
+        """Say whether a file of that name is there."""
+        return bool(self._info(name).is_file)
 
     def _info(self, name: str) -> pafs.FileInfo:
         return self._call("reach", lambda: self.filesystem.get_file_info(self._at(name)))

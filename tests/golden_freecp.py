@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovss_core.class_purification.class_maps import ClassMaps
-from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.evidence import PhraseScores, class_maximum, plan_chunks, softmax_statistics
+from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.refinement import balance, refine, spread
 from ovss_core.class_purification.regions import Boxes, bound_parts, quantize, threshold_regions
 from ovss_core.class_purification.scores import released_score

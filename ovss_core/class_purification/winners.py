@@ -70,8 +70,8 @@ class Regions:
             groups: Of images or of windows.
             images: The images of the windows.
         """
-        tables = (part.cpu().numpy() for part in (groups.used, groups.boxes, groups.members))
-        return cls.of_tables(*tables, groups.by_window, images.counts)
+        used, boxes, members = (part.cpu().numpy() for part in (groups.used, groups.boxes, groups.members))
+        return cls.of_tables(used, boxes, members, groups.by_window, images.counts)
 
     @classmethod
     def of_tables(

@@ -4,12 +4,10 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-import open_clip
-
 DEMO_ARCHITECTURE = "ovss-demo"
 """The architecture's name in open_clip's registry, once registered."""
 
-__all__ = ["DEMO_ARCHITECTURE", "demo_weights_path", "register_demo_model"]
+__all__ = ["DEMO_ARCHITECTURE", "demo_architecture_path", "demo_weights_path", "register_demo_model"]
 
 
 def _model_folder() -> Path:
@@ -19,7 +17,14 @@ def _model_folder() -> Path:
 @lru_cache(maxsize=1)
 def register_demo_model() -> None:
     """Make the demonstration architecture known to open_clip under `DEMO_ARCHITECTURE`."""
-    open_clip.add_model_config(_model_folder() / f"{DEMO_ARCHITECTURE}.json")
+    import open_clip  # brings torch, which drawing scenes does not need
+
+    open_clip.add_model_config(demo_architecture_path())
+
+
+def demo_architecture_path() -> Path:
+    """Return the path of the architecture's description, as open_clip writes its own."""
+    return _model_folder() / f"{DEMO_ARCHITECTURE}.json"
 
 
 def demo_weights_path() -> Path:

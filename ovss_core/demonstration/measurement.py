@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from ovss_core.check import validate
 from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
 from ovss_core.demonstration.scene_store import HELD_OUT_SEED, SCENE_SIZE
 from ovss_core.demonstration.scenes import Scene, render_scene
@@ -73,6 +74,8 @@ def measure_demo(
     Returns:
         One cell for each host, method and vocabulary, in that order.
     """
+    for host in hosts:
+        validate(SegmenterConfig(model or ModelConfig(name="demo"), host))
     engines, over = _build_engines(hosts, model or ModelConfig(name="demo"))
     variants, cells = VariantEngines(engines), _empty_cells(hosts)
     for start in range(0, count, _BATCH):

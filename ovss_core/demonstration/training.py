@@ -8,7 +8,6 @@ import random
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ovss_core.demonstration.crops import draw_crops
 from ovss_core.demonstration.initial_weights import set_initial_weights
 from ovss_core.demonstration.objective import FIRST_WEIGHTS, SECOND_WEIGHTS, WordBank, training_loss
 from ovss_core.demonstration.progress_check import check_progress
+from ovss_core.demonstration.recipe import TrainingConfig
 from ovss_core.demonstration.scene_store import TRAINING_SEED, open_scene_store
 from ovss_core.demonstration.tower_reader import TowerReader
 from ovss_core.demonstration.word_warmup import warm_up_words
@@ -31,61 +31,6 @@ from ovss_core.errors import ConfigError
 
 SMALL_SIDES, LARGE_SIDES = (85.0, 200.0), (170.0, 336.0)
 """Sides of the crops, pixels of the scene, before they become 112 and 224 pixels."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How the demonstration model is trained.
-
-    Args:
-        scenes: Number of scenes drawn for training.
-        word_steps: Steps of the text tower alone, before the others; see `warm_up_words`.
-        small_steps: Steps on crops of 112 pixels, the first part.
-        small_batch: Crops a step in the first part.
-        large_steps: Steps on windows of 224 pixels, the second part; every fourth stays at 112 pixels.
-        large_batch: Windows a step in the second part.
-        learning_rate: Its peak; it rises over `warmup_steps`, stays, and falls to zero over the second part.
-        warmup_steps: See `learning_rate`.
-        weight_decay: On matrices of the towers.
-        seed: Of the initial weights and of every draw.
-        lanes: Parts of a batch that are computed side by side, one thread each; their gradients are averaged.
-        checkpoint_every: Steps between checkpoints.
-        check_every: Steps between quick measurements.
-        check_scenes: Held-out scenes of a quick measurement; 0 for none.
-        workers: Processes that draw scenes; None for one a core.
-    """
-
-    scenes: int = 8_000
-    word_steps: int = 100
-    small_steps: int = 4200
-    small_batch: int = 32
-    large_steps: int = 3700
-    large_batch: int = 12
-    learning_rate: float = 1e-3
-    warmup_steps: int = 150
-    weight_decay: float = 0.02
-    seed: int = 0
-    lanes: int = 2
-    checkpoint_every: int = 100
-    check_every: int = 500
-    check_scenes: int = 16
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        wrong = [
-            name
-            for name in ("scenes", "small_batch", "large_batch", "lanes", "checkpoint_every", "check_every")
-            if getattr(self, name) < 1
-        ]
-        if wrong or self.small_steps < 0 or self.large_steps < 0 or self.steps == 0:
-            raise ConfigError(
-                f"a training needs at least one scene, step and crop a step, got {self}; raise {', '.join(wrong) or 'the steps'}"
-            )
-
-    @property
-    def steps(self) -> int:
-        """Steps of both parts."""
-        return self.small_steps + self.large_steps
 
 
 def train_demo(folder: Path, config: TrainingConfig, stop_after: int | None = None) -> Path:

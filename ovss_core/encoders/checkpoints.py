@@ -1,31 +1,36 @@
-"""Find, read and check CLIP weights: open_clip tags, state dicts, safetensors, OpenAI archives, the demo model.
+"""Load a CLIP: build the architecture, fill it from a tag, a file, the demo model or seeded random numbers.
 
-Weights are data here: state dicts are read with `weights_only`, safetensors hold no code, and a TorchScript
-archive is opened only where the user named its path.
+Weights are data here: none of the formats runs code when it is read (`weight_files`).
 """
 
 import hashlib
 import logging
 import warnings
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ovss_core.config import ModelConfig
-from ovss_core.demonstration import DEMO_ARCHITECTURE, demo_weights_path, register_demo_model
-from ovss_core.errors import ModelError, WeightsError
+from ovss_core.demonstration import demo_weights_path, register_demo_model
+from ovss_core.encoders.architectures import architectures_like, find_architecture, open_clip_name
+from ovss_core.encoders.torchscript import is_torchscript
+from ovss_core.encoders.weight_files import (
+    choose_wanted,
+    describe_names,
+    foreign_names,
+    plain_names,
+    read_tensors,
+    require_finite,
+)
+from ovss_core.encoders.weight_sources import WeightSource, resolve_weights
+from ovss_core.errors import WeightsError
 
-RANDOM = "random"
 RANDOM_SEED = 0
-_ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class ClipModel:
     image_std: tuple[float, float, float]
     config: ModelConfig
 
+    @property
+    def context_length(self) -> int:
+        """Tokens that the text tower reads."""
+        return int(getattr(self.model, "context_length", 77))
+
     def weights_hash(self) -> str:
         """Return the SHA-256 over all weights by name, type and bytes; the file format does not count."""
         digest = hashlib.sha256()
@@ -59,26 +69,58 @@ def load_clip(config: ModelConfig) -> ClipModel:
     """Load both towers of the CLIP that `config` names.
 
     Raises:
-        ModelError: The architecture is unknown, or its image tower is no plain ViT.
-        WeightsError: The weights cannot be found, downloaded or read, or do not fit the architecture.
+        ModelError: The architecture is unknown, its image tower is no plain ViT, or its text tower needs a package.
+        WeightsError: The weights cannot be found, downloaded or read, do not fit the architecture, or are not finite.
     """
-    name, pretrained = _resolve_demo(config)
-    _require_vit(name)
-    archive = Path(pretrained)
-    if pretrained == RANDOM:
+    name, source, place = _resolve(config)
+    if source == "random":
         model = _create_random(name, config.quick_gelu)
-    elif archive.is_file():
-        model = _create_from_file(name, archive, config.quick_gelu)
+    elif source == "file":
+        model = _create_from_file(name, Path(place), config.quick_gelu)
     else:
-        model = _create_from_tag(name, pretrained, config.quick_gelu)
+        model = _create_from_tag(name, None if source == "folder" else place, config.quick_gelu)
     visual = model.visual
     return ClipModel(
         model=model.eval().requires_grad_(False),
-        tokenizer=open_clip.get_tokenizer(name),
+        tokenizer=load_tokenizer(config),
         image_mean=_triple(getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN),
         image_std=_triple(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD),
         config=config,
     )
+
+
+def load_tokenizer(config: ModelConfig) -> Callable[[list[str]], Tensor]:
+    """Return what turns phrases into the token ids of a model's text tower.
+
+    Raises:
+        WeightsError: It is one of Hugging Face's, and cannot be downloaded.
+    """
+    register_demo_model()
+    name = open_clip_name(config.name)
+    try:
+        tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
+    except Exception as error:  # the hub's client raises what it likes
+        raise WeightsError(
+            f"cannot download the tokenizer of {config.name} ({_first_line(error)}); connect to the internet once, or "
+            "choose a model with CLIP's own text tower such as ViT-B-16"
+        ) from error
+    return tokenizer
+
+
+def check_weight_file(config: ModelConfig) -> None:
+    """Read the weights that a user gave as a file, and throw them away again: `load_clip` would take them.
+
+    Tags, random weights and those that ship with ovss are not looked at. The architecture's tensors are only
+    described, not made, so that this costs one reading of the file.
+
+    Raises:
+        ModelError, WeightsError: As `load_clip`.
+    """
+    name, source, place = _resolve(config)
+    if source == "file" and Path(place) != demo_weights_path():
+        with torch.device("meta"):
+            wanted = _create_quietly(name, False, "meta").state_dict()
+        _fitting_tensors(name, Path(place), wanted)
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
@@ -86,124 +128,90 @@ def _triple(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _resolve_demo(config: ModelConfig) -> tuple[str, str]:
-    """Return architecture and weights, with the demonstration model's in place of its short name."""
-    if config.name not in ("demo", DEMO_ARCHITECTURE):
-        return config.name, config.pretrained
+def _resolve(config: ModelConfig) -> tuple[str, WeightSource, str]:
+    """Return the architecture as open_clip calls it and where its weights are, or refuse before any download."""
     register_demo_model()
-    keeps_own = config.pretrained == RANDOM or Path(config.pretrained).is_file()
-    return DEMO_ARCHITECTURE, config.pretrained if keeps_own else str(demo_weights_path())
+    find_architecture(config.name)
+    return open_clip_name(config.name), *resolve_weights(config.name, config.pretrained)
 
 
-def _require_vit(name: str) -> None:
-    """Refuse, before anything is downloaded, an architecture that is unknown or not a plain ViT."""
-    if ":" in name:
-        return
-    architecture = open_clip.get_model_config(name.replace("/", "-"))
-    if architecture is None:
-        raise ModelError(
-            f"unknown architecture {name!r}; give an open_clip ViT such as ViT-B-16, ViT-B-32 or ViT-L-14, or demo"
-        )
-    vision = architecture["vision_cfg"]
-    if "timm_model_name" in vision:
-        raise ModelError(
-            f"{name} has a timm image tower ({vision['timm_model_name']}); choose a plain ViT such as ViT-B-16"
-        )
-    if isinstance(vision.get("layers"), list):
-        raise ModelError(
-            f"{name} has a ResNet image tower, which has no class token and no attention blocks to purify; "
-            "choose a ViT such as ViT-B-16, ViT-B-32 or ViT-L-14"
-        )
-
-
-def _create(name: str, quick_gelu: bool, pretrained: str | None = None) -> Any:
+def _create(name: str, quick_gelu: bool, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=quick_gelu)
+        return open_clip.create_model(name, force_quick_gelu=quick_gelu, **options)
+
+
+def _create_quietly(name: str, quick_gelu: bool, device: str = "cpu") -> Any:
+    """Create a model without open_clip's warning that it has no weights."""
+    level = logging.root.level
+    logging.disable(logging.WARNING)
+    try:
+        return _create(name, quick_gelu, device=device)
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.root.setLevel(level)
 
 
 def _create_random(name: str, quick_gelu: bool | None) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        level = logging.root.level
-        logging.disable(logging.WARNING)
-        try:
-            return _create(name, bool(quick_gelu))
-        finally:
-            logging.disable(logging.NOTSET)
-            logging.root.setLevel(level)
+        return _create_quietly(name, bool(quick_gelu))
 
 
-def _create_from_tag(name: str, tag: str, quick_gelu: bool | None) -> Any:
-    tags = [] if ":" in name else open_clip.list_pretrained_tags_by_model(name)
-    if ":" not in name and tag not in tags:
-        raise WeightsError(
-            f"--pretrained {tag!r} is neither a file nor a weight tag of {name}; give the path of a state dict, "
-            f"a safetensors file or an OpenAI archive, or one of: {', '.join(tags) or 'no tag is known for it'}"
-        )
-    settings = (None if ":" in name else open_clip.get_pretrained_cfg(name, tag)) or {}
+def _create_from_tag(name: str, tag: str | None, quick_gelu: bool | None) -> Any:
+    """Download weights by their tag, or, where it is None, those that belong to a hub's or a folder's model."""
+    settings = (open_clip.get_pretrained_cfg(name, tag) if tag else None) or {}
+    quick = settings.get("quick_gelu", False) if quick_gelu is None else quick_gelu
     try:
-        return _create(name, settings.get("quick_gelu", False) if quick_gelu is None else quick_gelu, tag)
+        path = Path(open_clip.download_pretrained(settings)) if tag else None
+        if path is not None and is_torchscript(
+            path
+        ):  # OpenAI's own files, where the hub's copies are out of reach
+            return _create_from_file(name, path, quick)
+        model = _create(name, quick, pretrained=tag, require_pretrained=True)
+    except WeightsError:
+        raise
     except Exception as error:
         raise WeightsError(
-            f"cannot download the weights {tag!r} of {name} ({_first_line(error)}); connect to the internet once, or "
-            "copy the file here and give --pretrained PATH, or try the small model that ships with ovss: --model demo"
+            f"cannot download the weights {tag or 'that belong to it'!r} of {name} ({_first_line(error)}); connect to "
+            "the internet once, or copy the file here and give --pretrained PATH, or try the small model that ships "
+            "with ovss: --model demo"
         ) from error
-
-
-def _create_from_file(name: str, path: Path, quick_gelu: bool | None) -> Any:
-    state, is_archive = _read_state(path)
-    model = _create_random(name, is_archive if quick_gelu is None else quick_gelu)
-    wanted = model.state_dict()
-    for key, value in state.items():
-        if key in wanted and wanted[key].ndim != value.ndim and wanted[key].numel() == value.numel():
-            state[key] = value.reshape(wanted[key].shape)
-    wrong = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
-    if wrong:
-        raise WeightsError(
-            f"{path} does not hold the weights of {name}: {len(wrong)} of {len(wanted)} tensors are missing or of "
-            f"another shape, first {wrong[0]!r}; give the architecture of these weights as --model"
-        )
-    model.load_state_dict({key: state[key] for key in wanted})
+    require_finite(f"{name} {tag or ''}".strip(), model.state_dict())
     return model
 
 
-def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Return the tensors of a weight file by name, and whether it is a TorchScript archive."""
-    try:
-        if path.suffix == ".safetensors":
-            return _strip_prefix(load_file(path)), False
-        if _is_torchscript(path):
-            state = torch.jit.load(path, map_location="cpu").state_dict()
-            return {key: value for key, value in state.items() if key not in _ARCHIVE_EXTRAS}, True
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(_unreadable(path, error)) from error
-    except Exception as error:  # torch raises pickle's own error for a file that is more than tensors
-        raise WeightsError(_unreadable(path, error)) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no state dict; save one with torch.save(model.state_dict(), PATH)")
-    return _strip_prefix(state), False
+def _create_from_file(name: str, path: Path, quick_gelu: bool | None) -> Any:
+    quick = is_torchscript(path) if quick_gelu is None else quick_gelu  # OpenAI's models have that activation
+    model = _create_random(name, quick)
+    model.load_state_dict(_fitting_tensors(name, path, model.state_dict()))
+    return model
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    return (
-        f"cannot read weights from {path}: {_first_line(error)}; give a state dict (tensors only), a .safetensors "
-        "file or an OpenAI TorchScript archive"
-    )
+def _fitting_tensors(name: str, path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read a file's tensors under the architecture's names; all are there, of its shapes, and finite."""
+    tensors = plain_names(read_tensors(path), wanted)
+    chosen = choose_wanted(tensors, wanted)
+    wrong = [key for key in wanted if key not in chosen or chosen[key].shape != wanted[key].shape]
+    if wrong:
+        raise WeightsError(
+            f"{path} does not hold the weights of {name}: {len(wrong)} of {len(wanted)} tensors are missing or of "
+            f"another shape, first {wrong[0]!r}; {_what_they_are(tensors, len(chosen) / len(wanted))}"
+        )
+    require_finite(path, chosen)
+    return chosen
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(entry.split("/")[1:2] == ["constants.pkl"] for entry in archive.namelist())
-
-
-def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the "module." that data-parallel training leaves in front of names."""
-    return {key.removeprefix("module."): value for key, value in state.items()}
+def _what_they_are(tensors: Mapping[str, Tensor], known: float) -> str:
+    """Advise on tensors that do not fill an architecture, of whose names they have the share `known`."""
+    foreign = foreign_names(list(tensors))
+    if foreign:
+        return f"its tensors have {foreign}"
+    if known < 0.5:
+        return describe_names(list(tensors))
+    like = architectures_like({key: tuple(value.shape) for key, value in tensors.items()})
+    advice = "give the architecture of these weights as --model"
+    return f"{advice}, such as {like[0]}" if like else advice
 
 
 def _first_line(error: Exception) -> str:

@@ -5,9 +5,10 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,14 +19,15 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from ovss_core.check import require_descriptions
 from ovss_core.encoders.checkpoints import ClipModel
-from ovss_core.errors import ConfigError
 from ovss_core.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 PROMPT_BATCH = 512
+_LONGEST_TEMPLATE = max(len(template.encode()) for template in TEMPLATES)
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,57 @@ def encode_prompts(
     return projected
 
 
+def cut_texts(
+    load_tokenizer: Callable[[], Any],
+    context_length: int,
+    phrases: Sequence[str],
+    descriptions: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
+    """Warn of texts that are longer than the text tower reads: it sees their beginning only.
+
+    Args:
+        load_tokenizer: Called only where a text is long enough to be in doubt.
+        context_length: Tokens that the text tower reads.
+        phrases: Encoded in every template.
+        descriptions: Sentences by class name, encoded as they are.
+
+    Returns:
+        One warning with the first such text, or nothing.
+    """
+    sentences = [sentence for entry in (descriptions or {}).values() for sentence in entry]
+    room = context_length - 2  # a start and an end token; every other takes a byte at least
+    framed = [phrase for phrase in phrases if len(phrase.encode()) + _LONGEST_TEMPLATE > room]
+    plain = [sentence for sentence in sentences if len(sentence.encode()) > room]
+    if not framed and not plain:
+        return []
+    tokenizer = load_tokenizer()
+    frame = TEMPLATES[int(_token_counts(tokenizer, context_length, TEMPLATES).argmax())]
+    prompts = [*(frame.format(phrase) for phrase in framed), *plain]
+    counts = _token_counts(tokenizer, context_length, prompts)
+    cut = [text for text, count in zip([*framed, *plain], counts, strict=True) if count > context_length]
+    if not cut:
+        return []
+    shown = cut[0] if len(cut[0]) <= 80 else f"{cut[0][:77]}..."
+    more = f" (and of {len(cut) - 1} more)" if len(cut) > 1 else ""
+    return [
+        f"the text tower reads {context_length} tokens: the end of {shown!r}{more} is cut off and does not count; "
+        "shorten it"
+    ]
+
+
+def _token_counts(tokenizer: Any, context_length: int, texts: Sequence[str]) -> Int[Tensor, " texts"]:
+    """Count the tokens of texts, up to twice what the tower reads.
+
+    A text ends before the padding behind it; padding's number may stand for a word as well ("!" in CLIP's).
+    """
+    room = 2 * context_length
+    tokens = tokenizer(list(texts), context_length=room)
+    padding = tokenizer([""], context_length=room)[0, -1]
+    behind = (tokens != padding).int().flip(1).argmax(1)
+    count: Tensor = room - behind
+    return count
+
+
 def encode_vocabulary(
     encoder: TextEncoder,
     vocabulary: Vocabulary,
@@ -180,17 +233,8 @@ def encode_vocabulary(
     Raises:
         ConfigError: A description belongs to no class, or has no sentence.
     """
-    given = dict(descriptions or {})
-    unknown = sorted(set(given) - set(vocabulary.names))
-    if unknown:
-        raise ConfigError(
-            f"descriptions name classes that the vocabulary lacks: {', '.join(unknown[:5])}; remove them"
-        )
-    empty = [name for name, sentences in given.items() if isinstance(sentences, str) or not sentences]
-    if empty:
-        raise ConfigError(
-            f"the description of {empty[0]!r} is not a list of sentences; give at least one sentence"
-        )
+    require_descriptions(vocabulary, descriptions)
+    given = descriptions or {}
     phrases = encoder.encode_phrases(vocabulary.phrases)
     rows = torch.zeros(len(vocabulary), phrases.shape[1])
     rows.index_add_(0, torch.from_numpy(vocabulary.phrase_class), phrases)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ovss_core.check import background_policy
 from ovss_core.class_purification.class_maps import NOBODY, Room, WindowBatch
 from ovss_core.class_purification.groups import list_regions
 from ovss_core.class_purification.placement import Placement
@@ -134,7 +135,7 @@ class SegmentationEngine:
     def _offer(self, text: TextClassifier) -> None:
         """Take up a vocabulary."""
         config, self.text = self.config, text
-        policy = config.background_policy(text.vocabulary)
+        policy = background_policy(config, text.vocabulary)
         active = config.purification.active
         self.purifier = ClassPurifier(config.purification, text, policy, self.device) if active else None
         self.finisher = Finisher(
@@ -222,7 +223,7 @@ class SegmentationEngine:
             prepared = [
                 image if isinstance(image, PreparedImage) else self.prepare(image) for image in images
             ]
-        layouts = [WindowLayout.of(*image.pixels.shape[:2], self.config.windows) for image in prepared]
+        layouts = [WindowLayout.of_image(image.pixels, self.config.windows) for image in prepared]
         for places in plan_waves(layouts, self.window_batch * WAVE_BATCHES):
             chosen = tuple(layouts[place] for place in places)
             with self._timed("windows"):
@@ -318,7 +319,8 @@ class SegmentationEngine:
             rows: Of images whose windows have one size.
         """
         config = self.config
-        layout = WindowLayout.of(*rows[0]["resized"], config.windows)
+        height, width = rows[0]["resized"]
+        layout = WindowLayout.of(height, width, config.windows)
         rows_of_patches, columns = self.encoder.grid_of(layout.window_size)
         patches = rows_of_patches * columns
         return Proposals.from_rows(rows, config.windows, patches, config.purification.crop_size)

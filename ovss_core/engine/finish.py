@@ -148,11 +148,14 @@ class Finisher:
         unsound = set(areas[~finite_crops].tolist())
         facts = self._describe(proposals, decisions, names)
         outcomes: list[Segmentation | ImageError] = []
-        for image, (labels, about) in enumerate(zip(found, facts, strict=True)):
+        for image, (result, about) in enumerate(zip(found, facts, strict=True)):
             if image in unsound:
                 outcomes.append(not_finite(CROPS))
             else:
-                outcomes.append(labels if isinstance(labels, ImageError) else Segmentation(*labels, *about))
+                stays, goes, groups = about
+                outcomes.append(
+                    result if isinstance(result, ImageError) else Segmentation(*result, stays, goes, groups)
+                )
         return outcomes
 
     def _without_losers(
@@ -204,7 +207,8 @@ class Finisher:
             rows = np.flatnonzero(regions.group == group)
             taken = [None if owner[row] == NOBODY else int(owner[row]) for row in rows]
             decided = tuple(
-                BoxDecision(*map(int, boxes[row]), winner) for row, winner in zip(rows, taken, strict=True)
+                BoxDecision(int(x0), int(y0), int(x1), int(y1), winner)
+                for (x0, y0, x1, y1), winner in zip(boxes[rows], taken, strict=True)
             )
             classes = tuple(int(index) for index in members if index != NOBODY)
             groups[regions.group_image[group]].append(AmbiguityGroup(classes, decided))

@@ -152,7 +152,9 @@ class Proposals:
             patches: Patches of a window.
             crop_size: Side of a crop in pixels.
         """
-        layouts = tuple(WindowLayout.of(*row["resized"], windows) for row in rows)
+        layouts = tuple(
+            WindowLayout.of(height, width, windows) for height, width in (row["resized"] for row in rows)
+        )
         sizes = tuple((int(height), int(width)) for height, width in (row["size"] for row in rows))
         if rows[0]["kept"] is None:
             values = np.frombuffer(b"".join(row["maps"] for row in rows), np.float32).copy()

@@ -130,7 +130,8 @@ class Stitcher:
         if len(set(self.layouts)) > 1:
             laid = laid.masked_fill(self._tables["nothing"][..., None, None, None], empty)
         # [images, down, across, maps, rows, columns], the windows' rows beside the patches' rows
-        return laid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        tiled: Tensor = laid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return tiled
 
     def stitch(
         self, tiled: Float[Tensor, "images maps height width"], rows: slice | None = None

@@ -9,7 +9,7 @@ import io
 import re
 import struct
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from PIL import IcoImagePlugin
 
@@ -50,6 +50,7 @@ _FOREIGN = (
     (re.compile(rb"\x1f\x8b"), "gzip-compressed"),
 )
 _JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
+_TIFF_WIDTHS = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
 _ICON_HEADER = struct.Struct("<IIi")
 
 
@@ -140,6 +141,38 @@ def _webp_sizes(data: bytes) -> Iterator[HiddenSize]:
         yield HiddenSize("the WebP's canvas", width, height)
 
 
+def _tiff_sizes(data: bytes) -> Iterator[HiddenSize]:
+    """Yield the size of a TIFF's picture and of its tiles, which are unpacked whole, with all their samples.
+
+    A directory that names a tag twice is read in one way here and in another there: the largest value counts.
+    """
+    tags = _tiff_numbers(data)
+    width, height, samples = tags.get(256, 0), tags.get(257, 0), -(-tags.get(277, 1) // 8)
+    yield HiddenSize("the TIFF's picture", width, height * samples)
+    if 322 in tags or 323 in tags:
+        yield HiddenSize("the TIFF's tile", tags.get(322, width), tags.get(323, height) * samples)
+
+
+def _tiff_numbers(data: bytes) -> dict[int, int]:
+    """Read the single numbers of a TIFF's first directory."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+
+    def number(place: int, width: int) -> int:
+        return int.from_bytes(data[place : place + width], order)
+
+    big = number(2, 2) == 43
+    field, entry = (8, 20) if big else (4, 12)
+    start = number(8, 8) if big else number(4, 4)
+    first = start + (8 if big else 2)
+    count = min(number(start, first - start), (len(data) - first) // entry)
+    found: dict[int, int] = {}
+    for place in range(first, first + entry * max(0, count), entry):
+        tag, width = number(place, 2), _TIFF_WIDTHS.get(number(place + 2, 2), 0)
+        if width and number(place + 4, field) * width <= field:
+            found[tag] = max(found.get(tag, 0), number(place + 4 + field, width))
+    return found
+
+
 def _jpeg_2000_sizes(data: bytes) -> Iterator[HiddenSize]:
     place = data.find(b"\xff\x4f\xff\x51")
     if place < 0 or place + 42 > len(data):
@@ -165,6 +198,7 @@ def _jpeg_xl_sizes(data: bytes) -> Iterator[HiddenSize]:
 
 _HIDDEN: dict[str | None, Callable[[bytes], Iterator[HiddenSize]]] = {
     "ICO": _icon_sizes,
+    "TIFF": _tiff_sizes,
     "WEBP": _webp_sizes,
     "JPEG2000": _jpeg_2000_sizes,
     "AVIF": _avif_sizes,

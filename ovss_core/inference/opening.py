@@ -30,7 +30,6 @@ _PLUGINS = {
 }
 """Formats of the extra "formats": what users call them, the module and the package."""
 
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _limit_lock = threading.Lock()
 
 
@@ -51,8 +50,6 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
         data = plain_png(data)
     image = _open_without_metadata(data, kind, max_pixels)
     check_size(image.size, max_pixels)
-    if image.format == "TIFF":
-        _check_tiles(image, max_pixels)
     return image
 
 
@@ -87,16 +84,6 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
             f"{width} x {height} is {width * height:,} pixels, more than max_pixels ({max_pixels:,}); raise it to decode "
             "this image"
         )
-
-
-def _check_tiles(image: Any, max_pixels: int) -> None:
-    """Refuse tiles larger than any picture may be: they are unpacked whole, whatever the picture's size."""
-    sides = [image.tag_v2.get(tag) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
-    if all(isinstance(side, int) for side in sides):
-        try:
-            check_size((sides[0], sides[1]), max_pixels)
-        except ImageError as error:
-            raise ImageError(f"the TIFF's tile of {error}") from error
 
 
 def _available_formats(kind: str | None) -> tuple[str, ...]:

@@ -148,7 +148,10 @@ def _weights(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(maxsize=16)
 def _grey_levels(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Turn shares of white into grey levels, rounded to three decimals as the code of both papers has them."""
-    return torch.tensor([round(value * 255, 3) for value in values], device=device)[:, None, None]
+    with torch.inference_mode(
+        False
+    ):  # kept for all: a tensor made in inference mode cannot take part in training
+        return torch.tensor([round(value * 255, 3) for value in values], device=device)[:, None, None]
 
 
 def normalise(

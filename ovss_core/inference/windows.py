@@ -48,6 +48,11 @@ class WindowLayout:
             axis_windows(height, config.size, config.stride), axis_windows(width, config.size, config.stride)
         )
 
+    @classmethod
+    def of_image(cls, image: np.ndarray, config: WindowConfig) -> "WindowLayout":
+        """Lay out the windows of a resized image [height, width, 3]."""
+        return cls.of(image.shape[0], image.shape[1], config)
+
     def __len__(self) -> int:
         return len(self.vertical.starts) * len(self.horizontal.starts)
 

@@ -7,13 +7,13 @@ from functools import partial
 import numpy as np
 import torch
 from jaxtyping import Float
+from ovss_core.inference.resolution import CROPS_PER_WINDOW
 from torch import Tensor
 
 from ovss_core.encoders.blocks import TransformerBlock
 from ovss_core.encoders.image_encoder import ImageEncoder
 from ovss_core.encoders.trace import TraceRequest
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.inference.resolution import CROPS_PER_WINDOW
 from pipelines.measurement.engine_times import cut_windows
 from pipelines.measurement.levers import Comparison, Run
 from pipelines.measurement.workload import Workload

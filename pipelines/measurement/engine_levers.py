@@ -9,12 +9,12 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from ovss_core.class_purification.affinity import ROUNDS, balance, spread
+from ovss_core.inference.stitching import Stitcher, stitch_matrix
 from torch import Tensor
 
-from ovss_core.class_purification.affinity import ROUNDS, balance, spread
 from ovss_core.encoders.text_encoder import TEMPLATES, encode_prompts
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.inference.stitching import Stitcher, stitch_matrix
 from pipelines.measurement.encoder_levers import encode
 from pipelines.measurement.engine_times import cut_windows
 from pipelines.measurement.levers import Comparison

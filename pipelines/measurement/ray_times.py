@@ -23,7 +23,8 @@ from ovss_core.vocabulary import Vocabulary
 from pipelines.compute import pick_device
 from pipelines.label import LabelJob, run_label
 from pipelines.masks import encode_mask
-from pipelines.measurement.workload import MeasureConfig, decode_pictures, picture_files
+from pipelines.measurement.options import MeasureConfig
+from pipelines.measurement.workload import decode_pictures, picture_files
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.pools import CPU_BATCH, GPU_BATCH
 

@@ -3,20 +3,23 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ovss_core.check import validate
+from ovss_core.config import SegmenterConfig
 from pipelines.measurement.encoder_levers import encoder_levers
 from pipelines.measurement.engine_levers import engine_levers
 from pipelines.measurement.engine_times import end_to_end_rows, headline_ratios, loop_ratios, stage_rows
 from pipelines.measurement.levers import measure_levers
+from pipelines.measurement.options import MeasureConfig
 from pipelines.measurement.ray_times import ray_over_engine, scaling
 from pipelines.measurement.throughput import throughput
-from pipelines.measurement.workload import MeasureConfig, load_workload
+from pipelines.measurement.workload import load_workload
 from pipelines.record import machine_facts, package_versions
 
 NO_GPU = "No GPU here: all of this is the CPU's. Where there is one, the same command measures it (add --precision bfloat16)."
@@ -40,6 +43,9 @@ def measure(config: MeasureConfig, output: Path | None = None) -> dict[str, Any]
     Returns:
         `ratios` (medians of paired runs), `machine`, `settings`, `throughput`, `stages`, `end_to_end`, `levers`, `ray`.
     """
+    validate(SegmenterConfig(model=config.model))
+    for name in config.ray_models if config.ray_images else ():
+        validate(SegmenterConfig(model=replace(config.model, name=name, pretrained="random")))
     result: dict[str, Any] = {"ratios": {}, "machine": machine(), "settings": _plain(asdict(config))}
     for part in _parts(config):
         result["ratios"] |= part.pop("ratios", {})

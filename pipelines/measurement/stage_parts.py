@@ -5,10 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
-
 from ovss_core.class_purification.affinity import balance
 from ovss_core.class_purification.batch import PurificationInput, Units
+from ovss_core.class_purification.redundancy import refine
+from ovss_core.inference.proposal import Proposal, PurifiedClasses
+from ovss_core.inference.stitching import Stitcher
+from torch import Tensor
+
 from ovss_core.class_purification.evidence import (
     PhraseScores,
     SoftmaxStatistics,
@@ -19,12 +22,9 @@ from ovss_core.class_purification.evidence import (
     plan_chunks,
     softmax_statistics,
 )
-from ovss_core.class_purification.redundancy import refine
 from ovss_core.config import PurificationConfig
 from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.inference.proposal import Proposal, PurifiedClasses
-from ovss_core.inference.stitching import Stitcher
 
 SCORES, REFINEMENT = "vocabulary scores and softmax", "refinement"
 

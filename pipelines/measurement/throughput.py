@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from ovss_core.inference.proposal import PurifiedClasses
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovss_core.inference.proposal import PurifiedClasses
 from pipelines.measurement.engine_times import ENGINE, FLOOR, Row, cut_windows
 from pipelines.measurement.timing import seconds_of
 from pipelines.measurement.workload import Workload

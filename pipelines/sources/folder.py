@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from pathlib import PurePosixPath
+from posixpath import splitext
 from typing import Any
 
 from ovss_core.errors import StorageError
@@ -47,7 +47,7 @@ _WAYS_IN = {
 
 def has_image_extension(name: str) -> bool:
     """Say whether a file name ends like an image's; what the file holds is found out when it is decoded."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
+    return splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 class FolderSource:
@@ -98,7 +98,7 @@ class FolderSource:
                 yield file_record(names.unique(entry.path), public, base, entry.path)
             else:
                 self.ignored += 1
-                others[PurePosixPath(entry.path).suffix.lower()] += 1
+                others[splitext(entry.path)[1].lower()] += 1
                 continue
             found += 1
         if not found:

@@ -11,6 +11,7 @@ import pyarrow.fs as pafs
 
 from ovss_core.errors import ConfigError, ImageError, StorageError
 from pipelines.sources.folder import FolderSource, file_record
+from pipelines.sources.json_list import named_images
 from pipelines.sources.listing import kind_at, nearest_place
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import open_seekable, open_storage, redact
@@ -40,7 +41,6 @@ _OTHER_FLAGS = {
     (".mp4", ".mov", ".avi", ".mkv", ".webm"): "is a video: take its frames out and give their folder",
 }
 _LIST_S = 300.0
-_PROBES = 20
 _LONGEST_LINE = 1 << 16
 
 
@@ -153,7 +153,7 @@ class ListSource:
     def _items(self) -> Iterator[_Item]:
         if self._json:
             values = self._read_json()
-            yield from (_Item(text, -1, -1) for text in _texts_of(values, self.pattern, self._filesystem))
+            yield from (_Item(text, -1, -1) for text in named_images(values, self.pattern))
             return
         with self._open() as stream:
             offset = 0
@@ -244,45 +244,6 @@ def _read_line(line: bytes, start: int) -> _Item | None:
         )
     offset = start + len(line) - len(line.lstrip())
     return _Item(text.decode("utf-8", "surrogateescape"), offset, len(text))
-
-
-def _texts_of(values: Any, pattern: str, filesystem: Any) -> Iterator[str]:
-    if isinstance(values, list) and values and all(isinstance(entry, str) for entry in values):
-        yield from values
-        return
-    images = values.get("images") if isinstance(values, dict) else None
-    if not isinstance(images, list) or not images or not all(isinstance(entry, dict) for entry in images):
-        raise ConfigError(
-            f"{redact(pattern)} is neither a list of paths nor a COCO file with images; give one of these, or a .txt "
-            "list with a path or address a line"
-        )
-    folder = _folder_of(images, pattern, filesystem)
-    for entry in images:
-        name = entry.get("file_name")
-        if folder is not None and isinstance(name, str) and name:
-            yield name if "://" in name else posixpath.join(folder, name)
-        else:
-            yield str(entry.get("coco_url") or entry.get("flickr_url") or name or f"image {entry.get('id')}")
-
-
-def _folder_of(images: list[dict[str, Any]], pattern: str, filesystem: Any) -> str | None:
-    """Find the folder of a COCO file's images, relative to the file; None where they are to be fetched by URL."""
-    path = open_storage(pattern)[1]
-    here, stem = path.rpartition("/")[0], path.rpartition("/")[2].rpartition(".")[0]
-    split = stem.rpartition("_")[2]
-    names = [entry["file_name"] for entry in images[:_PROBES] if isinstance(entry.get("file_name"), str)]
-    folders = ["", "images", split, "../images", f"../{split}", f"../images/{split}", ".."]
-    for folder in folders:
-        places = [posixpath.normpath(posixpath.join(here, folder, name)) for name in names]
-        with blamed_on(pattern):
-            if places and any(info.is_file for info in filesystem.get_file_info(places)):
-                return folder
-    if any(entry.get("coco_url") or entry.get("flickr_url") for entry in images[:_PROBES]):
-        return None
-    raise StorageError(
-        f"none of the first images of {redact(pattern)}, such as {names[0] if names else 'one without file_name'}, lies "
-        f"in its folder or in {', '.join(folder for folder in folders if folder)}; put the file beside its images"
-    )
 
 
 def _unique(image_id: str, ids: set[bytes]) -> str:

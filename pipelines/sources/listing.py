@@ -71,11 +71,13 @@ def list_entries(pattern: str, accepts: Callable[[str], bool]) -> tuple[str, Ite
     filesystem, path = open_storage(root)
     parts = [unquote(piece) if "://" in pattern else piece for piece in pieces[wild:]]
     found = walk_entries(filesystem, path, lambda folder: may_lead_to(folder.split("/"), parts))
-    return root, ((entry, True) for entry in found if entry.kind == "folder" or _fits(entry, parts))
+    return root, ((entry, True) for entry in found if _concerns(entry, parts))
 
 
-def _fits(entry: Entry, parts: Sequence[str]) -> bool:
-    return matches(entry.path.split("/"), parts)
+def _concerns(entry: Entry, parts: Sequence[str]) -> bool:
+    """Say whether a glob wants an entry, or something that may have lain below it."""
+    pieces = entry.path.split("/")
+    return matches(pieces, parts) or (entry.kind == "folder" and may_lead_to(pieces, parts))
 
 
 def _list_plain(uri: str, accepts: Callable[[str], bool]) -> tuple[str, Iterator[ListedEntry]]:

@@ -15,10 +15,11 @@ import pyarrow as pa
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.sources.listing import list_files
 from pipelines.sources.parquet_columns import can_name, image_kind
-from pipelines.sources.parquet_listing import FileListing, Placed, TableFolder
+from pipelines.sources.parquet_listing import FileListing, Placed, TableFolder, may_pass
 from pipelines.sources.record import ImageRecord
 from pipelines.sources.table_formats import find_snapshot, hudi_error, warn_of_glob
 from pipelines.storage import redact
+from pipelines.transport.causes import one_line
 
 _LOG = logging.getLogger(__name__)
 _CANDIDATES = ("image", "bytes", "jpg", "jpeg", "png", "img", "image_bytes", "uri", "url", "path")
@@ -75,31 +76,35 @@ class ParquetSource:
         return root, [name for name, accepted in seen if accepted], {}
 
     def _check_columns(self, image_column: str | None, id_column: str | None) -> tuple[str, str | None]:
-        schemas = list(self._some_schemas())
-        names = schemas[0].names
+        schemas: list[pa.Schema] = []
+        candidates = (image_column,) if image_column else _CANDIDATES
+        chosen: str | None = None
+        for schema in self._some_schemas():
+            schemas.append(schema)
+            chosen = chosen or next((name for name in candidates if name in schema.names), None)
+            if chosen and (id_column is None or _types(id_column, schemas)):
+                break
+        names, where = schemas[0].names, redact(self.pattern)
         if self._root == self.pattern and "_hoodie_record_key" in names:
             raise hudi_error(self._root)
-        candidates = (image_column,) if image_column else _CANDIDATES
-        chosen = next(
-            ((name, schema) for name in candidates for schema in schemas if name in schema.names), None
-        )
-        if image_column is not None and chosen is None:
-            raise ConfigError(
-                f"no column {image_column!r} in {redact(self.pattern)}; its columns are {names}"
-            )
+        for wanted, found in (
+            (image_column, chosen is not None),
+            (id_column, bool(_types(id_column, schemas))),
+        ):
+            if wanted is not None and not found:
+                raise ConfigError(f"no column {wanted!r} in {where}; its columns are {names}")
         if chosen is None:
-            raise ConfigError(f"which column of {redact(self.pattern)} holds the images? Give one of {names}")
-        if id_column is not None and not any(id_column in schema.names for schema in schemas):
-            raise ConfigError(f"no column {id_column!r} in {redact(self.pattern)}; its columns are {names}")
-        self._check_types(chosen[0], id_column, schemas)
-        return chosen[0], id_column
+            raise ConfigError(f"which column of {where} holds the images? Give one of {names}")
+        self._check_types(chosen, id_column, schemas)
+        return chosen, id_column
 
     def _check_types(self, image_column: str, id_column: str | None, schemas: list[pa.Schema]) -> None:
         kinds = _types(image_column, schemas)
         if not any(image_kind(kind) for kind in kinds):
+            found = str(kinds[0])[:200] if kinds else "there twice"
             raise ConfigError(
-                f"column {image_column!r} of {redact(self.pattern)} is {str(kinds[0])[:200]}; images are bytes (or "
-                "lists of uint8), a struct with bytes and path, or addresses as strings"
+                f"column {image_column!r} of {redact(self.pattern)} is {found}; images are bytes (or lists of uint8), "
+                "a struct with bytes and path, or addresses as strings"
             )
         if id_column is not None and not any(can_name(kind) for kind in _types(id_column, schemas)):
             raise ConfigError(
@@ -108,16 +113,16 @@ class ParquetSource:
             )
 
     def _some_schemas(self) -> Iterator[pa.Schema]:
-        """Yield the schema of the first readable file, and of a few more: one file may lack a column."""
+        """Yield the schemas of the first readable files: one of them may lack a column that the next one has."""
         folder, reason, found = TableFolder(self._root, "", None), "", 0
         for name in self._files:
             try:
                 with closing(folder.open(name)) as file:
                     yield file.schema
-            except StorageError:
-                raise
             except Exception as error:
-                reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+                if may_pass(error):
+                    raise
+                reason = reason or one_line(error, self._root)
                 continue
             found += 1
             if found == _SCHEMAS_TRIED:
@@ -153,7 +158,7 @@ class ParquetSource:
             taken: Says whether an id names another image already, such as one of the files in `skip`.
 
         Raises:
-            StorageError: The storage failed while it was listed.
+            TransferError: The storage failed while it was listed; a later try may get further.
         """
         known = frozenset(skip)
         seen: set[bytes] = set()
@@ -174,11 +179,11 @@ class ParquetSource:
     def _begin(self, name: str) -> Iterable[Placed]:
         try:
             file = self._folder.open(name)
-        except StorageError:
-            raise
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            return [self._folder.broken(name, name, f"the Parquet file cannot be read: {reason}")]
+            if may_pass(error):
+                raise
+            reason = f"the Parquet file cannot be read: {one_line(error, self._root)}"
+            return [self._folder.broken(name, name, reason)]
         listing = FileListing(self._folder, name, file, self._kept.get(name))
         return list(listing.records()) if listing.rows <= _ROWS_LISTED_AHEAD else listing.records()
 
@@ -195,8 +200,8 @@ def is_hidden(name: str, written: Collection[str] = ()) -> bool:
     )
 
 
-def _types(column: str, schemas: Iterable[pa.Schema]) -> list[pa.DataType]:
-    return [schema.field(column).type for schema in schemas if schema.names.count(column) == 1]
+def _types(column: str | None, schemas: Iterable[pa.Schema]) -> list[pa.DataType]:
+    return [schema.field(column).type for schema in schemas if column and schema.names.count(column) == 1]
 
 
 def _make_unique(

@@ -4,8 +4,10 @@ import base64
 import binascii
 import posixpath
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -30,6 +32,8 @@ def image_kind(kind: pa.DataType) -> ImageKind | None:
     Bytes may be any binary type, lists of uint8, or structs with a field "bytes" or "path" of such types; any of
     them may be encoded as a dictionary.
     """
+    if len(getattr(kind, "shape", None) or "1") != 1:
+        return None  # a tensor of pixels, not the bytes of a file
     kind = _storage(kind)
     if pa.types.is_dictionary(kind):
         return image_kind(kind.value_type)
@@ -90,6 +94,8 @@ def read_cell(column: pa.Array, place: int, max_bytes: int) -> bytes | str | Non
     if _is_list(kind):
         values = column[place].values
         check_size(len(values), max_bytes)
+        if values.null_count:
+            raise ImageError("the list of bytes has gaps (nulls)")
         data: bytes = values.to_numpy(zero_copy_only=False).tobytes()
         return data or None
     buffer = column[place].as_buffer()
@@ -162,9 +168,8 @@ def is_address(text: str) -> bool:
 
 def looks_like_base64(text: str) -> bool:
     """Say whether text is a picture in base64 rather than an address."""
-    if not _BASE64.fullmatch(text):
-        return False
-    return len(text) >= _SURELY_NO_PATH or (len(text) >= 32 and text.startswith(_BASE64_OF_IMAGES))
+    long_enough = len(text) >= _SURELY_NO_PATH or (len(text) >= 32 and text.startswith(_BASE64_OF_IMAGES))
+    return long_enough and _BASE64.fullmatch(text) is not None
 
 
 def locate(address: str, root: str, folder: str) -> tuple[Literal["uri", "file"], str]:
@@ -209,7 +214,7 @@ def read_ids(column: pa.Array) -> list[str | None]:
     if pa.types.is_dictionary(kind):
         return read_ids(column.dictionary_decode())
     if _is_text(kind) or _is_binary(kind):
-        return [_shorten(_decode(column[place])) for place in range(len(column))]
+        return [_shorten(text) for text in _decode(column)]
     if pa.types.is_floating(kind):
         return [None if value is None or value != value else str(value) for value in column.to_pylist()]
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
@@ -226,15 +231,17 @@ def can_name(kind: pa.DataType) -> bool:
     return not pa.types.is_nested(kind)
 
 
-def _decode(value: Any) -> str | None:
-    if not value.is_valid:
-        return None
-    data = value.as_buffer().to_pybytes()
-    try:
-        text: str = data.decode()
-    except UnicodeDecodeError:
-        return f"0x{data.hex()}"
-    return text or None
+def _decode(column: pa.Array) -> Iterator[str | None]:
+    if _is_text(column.type):
+        with suppress(UnicodeDecodeError):
+            yield from (text or None for text in column.to_pylist())
+            return
+    for value in column:
+        data = value.as_buffer().to_pybytes() if value.is_valid else b""
+        try:
+            yield data.decode() or None
+        except UnicodeDecodeError:
+            yield f"0x{data.hex()}"
 
 
 def _shorten(text: str | None) -> str | None:

@@ -5,34 +5,42 @@ those rows. Files are read through `PageGuard`, which looks at each page before 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from ovss_core.errors import ImageError, StorageError
 from pipelines.sources.parquet_columns import is_dictionary_inside, is_list_inside
-from pipelines.sources.parquet_pages import PageGuard, PageLimits
+from pipelines.sources.parquet_footer import Footer
+from pipelines.sources.parquet_guard import PageGuard
+from pipelines.sources.parquet_pages import LargePageError, PageLimits, column_chunks
 
 _BUFFER_BYTES = 1 << 16
 _ROWS_TOGETHER = 64
-_PAGE_TOGETHER = 1 << 20
+_SMALL_BYTES = 1 << 20
 _BATCH_BYTES = 1 << 26
+_PIECE_BYTES = 1 << 25
 
 
 class TableFile:
     """An open Parquet file whose columns are read within bounds.
 
     Args:
+        root: URI that opens the file system.
+        path: The file's path inside it.
         max_value: Bytes of the largest value that anybody wants.
+        limit_s: Seconds for each read.
 
     Raises:
-        OSError, ValueError: The file is none of Parquet, or cannot be read.
+        TransferError: The storage failed.
+        OSError, ValueError: The file is none of Parquet.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str, max_value: int) -> None:
+    def __init__(self, root: str, path: str, max_value: int, limit_s: float = 60.0) -> None:
         self._limits = PageLimits(max_value)
-        self._guard = PageGuard(filesystem, path)
+        self._guard = PageGuard(root, path, limit_s)
         try:
             # without pre_buffer and with a buffer, pyarrow reads a column piece by piece instead of all at once
             self._file = pq.ParquetFile(
@@ -43,6 +51,12 @@ class TableFile:
             raise
         self.metadata: pq.FileMetaData = self._file.metadata
         self.schema: pa.Schema = self._file.schema_arrow
+        self.size = self._guard.size
+
+    @cached_property
+    def footer(self) -> Footer:
+        """Where the columns lie."""
+        return Footer(self._guard.read_footer())
 
     def close(self) -> None:
         """Close the file."""
@@ -64,11 +78,10 @@ class TableFile:
         kind = self.schema.field(column).type
         if is_dictionary_inside(kind):
             # each piece of a dictionary column brings the dictionary along, and refers to it
-            size = max(1, int(self._value_bytes(group, [column])))
-            rows = max(1, min(_ROWS_TOGETHER, _BATCH_BYTES // size))
-            pieces = self._read_pieces(group, [column], rows, self._limits, piles_up=True)
+            rows = self._rows_of(group, [column], _BATCH_BYTES)
+            pieces = self._read_pieces(group, [column], rows, piles_up=True)
         elif is_list_inside(kind):  # one value may go over many pages
-            pieces = self._read_pieces(group, [column], 1, self._limits)
+            pieces = self._read_pieces(group, [column], 1)
         else:
             pieces = self.read_values(group, [column])
         for batch in pieces:
@@ -76,44 +89,49 @@ class TableFile:
 
     def read_values(self, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield columns, many rows at once as long as the pages are small."""
-        if self._value_bytes(group, columns) * _ROWS_TOGETHER > _PAGE_TOGETHER:
-            return self._read_pieces(group, columns, 1, self._limits)
-        limits = PageLimits(self._limits.max_value, together=_PAGE_TOGETHER)
-        return self._read_pieces(group, columns, _ROWS_TOGETHER, limits)
+        return self._read_pieces(group, columns, self._rows_of(group, columns, _SMALL_BYTES))
 
-    def _value_bytes(self, group: int, columns: Sequence[str]) -> float:
-        """Return the bytes of the values of a row, on average, as the footer claims."""
-        row_group = self.metadata.row_group(group)
-        leaves = [row_group.column(index) for index in range(row_group.num_columns)]
-        size = sum(
-            leaf.total_uncompressed_size
-            for leaf in leaves
-            if leaf.path_in_schema.partition(".")[0] in columns
-        )
-        return float(size / max(1, row_group.num_rows))
+    def _rows_of(self, group: int, columns: Sequence[str], size: int) -> int:
+        """Return how many rows have about so many bytes, as the footer claims."""
+        values = sum(leaf.unpacked for leaf in self.footer.leaves(group, columns))
+        rows = self.metadata.row_group(group).num_rows
+        return int(max(1, min(_ROWS_TOGETHER, size * rows // max(1, values))))
 
     def _read_pieces(
-        self, group: int, columns: Sequence[str], rows: int, limits: PageLimits, piles_up: bool = False
+        self, group: int, columns: Sequence[str], rows: int, piles_up: bool = False
     ) -> Iterator[pa.RecordBatch]:
-        """Yield so many rows at once, but one at a time where a page is large, or damage would cost them all."""
+        """Yield so many rows at once, but fewer where a page is large, and one where damage would cost them all.
+
+        Args:
+            piles_up: Set for columns that are read as dictionaries, whose values are in memory once.
+        """
         done = 0
-        try:
-            for batch in self._read(group, columns, rows, limits, piles_up):
-                done += len(batch)
-                yield batch
-        except Exception as error:
-            if rows == 1 or isinstance(error, StorageError):
+        while True:
+            together = None if rows == 1 or piles_up else _PIECE_BYTES // rows
+            passed = 0
+            try:
+                for batch in self._read(group, columns, rows, together, piles_up):
+                    passed += len(batch)
+                    if passed > done:
+                        yield batch.slice(len(batch) - (passed - done))
+                        done = passed
+            except StorageError:
                 raise
-            for batch in self._read(group, columns, 1, self._limits, piles_up):
-                if done:
-                    done -= 1
-                else:
-                    yield batch
+            except LargePageError as error:
+                rows = max(1, min(rows // 2, _PIECE_BYTES // error.size))
+            except Exception:
+                if rows == 1:
+                    raise
+                rows = 1
+            else:
+                return
 
     def _read(
-        self, group: int, columns: Sequence[str], rows: int, limits: PageLimits, piles_up: bool
+        self, group: int, columns: Sequence[str], rows: int, together: int | None, piles_up: bool
     ) -> Iterator[pa.RecordBatch]:
-        self._guard.watch(self.metadata, group, columns, limits, piles_up)
+        leaves = self.footer.leaves(group, columns)
+        chunks = column_chunks(leaves, self.metadata.schema, piles_up)
+        self._guard.watch(chunks, replace(self._limits, together=together))
         # threads would read columns at the same time, and the guard's file has one position
         for batch in self._file.iter_batches(rows, [group], list(columns), use_threads=False):
             self._guard.release()

@@ -1,16 +1,15 @@
 """Page headers of Parquet, and the few numbers inside a page that decide how much memory its decoder takes.
 
-Format: https://parquet.apache.org/docs/file-format/ (Thrift's compact protocol; "Encodings" for delta lengths).
+Format: https://parquet.apache.org/docs/file-format/ ("Data Pages", and "Encodings" for delta lengths).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-_BOOLEANS, _INTEGERS, _WIDTHS = (1, 2), (4, 5, 6), {3: 1, 7: 8}
-_BINARY, _STRUCT = 8, 12
-_DEEPEST = 16
-_DICTIONARY_PAGE = 2
+from pipelines.sources.parquet_thrift import I32, STRUCT, TRUE, Fields, read_struct, read_varint
+
+_DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_2 = 0, 2, 3
+_HEADERS = {_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_2: 8}
 _DELTA_INTEGERS, _DELTA_LENGTHS, _DELTA_STRINGS = 5, 6, 7
 _BIT_PACKED = 4
 _LARGEST_BLOCK = 1 << 20
@@ -53,29 +52,27 @@ def read_page_header(data: bytes) -> PageHeader:
         IndexError: It goes on behind the end of the data.
         ValueError: This is no page header.
     """
-    fields, length = _read_struct(data, 0)
-    first, dictionary, second = fields.get(5), fields.get(7), fields.get(8)
-    told = first or dictionary or second or {}
-    if not isinstance(told, dict):
-        raise ValueError("no page header")  # noqa: TRY004 (a fault of the data)
-    levels = _number(told, 5) + _number(told, 6) if second else None
+    fields, length = read_struct(data)
+    kind = fields.get((1, I32), 0)
+    second = kind == _DATA_PAGE_2
+    told: Fields = fields.get((_HEADERS.get(kind, 0), STRUCT), {})
     return PageHeader(
         length=length,
-        unpacked=_number(fields, 2, -1),
-        packed=_number(fields, 3, -1),
+        unpacked=_number(fields, 2),
+        packed=_number(fields, 3),
         values=_number(told, 1),
         encoding=_number(told, 4 if second else 2),
-        is_dictionary=fields.get(1) == _DICTIONARY_PAGE,
-        level_bytes=levels,
-        is_packed=told.get(7) is not False if second else True,
-        has_bit_packed_levels=bool(first) and _BIT_PACKED in (told.get(3), told.get(4)),
+        is_dictionary=kind == _DICTIONARY_PAGE,
+        level_bytes=_number(told, 5) + _number(told, 6) if second else None,
+        is_packed=told.get((7, TRUE), True) if second else True,
+        has_bit_packed_levels=kind == _DATA_PAGE and _BIT_PACKED in (_number(told, 3), _number(told, 4)),
     )
 
 
-def _number(fields: dict[int, Any], field: int, default: int = 0) -> int:
-    value = fields.get(field, default)
-    if not isinstance(value, int) or (value < 0 and field in fields):
-        raise ValueError(f"field {field} is {value!r}")
+def _number(fields: Fields, field: int) -> int:
+    value: int = fields.get((field, I32), 0)
+    if value < 0:
+        raise ValueError(f"field {field} is {value}")
     return value
 
 
@@ -101,15 +98,15 @@ def delta_counts(page: PageHeader, body: bytes, level_kinds: int) -> Iterator[in
 
 def _pass_deltas(data: bytes, place: int) -> tuple[int, int]:
     """Return how many numbers a delta-encoded run holds, and the place behind it."""
-    block, place = _read_varint(data, place)
-    parts, place = _read_varint(data, place)
-    count, place = _read_varint(data, place)
-    _, place = _read_varint(data, place)
+    block, place = read_varint(data, place)
+    parts, place = read_varint(data, place)
+    count, place = read_varint(data, place)
+    _, place = read_varint(data, place)
     if not 0 < parts <= block <= _LARGEST_BLOCK:
         raise ValueError(f"blocks of {block:,} numbers in {parts:,} parts")
     left = count - 1
     while left > 0 and place < len(data):
-        _, place = _read_varint(data, place)
+        _, place = read_varint(data, place)
         widths = data[place : place + parts]
         place += parts
         for width in widths:
@@ -117,60 +114,3 @@ def _pass_deltas(data: bytes, place: int) -> tuple[int, int]:
                 place += width * (block // parts) // 8
                 left -= block // parts
     return count, place
-
-
-def _read_struct(data: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """Read a struct of Thrift's compact protocol.
-
-    Returns:
-        Integers, booleans and structs by field number (other fields are passed over), and the place behind.
-
-    Raises:
-        IndexError: The struct goes on behind the end of the data.
-        ValueError: This is no such struct.
-    """
-    if depth > _DEEPEST:
-        raise ValueError("nested too deep")
-    fields: dict[int, Any] = {}
-    number = 0
-    while (head := data[place]) != 0:
-        place += 1
-        kind = head & 0x0F
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, place = _read_integer(data, place)
-        if kind in _BOOLEANS:
-            fields[number] = kind == 1
-        elif kind in _INTEGERS:
-            fields[number], place = _read_integer(data, place)
-        elif kind == _STRUCT:
-            fields[number], place = _read_struct(data, place, depth + 1)
-        else:
-            place = _pass_value(data, place, kind)
-    return fields, place + 1
-
-
-def _pass_value(data: bytes, place: int, kind: int) -> int:
-    if kind in _WIDTHS:
-        return place + _WIDTHS[kind]
-    if kind == _BINARY:
-        length, place = _read_varint(data, place)
-        return place + length
-    raise ValueError(f"no page header holds a field of type {kind}")
-
-
-def _read_integer(data: bytes, place: int) -> tuple[int, int]:
-    value, place = _read_varint(data, place)
-    return (value >> 1) ^ -(value & 1), place
-
-
-def _read_varint(data: bytes, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-    raise ValueError("an integer of more than 64 bits")

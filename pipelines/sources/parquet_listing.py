@@ -5,11 +5,10 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from ovss_core.errors import ImageError, StorageError
+from ovss_core.errors import ImageError
 from pipelines.sources.parquet_columns import (
     ImageKind,
     can_name,
@@ -23,6 +22,7 @@ from pipelines.sources.parquet_file import TableFile
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import join_uri, open_storage, redact
 from pipelines.transport.addresses import has_secrets
+from pipelines.transport.causes import TransferError, one_line
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_VALUE = 1 << 20
@@ -55,7 +55,7 @@ class TableFolder:
 
     def open(self, name: str) -> TableFile:
         """Open one of the files."""
-        return TableFile(open_storage(self.root)[0], self.path(name), _LONGEST_VALUE)
+        return TableFile(self.root, self.path(name), _LONGEST_VALUE)
 
     def broken(self, name: str, image_id: str, reason: str) -> Placed:
         """Return the record that stands for what cannot be listed."""
@@ -100,7 +100,7 @@ class FileListing:
             rows that costs.
 
         Raises:
-            StorageError: The storage failed, for now; a later listing may get further.
+            TransferError: The storage failed, for now; a later listing may get further.
         """
         with closing(self.file):
             kind, reason = self._image_kind()
@@ -115,8 +115,7 @@ class FileListing:
                 if lie := _implausible(self.file, number):
                     yield self._broken(f"{self.name}#row group {number}", lie)
                 else:
-                    text = kind == "text" and not _holds_pictures(self.file, number, self.folder.image_column)
-                    yield from self._list_group(group, names, text)
+                    yield from self._list_group(group, names, kind == "text")
 
     def _image_kind(self) -> tuple[ImageKind | None, str]:
         column = self.folder.image_column
@@ -144,15 +143,16 @@ class FileListing:
     def _list_group(self, group: _Group, names: list[str | None], text: bool) -> Iterator[Placed]:
         done = 0
         try:
+            text = text and not _holds_pictures(self.file, group.number, self.folder.image_column)
             for ids, addresses in self._values(group, names, text):
                 for image_id, address in zip(ids, addresses, strict=True):
                     if self._keeps(group.position + done):
                         yield self._record(group, done, image_id, address, text)
                     done += 1
-        except StorageError:
-            raise
         except Exception as error:
-            yield self._rest(group, done, (str(error).splitlines() or [type(error).__name__])[0][:300])
+            if may_pass(error):
+                raise
+            yield self._rest(group, done, one_line(error, self.folder.root))
         else:
             if done < group.rows:
                 yield self._rest(group, done, f"the row group ends after {done:,} rows")
@@ -217,26 +217,20 @@ class FileListing:
         return self.folder.broken(self.name, image_id, reason)
 
 
+def may_pass(error: BaseException) -> bool:
+    """Say whether an error is one of the storage that a later try may not meet; such a file must be listed later."""
+    return isinstance(error, TransferError) and error.transient
+
+
 def _holds_pictures(file: TableFile, group: int, column: str) -> bool:
     """Say whether the text of a column is too long to be addresses, from the footer alone."""
-    leaves = _leaves(file, group, column)
-    return any(leaf.total_uncompressed_size > _PICTURE_BYTES * max(1, leaf.num_values) for leaf in leaves)
+    leaves = file.footer.leaves(group, [column])
+    return any(leaf.unpacked > _PICTURE_BYTES * max(1, leaf.values) for leaf in leaves)
 
 
 def _implausible(file: TableFile, group: int) -> str | None:
     """Return why a row group cannot hold the rows that it claims; a damaged footer may claim any number."""
-    row_group = file.metadata.row_group(group)
-    rows, size = (
-        row_group.num_rows,
-        sum(max(0, row_group.column(index).total_compressed_size) for index in range(row_group.num_columns)),
-    )
-    if rows < 0 or rows > max(_FEW_ROWS, _ROWS_A_BYTE * size):
-        return f"the file is damaged: row group {group} claims {rows:,} rows in {size:,} bytes"
+    rows = file.metadata.row_group(group).num_rows
+    if rows < 0 or rows > max(_FEW_ROWS, _ROWS_A_BYTE * file.size):
+        return f"the file is damaged: row group {group} claims {rows:,} rows in a file of {file.size:,} bytes"
     return None
-
-
-def _leaves(file: TableFile, group: int, column: str) -> Iterator[Any]:
-    row_group = file.metadata.row_group(group)
-    for index in range(row_group.num_columns):
-        if (leaf := row_group.column(index)).path_in_schema.partition(".")[0] == column:
-            yield leaf

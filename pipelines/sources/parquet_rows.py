@@ -1,23 +1,21 @@
 """Reading the images of manifest rows out of Parquet files, each row group once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from ovss_core.errors import ImageError, StorageError
 from pipelines.faults import Failure
 from pipelines.sources.parquet_columns import image_kind, locate, read_cell
 from pipelines.sources.parquet_file import TableFile
-from pipelines.storage import open_storage
 
 STAGE = "read"
 Row = dict[str, Any]
 
 
 class ParquetRows:
-    """Reads image cells of manifest rows; a row group stays open from one call to the next.
+    """Reads image cells of manifest rows; a file stays open from one call to the next.
 
     Slices of the manifest that follow each other read each row group once for that reason. The object belongs to
     one thread at a time.
@@ -26,17 +24,20 @@ class ParquetRows:
         source: URI of the source's root, which opens the file system of the records' paths.
         column: Column of the images.
         max_bytes: A larger image is refused before it is copied.
+        limit_s: Seconds for each read of a table.
     """
 
-    def __init__(self, source: str, column: str | None, max_bytes: int) -> None:
+    def __init__(self, source: str, column: str | None, max_bytes: int, limit_s: float = 60.0) -> None:
         self.source = source
         self.column = column
         self.max_bytes = max_bytes
-        self._open: _OpenGroup | None = None
+        self.limit_s = limit_s
+        self._table: tuple[str, TableFile] | None = None
+        self._walk: _Walk | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open file behind when the object travels."""
-        return {**self.__dict__, "_open": None}
+        return {**self.__dict__, "_table": None, "_walk": None}
 
     def read(self, rows: Sequence[Row]) -> list[bytes | Failure | Row]:
         """Read rows of one row group.
@@ -45,7 +46,7 @@ class ParquetRows:
             For each row its bytes, why they cannot be had, or a row of container "uri" or "file" that says where
             they lie.
         """
-        if self._open is not None and isinstance(self._open.error, StorageError):
+        if self._walk is not None and isinstance(self._walk.error, StorageError):
             self.close()  # the store may be back
         found: dict[int, bytes | Failure | Row] = {}
         for place in sorted(range(len(rows)), key=lambda place: rows[place]["row"]):
@@ -57,8 +58,7 @@ class ParquetRows:
         return [found[place] for place in range(len(rows))]
 
     def _read_row(self, row: Row) -> bytes | Failure | Row:
-        group = self._group_at(row)
-        value = read_cell(*group.seek(row["row"]), self.max_bytes)
+        value = read_cell(*self._walk_to(row).seek(row["row"]), self.max_bytes)
         if value is None:
             return Failure(STAGE, "ImageError", "the image column is empty in this row")
         if isinstance(value, bytes):
@@ -66,35 +66,36 @@ class ParquetRows:
         container, path = locate(value, self.source, row["path"].rpartition("/")[0])
         return {**row, "container": container, "path": path}
 
-    def _group_at(self, row: Row) -> "_OpenGroup":
+    def _walk_to(self, row: Row) -> "_Walk":
         place = (row["path"], row["row_group"])
-        if self._open is None or self._open.place != place or row["row"] < self._open.first:
+        if self._walk is None or self._walk.place != place or row["row"] < self._walk.first:
+            self._walk = _Walk(self._table_at, place, str(self.column))
+        return self._walk
+
+    def _table_at(self, path: str) -> TableFile:
+        if self._table is None or self._table[0] != path:
             self.close()
-            self._open = _OpenGroup(open_storage(self.source)[0], place, str(self.column), self.max_bytes)
-        return self._open
+            self._table = (path, TableFile(self.source, path, self.max_bytes, self.limit_s))
+        return self._table[1]
 
     def close(self) -> None:
-        """Close the row group that is open."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        """Close the file that is open."""
+        if self._table is not None:
+            self._table[1].close()
+        self._table = self._walk = None
 
 
-class _OpenGroup:
+class _Walk:
     """A walk over the image column of one row group; what ends it is remembered for the rows behind."""
 
-    def __init__(
-        self, filesystem: pafs.FileSystem, place: tuple[str, int], column: str, max_bytes: int
-    ) -> None:
+    def __init__(self, table: Callable[[str], TableFile], place: tuple[str, int], column: str) -> None:
         self.place = place
         self.first = 0
         self._piece: pa.Array | None = None
         self.error: Exception | None = None
         self._pieces: Iterator[pa.Array] = iter(())
-        self._file: TableFile | None = None
         try:
-            self._file = TableFile(filesystem, place[0], max_bytes)
-            self._pieces = self._start(self._file, column)
+            self._pieces = self._start(table(place[0]), column)
         except Exception as error:
             self.error = error
 
@@ -125,9 +126,3 @@ class _OpenGroup:
             except Exception as error:
                 self.error = error
         return self._piece, row - self.first
-
-    def close(self) -> None:
-        """Close the file."""
-        self._pieces = iter(())
-        if self._file is not None:
-            self._file.close()

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.storage import Folder, open_storage, redact
+from pipelines.transport.causes import one_line
 
 _LOG = logging.getLogger(__name__)
 _DELTA = "_delta_log"
@@ -112,8 +113,9 @@ def _read_delta(root: str, names: Sequence[str]) -> Snapshot:
                 )
             }
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StorageError(f"cannot read the log of the Delta table {redact(root)}: {reason}") from error
+        raise StorageError(
+            f"cannot read the log of the Delta table {redact(root)}: {one_line(error, root)}"
+        ) from error
     if mapping != "none":
         raise ConfigError(
             f"the Delta table {redact(root)} maps column names (delta.columnMapping.mode={mapping}), which its "

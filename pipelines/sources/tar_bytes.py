@@ -149,8 +149,12 @@ class ShardBytes:
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
             if self._storage.failed or not self.compression:
                 raise
-            early = isinstance(error, EOFError) or "Truncated" in str(error)
-            what = "ends early" if early else f"is damaged ({str(error).strip() or type(error).__name__})"
+            words = str(error).strip() or type(error).__name__
+            what = f"is damaged ({words})"
+            if isinstance(error, EOFError) or "Truncated" in words:
+                what = "ends early"
+            elif "memory" in words.lower():
+                what = "needs too much memory to be unpacked"
             raise DamagedShardError(
                 f"the shard cannot be read to its end: its {self.compression} compression {what} behind "
                 f"{self.position:,} unpacked bytes"
@@ -188,14 +192,17 @@ class _Storage:
         return self._ahead
 
     def read(self, count: int, /) -> bytes:
-        if self._ahead:
-            piece, self._ahead = self._ahead[:count], self._ahead[count:]
-            return piece
+        """Read all of `count` bytes if they are there: what is unpacked before damage must not hang on chance."""
+        pieces = [self._ahead[:count]] if self._ahead else []
+        missing, self._ahead = count - len(self._ahead[:count]), self._ahead[count:]
         try:
-            return self._stream.read(count)
+            while missing > 0 and (piece := self._stream.read(missing)):
+                pieces.append(piece)
+                missing -= len(piece)
         except BaseException:
             self.failed = True
             raise
+        return b"".join(pieces)
 
     def seek(self, position: int) -> None:
         self._ahead = b""

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from ovss_core.errors import ConfigError
 from pipelines.sources.folder import IMAGE_EXTENSIONS
-from pipelines.sources.tar_walk import shown
+from pipelines.sources.tar_faults import shown
 
 _PASSED_OVER = re.compile(r"(^|/)(\.(?!\.?/)|__MACOSX/)|^(\./)*__[^/]*__/")
 _FIELDS_SHOWN = 5

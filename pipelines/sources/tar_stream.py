@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pipelines.sources.tar_bytes import DamagedShardError, ShardBytes
+from pipelines.sources.tar_faults import Notes, cut_short, shown
 from pipelines.sources.tar_samples import ImageFields, Samples
 from pipelines.sources.tar_sparse import expand
-from pipelines.sources.tar_walk import Member, Notes, TarWalk, cut_short, shown
+from pipelines.sources.tar_walk import Member, TarWalk
 
 __all__ = ["ImageFields", "TarEnd", "TarImage", "stream_tar"]
 

@@ -5,9 +5,10 @@ over extended headers; where counts must be exact, each of these has to be known
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipelines.sources.tar_bytes import BLOCK, DamagedShardError, ShardBytes, foreign_format
+from pipelines.sources.tar_faults import Notes, cut_short, no_header, no_tar
 from pipelines.sources.tar_headers import Extension, Header, number_of, read_pax, sound_header, text_of
 from pipelines.sources.tar_sparse import (
     SparseMap,
@@ -25,7 +26,6 @@ _NO_FILES = frozenset(b"3456DNV")
 _MOST_EXTENDED = 1 << 22
 _MOST_NAME = 1 << 16
 _MOST_ZEROS = 1 << 22
-_NOTES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,40 +58,6 @@ class Member:
     def end(self) -> int:
         """Position behind its data."""
         return self.offset + self.stored
-
-
-@dataclass(slots=True)
-class Notes:
-    """What is wrong with a shard as a whole: the first faults in words, the others counted."""
-
-    texts: list[str] = field(default_factory=list)
-    more: int = 0
-
-    def add(self, text: str) -> None:
-        """Note one fault."""
-        if len(self.texts) < _NOTES:
-            self.texts.append(text)
-        else:
-            self.more += 1
-
-    def summary(self) -> str | None:
-        """Return all faults in one line; None where there are none."""
-        rest = [f"and {self.more:,} more faults"] if self.more else []
-        return "; ".join([*self.texts, *rest]) or None
-
-
-def cut_short(name: str, missing: int) -> DamagedShardError:
-    """Return the error for a shard that ends `missing` bytes before the end of a member."""
-    return DamagedShardError(
-        f"the shard cannot be read to its end: the last {missing:,} bytes of {shown(name)} are missing, and all "
-        "that followed"
-    )
-
-
-def shown(name: str) -> str:
-    """Return a member's name as it may stand in a message: one line, not too long."""
-    short = name if len(name) <= 100 else f"...{name[-97:]}"
-    return short if short.isprintable() else repr(short)
 
 
 class TarWalk:
@@ -169,29 +135,13 @@ class TarWalk:
 
     def _finds_header(self, start: int, block: bytes) -> bool:
         """Note a block that is no header and go on to the next sound one; False if there is none."""
-        words = foreign_format(block) if start == self._first else None
-        if words:
+        first = start == self._first
+        if first and (words := foreign_format(block)):
             raise DamagedShardError(f"the shard cannot be read: it is no tar but {words}")
         found = self._search()
-        follows = f"the next sound one is at byte {self._source.position:,}, what lies between is lost"
-        length = self._source.position - start
-        if self._ended:
-            text = f"{length:,} bytes behind the end of the tar at byte {start:,} are no tar"
-            self._notes.add(f"{text}; what follows them was read" if found else text)
-        elif found:
-            self._notes.add(f"the header at byte {start:,} is damaged; {follows}")
-        elif start == self._first:
-            raise DamagedShardError(f"the shard cannot be read: it is no tar (it begins with {block[:16]!r})")
-        elif length < BLOCK:
-            self._notes.add(
-                f"the shard cannot be read to its end: it is cut inside the header at byte {start:,}, of which "
-                f"{length:,} bytes are there"
-            )
-        else:
-            self._notes.add(
-                f"the shard cannot be read to its end: the header at byte {start:,} is damaged, and no sound one "
-                f"is in the {length:,} bytes from there on"
-            )
+        if first and not found:
+            raise no_tar(block)
+        self._notes.add(no_header(start, self._source.position - start, found, self._ended))
         self._next, self._dangling = Extension(), False
         return found
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -41,7 +42,7 @@ class WebDatasetSource:
         self.ignored = 0
         check_count(pattern)
         self._root, files = list_files(pattern, is_shard_name)
-        shards = [name for name, _, accepted in files if accepted]
+        shards = [_shown_name(name) for name, _, accepted in files if accepted]
         if not shards:
             raise StorageError(
                 f"no tar shard in {redact(pattern)}; give a tar file, a folder of .tar, .tar.gz or .tgz files or a glob"
@@ -106,7 +107,12 @@ def open_shard(root: str, name: str) -> BinaryIO:
     try:
         return open_seekable(filesystem, f"{base.rstrip('/')}/{name}", _READ_AHEAD)
     except FileNotFoundError as error:
-        raise StorageError(f"the shard is missing: there is no {shown}") from error
+        hint = (
+            "; a name that is not valid UTF-8 is shown with escapes: rename such a file"
+            if "\\x" in name
+            else ""
+        )
+        raise StorageError(f"the shard is missing: there is no {shown}{hint}") from error
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"the shard {shown} cannot be opened: {str(error).splitlines()[0]}") from error
 
@@ -114,6 +120,11 @@ def open_shard(root: str, name: str) -> BinaryIO:
 def is_shard_name(name: str) -> bool:
     """Say whether a file in a folder is taken for a shard."""
     return _SHARD_NAME.search(name) is not None
+
+
+def _shown_name(name: str) -> str:
+    """Return the name as text; a file whose name is none cannot be opened by it, and fails by itself."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _record(image: TarImage, shard: str, uri: str, path: str) -> ImageRecord:
@@ -137,4 +148,5 @@ def _pattern_below(pattern: str, root: str) -> str:
     address, start = (text.partition("?")[0] if "://" in text else text for text in (pattern, root))
     if start == "." and not address.startswith("./"):
         return address
-    return address.removeprefix(start).lstrip("/") if address.startswith(start) else ""
+    below = address.removeprefix(start).lstrip("/") if address.startswith(start) else ""
+    return unquote(below) if "://" in pattern else below

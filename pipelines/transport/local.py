@@ -41,7 +41,9 @@ def open_path(path: str, flags: int) -> int:
 
 def kind_of(mode: int) -> str | None:
     """Name what is no regular file by its mode; None for a regular file."""
-    return next((name for holds, name in _KINDS if holds(mode)), None)
+    if stat.S_ISREG(mode):
+        return None
+    return next((name for holds, name in _KINDS if holds(mode)), "no regular file")
 
 
 def read_local(path: str, max_bytes: int) -> bytes:

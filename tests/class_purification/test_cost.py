@@ -35,7 +35,7 @@ def test_a_batch_takes_a_tenth_of_the_processor_time_of_one_window_at_a_time(cla
             scene.texts.phrase_embeddings.double().numpy(),
             scene.texts.phrase_class.tolist(),
             classes,
-            scene.batch.grid,
+            scene.batch.placement.grid,
             scale=config.score_scale,
             redundancy=config.redundancy_threshold,
             ambiguity=config.ambiguity_threshold,

@@ -2,6 +2,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,8 +14,9 @@ from jobs.scenes import main
 from ovss_core.demonstration.scenes import render_scene
 from ovss_core.errors import ConfigError, OutputMismatchError
 from ovss_core.vocabulary import Vocabulary
-from pipelines.scene_formats import SEED_SPACING
-from pipelines.scenes import ScenesConfig, draw_scenes
+from pipelines.scene_formats import WRITERS
+from pipelines.scene_options import SEED_SPACING, SceneFormat, ScenesConfig
+from pipelines.scenes import draw_scenes
 
 COUNT, SEED, SIZE = 5, 3, 64
 Drawn = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -69,6 +71,10 @@ def test_every_format_holds_the_scenes_of_the_seed_pixel_for_pixel(tmp_path: Pat
         assert np.array_equal(image, scene.image)
         assert np.array_equal(mask, scene.labels)
     assert Vocabulary.from_file(tmp_path / "vocabulary.txt").names == Vocabulary.load("demo").names
+
+
+def test_the_formats_to_choose_from_are_those_that_can_be_written() -> None:
+    assert set(get_args(SceneFormat)) == set(WRITERS)
 
 
 def test_a_scene_does_not_depend_on_how_many_are_drawn_or_how_they_are_sharded(tmp_path: Path) -> None:

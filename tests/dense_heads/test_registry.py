@@ -6,6 +6,7 @@ import pytest
 from ovss_core import dense_heads
 from ovss_core.dense_heads import HEADS, HeadOptions, build_head
 from ovss_core.errors import ConfigError
+from ovss_core.host_names import host_names
 from tests.tiny import random_windows, tiny_encoder
 
 NINTH = '''
@@ -36,6 +37,10 @@ def test_a_ninth_head_is_one_file_in_the_package(tmp_path: Path, monkeypatch: py
     ninth, values = found["reversed"](HeadOptions()), build_head("maskclip")
     trace = encoder.trace(windows, ninth.request(encoder.depth))
     assert ninth.features(encoder, trace).shape == values.features(encoder, trace).shape
+
+
+def test_the_names_are_known_without_importing_a_head() -> None:
+    assert host_names() == list(HEADS)
 
 
 def test_an_unknown_host_lists_the_known_ones() -> None:

@@ -174,14 +174,16 @@ def test_a_state_dict_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_architecture_lists_some_that_work() -> None:
     with pytest.raises(
-        ModelError, match=r"unknown architecture 'ViT-B-17'; give an open_clip ViT such as ViT-B-16"
+        ModelError,
+        match=r"unknown architecture 'ViT-B-17' \(did you mean 'ViT-B-16'\?\); give an open_clip ViT such as ViT-B-16",
     ):
         load_clip(ModelConfig("ViT-B-17", "openai"))
 
 
 def test_an_unknown_tag_lists_the_tags_of_the_architecture() -> None:
     with pytest.raises(
-        WeightsError, match=r"'opnai' is neither a file nor a weight tag of ViT-B-16; .*openai, "
+        WeightsError,
+        match=r"'opnai' is neither a file nor a weight tag of ViT-B-16 \(did you mean 'openai'\?\); .*openai, ",
     ):
         load_clip(ModelConfig("ViT-B-16", "opnai"))
 

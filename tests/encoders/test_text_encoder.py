@@ -11,6 +11,7 @@ from ovss_core.encoders.text_encoder import (
     TEMPLATES,
     TextClassifier,
     TextEncoder,
+    cut_texts,
     encode_prompts,
     encode_vocabulary,
 )
@@ -197,3 +198,48 @@ def test_a_description_that_is_no_list_of_sentences_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="description of 'cat' is not a list of sentences"):
         encode_vocabulary(encoder, Vocabulary.from_names(WORDS), {"cat": sentences})
+
+
+def _exactly(tokens: int) -> str:
+    """Return words that the tokenizer makes so many tokens of, start and end included."""
+    return " ".join(["cat"] * (tokens - 2))
+
+
+def test_a_sentence_that_fits_to_the_last_token_is_not_called_cut() -> None:
+    clip = tiny_clip()
+    assert int(clip.tokenizer([_exactly(77)])[0].argmax()) == 76
+    assert cut_texts(lambda: clip.tokenizer, 77, [], {"cat": [_exactly(77)]}) == []
+    [warning] = cut_texts(
+        lambda: clip.tokenizer, 77, [], {"cat": ["short", _exactly(78)], "dog": ["cat " * 500]}
+    )
+    assert "reads 77 tokens: the end of 'cat cat cat" in warning
+    assert "(and of 1 more) is cut off" in warning
+
+
+def test_a_phrase_counts_with_the_longest_template_around_it() -> None:
+    clip = tiny_clip()
+    frame = max(len(clip.tokenizer.encode(template.format(""))) for template in TEMPLATES)  # type: ignore[attr-defined]
+    fits = " ".join(["cat"] * (75 - frame))
+    assert cut_texts(lambda: clip.tokenizer, 77, ["dog", fits]) == []
+    assert f"the end of {(fits + ' cat')[:77]}" in cut_texts(
+        lambda: clip.tokenizer, 77, ["dog", fits + " cat"]
+    )[0].replace("'", "")
+
+
+def test_exclamation_marks_whose_number_is_that_of_the_padding_count_too() -> None:
+    clip = tiny_clip()
+    marks = "! " * 100
+    assert len(cut_texts(lambda: clip.tokenizer, 77, [], {"cat": [marks]})) == 1
+
+
+def test_short_texts_do_not_load_a_tokenizer() -> None:
+    def fail() -> None:
+        raise AssertionError("loaded for nothing")
+
+    assert cut_texts(fail, 77, ["cat", "a small furry animal"], {"cat": ["it purrs"]}) == []
+
+
+def test_a_smaller_tower_cuts_sooner() -> None:
+    clip = load_clip(ModelConfig("demo", "random"))
+    [warning] = cut_texts(lambda: clip.tokenizer, clip.context_length, ["cat", "cat " * 25])
+    assert "the text tower reads 32 tokens" in warning

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.engine.variants import EncodedWave, VariantEngines
 
 from ovss_core.config import PurificationConfig
+from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.variants import EncodedWave, VariantEngines
 from ovss_core.evaluation.confusion import IGNORED
 from ovss_core.evaluation.measurement import Measurement, doubts, measure, summarise
 from ovss_core.evaluation.oracle import Oracle, restrict

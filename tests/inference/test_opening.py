@@ -58,9 +58,16 @@ def gif_with_frame(side: int) -> bytes:
     return screen + b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x44\x01\x00;"
 
 
-def tiled_tiff(side: int) -> bytes:
-    tags: dict[int, int | bytes] = {322: side, 323: side, 324: 200, 325: 8, 259: 8}
-    return tiff((8, 8), zlib.compress(bytes(64)), [8], tags)
+def tiled_tiff(side: int, both: bool = True) -> bytes:
+    tags: dict[int, int | bytes] = {322: side, 324: 200, 325: 8, 259: 8}
+    return tiff((8, 8), zlib.compress(bytes(64)), [8], tags | ({323: side} if both else {}))
+
+
+def tiff_of_two_minds(side: int) -> bytes:
+    """Write a directory that names the width of the tiles twice: first so large, then small."""
+    data = tiled_tiff(side)
+    place = data.index(struct.pack("<HHII", 324, 4, 1, 200))
+    return data[:place] + struct.pack("<HHII", 322, 4, 1, 16) + data[place + 12 :]
 
 
 SMALL_JP2 = encoded(PICTURE, "JPEG2000")
@@ -77,6 +84,9 @@ LIES = {
     ),
     "a JP2 of too many components": patched(SMALL_JP2, b"\xff\x4f\xff\x51", 36, struct.pack(">H", 16000)),
     "a TIFF with large tiles": tiled_tiff(4000),
+    "a TIFF with tiles of one large side": tiled_tiff(4_000_000, both=False),
+    "a TIFF that says two sizes": tiff_of_two_minds(4000),
+    "a TIFF of too many samples": tiff((64, 64), bytes(64), [8], {277: 60_000, 259: 8}),
     "a WebP with a large canvas": webp_with_canvas(4000),
     "a GIF with a frame beyond its screen": gif_with_frame(4000),
 }

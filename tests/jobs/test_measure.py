@@ -7,9 +7,10 @@ import pytest
 
 from jobs.measure import main
 from ovss_core.config import ModelConfig, PurificationConfig
+from pipelines.measurement.options import MeasureConfig
 from pipelines.measurement.ray_times import ray_over_engine
 from pipelines.measurement.window_loop import KEEP_ABOVE, label_picture
-from pipelines.measurement.workload import MeasureConfig, load_workload
+from pipelines.measurement.workload import load_workload
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -23,7 +23,13 @@ from tests.pipelines.plain_execution import rows_of, run_plain
 from tests.pipelines.test_shards import images, write_shard
 
 EVERY = pytest.param(1, marks=pytest.mark.slow)
-"""All operations; the default suite kills at every third one, and at all of an overwrite."""
+"""All operations; the default suite kills at every fifth one, and at all of a clearing."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the syncs, which only a power cut would tell."""
+    monkeypatch.setattr("pipelines.transport.local._sync", lambda descriptor: None)
 
 
 class Killed(BaseException):
@@ -103,7 +109,7 @@ def crash_everywhere(
         assert_whole(job)
 
 
-@pytest.mark.parametrize("step", [3, EVERY])
+@pytest.mark.parametrize("step", [5, EVERY])
 @pytest.mark.parametrize("kind", ["folder", "shards"])
 def test_a_first_start_that_dies_at_any_operation_is_made_good_by_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, step: int
@@ -111,19 +117,28 @@ def test_a_first_start_that_dies_at_any_operation_is_made_good_by_the_next(
     assert crash_everywhere(monkeypatch, tmp_path, kind, run_plain, lambda job: None, step) > 20
 
 
-@pytest.mark.parametrize(
-    ("kind", "step"), [("folder", 1), ("shards", 3), pytest.param("shards", 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_a_clearing_that_dies_at_any_operation_is_ended_by_a_start_without_overwrite(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    def clear(job: Job) -> None:
+        remove_run(job.output, job.table.name)
+
+    assert crash_everywhere(monkeypatch, tmp_path, kind, clear, run_plain, 1) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "shards"])
 def test_an_overwrite_that_dies_at_any_operation_is_made_good_by_a_start_without_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, step: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
     def overwrite(job: Job) -> None:
         run_plain(job, overwrite=True)
 
-    assert crash_everywhere(monkeypatch, tmp_path, kind, overwrite, run_plain, step) > 30
+    assert crash_everywhere(monkeypatch, tmp_path, kind, overwrite, run_plain, 1) > 30
 
 
-@pytest.mark.parametrize("step", [3, EVERY])
+@pytest.mark.parametrize("step", [5, EVERY])
 @pytest.mark.parametrize("kind", ["folder", "shards"])
 def test_a_retry_that_dies_at_any_operation_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, step: int
@@ -153,8 +168,8 @@ def test_a_probe_of_a_start_that_was_killed_does_not_block_the_next(tmp_path: Pa
     assert not job.output.exists("_ovss_probe_0123")
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
-@pytest.mark.parametrize("after", [0, 3, 5, 8])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("after", [0, 4, 8])
 def test_a_disk_that_is_full_or_read_only_stops_the_run_in_one_line_and_it_goes_on_afterwards(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: int, code: int
 ) -> None:

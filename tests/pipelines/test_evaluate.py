@@ -17,8 +17,9 @@ from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.evaluation.measurement import measure
 from ovss_core.segmentation import Segmentation
 from ovss_core.vocabulary import Vocabulary
-from pipelines.evaluate import EvaluateJob, PairOptions, describe_result, run_evaluate
+from pipelines.evaluate import EvaluateJob, describe_result, run_evaluate
 from pipelines.evaluation.grid import GridBase, GridRow, grid_rows
+from pipelines.evaluation.options import PairOptions
 from pipelines.evaluation.pairs import BenchmarkSource, FolderPairsSource, spread
 from pipelines.evaluation.report import grid_markdown, score_variant
 from pipelines.evaluation.table import MEASUREMENTS, sum_measurements

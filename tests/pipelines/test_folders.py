@@ -83,6 +83,8 @@ def test_a_chain_of_links_that_the_system_does_not_follow_is_told(tmp_path: Path
     assert found["real/1.png"] is None
     assert found["link30/1.png"] is None
     assert "Too many levels" in str(found["link59"])
+    assert listed(tmp_path / "r*/*.png") == {"real/1.png": None}  # no match can lie behind the chain
+    assert "link59" in listed(tmp_path / "*/*.png")
     assert len([name for name in found if name.startswith("link")]) == 60
 
 

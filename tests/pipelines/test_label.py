@@ -146,7 +146,7 @@ def test_parquet_and_webdataset_and_a_vocabulary_above_255_classes(ray_session: 
     pq.write_table(pa.table({"image": [encode_image(n) for n in range(10)]}), tmp_path / "t.parquet")
     plain = replace(SEGMENTER, purification=replace(SEGMENTER.purification, method="none"))
     source = SourceOptions(parquet=str(tmp_path / "t.parquet"))
-    run_label(job("", tmp_path / "out", source=source, vocabulary=vocabulary, segmenter=plain))
+    run_label(job("replaced", tmp_path / "out", source=source, vocabulary=vocabulary, segmenter=plain))
     rows = labels(tmp_path / "out")
     assert set(rows) == {f"t.parquet#{n}" for n in range(10)}
     masks = [decode_mask(row["mask"]) for row in rows.values()]  # type: ignore[arg-type]

@@ -91,3 +91,13 @@ def test_reasons_hold_no_bytes_of_an_image_and_no_secret() -> None:
     secret = Failure.of("s", OSError("403 for https://me:pass@host/a.jpg?X-Amz-Signature=abcdef")).reason
     assert "pass" not in secret
     assert "abcdef" not in secret
+
+
+def test_the_ledger_counts_what_a_stage_has_finished_and_knows_what_it_never_did() -> None:
+    record = AttemptRecord()
+    for stage in ("read", "mean"):
+        record.begin(stage, ["a", "b", "c"])
+    record.end("read", ["a", "b", "c"])
+    record.end("mean", ["a", "c"])
+    assert (record.finished("read"), record.finished("mean"), record.finished("other")) == (3, 2, 0)
+    assert record.noted(["a", "b", "z"]) == {"b": "mean"}

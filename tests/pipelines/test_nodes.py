@@ -74,16 +74,16 @@ def join(images: str, output: str) -> None:
         print(error)
     awaiting.SETTLED_S = 8.0
 
-    def boot() -> None:
-        for _ in range(2):
-            time.sleep(4.0)
-            cluster.add_node(num_cpus=1, num_gpus=1, **store)
+    def label() -> None:
+        summary = run_label(replace(job, run=replace(run, cluster_wait_s=240.0)))
+        print(f"{summary['labelled']} labelled")
 
-    booting = Thread(target=boot)
-    booting.start()
-    summary = run_label(replace(job, run=replace(run, cluster_wait_s=120.0)))
-    print(f"{summary['labelled']} labelled")
-    booting.join()
+    labelling = Thread(target=label)
+    labelling.start()
+    for _ in range(2):  # nodes are started from the main thread only
+        time.sleep(4.0)
+        cluster.add_node(num_cpus=1, num_gpus=1, **store)
+    labelling.join()
     cluster.shutdown()
 
 

@@ -1,6 +1,7 @@
 import base64
 import datetime
 import decimal
+import errno
 import io
 import json
 import logging
@@ -23,9 +24,15 @@ from hypothesis import strategies as st
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.faults import Failure
 from pipelines.fetch import ImageFetcher
+from pipelines.label_rows import LABEL_TABLE
+from pipelines.manifest import prepare_manifest
+from pipelines.plan import plan_work
+from pipelines.reading import ReadImages
 from pipelines.sources import ParquetSource
 from pipelines.sources.parquet import is_hidden
-from pipelines.storage import redact
+from pipelines.sources.parquet_file import TableFile
+from pipelines.storage import Folder, redact
+from pipelines.work_units import pack_units
 
 PICTURES = [b"\xff\xd8\xff" + bytes([n]) * (50 + n) for n in range(6)]
 
@@ -68,7 +75,7 @@ class CountedFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no
             def read(self, size: int | None = -1, /) -> bytes:
                 if CountedFileSystem.faults:
                     CountedFileSystem.faults -= 1
-                    raise OSError("503 Slow Down")
+                    raise OSError(errno.ECONNRESET, "503 Slow Down")
                 data = unbound(-1 if size is None else size)
                 CountedFileSystem.bytes_read += len(data)
                 return data
@@ -178,6 +185,20 @@ def test_every_type_of_text_gives_addresses(tmp_path: Path, kind: pa.DataType) -
     write(tmp_path, "t.parquet", {"path": _array(["a.jpg", None, f"{tmp_path}/a.jpg"], kind)})
     found = read_all(ParquetSource(str(tmp_path)))
     assert list(found.values()) == [b"1", "column 'path' is empty in this row", b"1"]
+
+
+def test_a_column_with_a_dot_in_its_name_and_gaps_in_lists(tmp_path: Path) -> None:
+    column = pa.array([[1, 2], [1, None], None], pa.list_(pa.uint8()))
+    write(tmp_path, "t.parquet", {"my.image": column, "my": [1, 2, 3]})
+    found = list(read_all(ParquetSource(str(tmp_path), "my.image")).values())
+    assert found == [b"\1\2", "the list of bytes has gaps (nulls)", "the image column is empty in this row"]
+
+
+def test_tensors_of_pixels_are_not_taken_for_files(tmp_path: Path) -> None:
+    pixels = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((2, 4, 4, 3), np.uint8))
+    write(tmp_path, "t.parquet", {"image": pixels})
+    with pytest.raises(ConfigError, match=r"fixed_shape_tensor.*; images are bytes"):
+        ParquetSource(str(tmp_path))
 
 
 def test_the_hugging_face_struct_opens_the_path_where_bytes_are_missing(tmp_path: Path) -> None:
@@ -410,21 +431,31 @@ def test_many_files_are_listed_in_order(tmp_path: Path) -> None:
 def test_a_store_that_fails_for_a_moment_is_asked_again(
     tmp_path: Path, counted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.sources.parquet_pages._WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr("pipelines.transport.patience._FIRST_WAIT_S", 0.001)
     write(tmp_path, "a.parquet", {"image": PICTURES})
     source = ParquetSource(f"counted://{tmp_path}")
     counted.faults = 2
     assert list(read_all(source).values()) == PICTURES
     rows = [asdict(record) for record in source.records()]
     counted.faults = 100
-    with pytest.raises(StorageError, match=r"the store failed 3 times: .*503 Slow Down"):
+    with pytest.raises(StorageError, match=r"connection reset"):
         list(source.records())  # a file that cannot be listed now must not become a failure for good
     with ThreadPoolExecutor(1) as threads:
         fetcher = ImageFetcher(source.uri, "image")
         failed = fetcher.fetch(rows, threads)
         counted.faults = 0
         assert fetcher.fetch(rows, threads) == PICTURES
-    assert all(isinstance(value, Failure) and "503" in value.reason for value in failed)
+    assert all(isinstance(value, Failure) and "connection reset" in value.reason for value in failed)
+
+
+def test_a_file_that_may_not_be_read_costs_itself_alone(tmp_path: Path, counted: Any) -> None:
+    write(tmp_path, "a.parquet", {"image": PICTURES})
+    write(tmp_path, "b.parquet", {"image": PICTURES})
+    source = ParquetSource(f"counted://{tmp_path}")
+    (tmp_path / "a.parquet").unlink()
+    found = read_all(source)
+    assert list(found.values())[1:] == PICTURES
+    assert "the Parquet file cannot be read" in str(found["a.parquet"])
 
 
 # --- ids ---------------------------------------------------------------------------------------------------
@@ -524,6 +555,31 @@ def test_a_row_group_is_read_once_by_the_slices_of_a_task(one_group: Path, count
     assert counted.bytes_read < 2.1 * size
 
 
+def test_a_run_over_parts_reads_each_row_group_once(one_group: Path, tmp_path: Path, counted: Any) -> None:
+    write(one_group, "u.parquet", {"image": [b"%d" % n * 100 for n in range(700)]}, row_group_size=90)
+    source = ParquetSource(f"counted://{one_group}")
+    output = Folder(str(tmp_path / "out"))
+    manifest = prepare_manifest(output, source, 256)
+    assert len(manifest.parts) == 6
+    units = plan_work(output, source, manifest, LABEL_TABLE, 2, 16).units
+    assert len(units) > 2
+    expected = {
+        f"{name}.parquet": pq.read_table(one_group / f"{name}.parquet")["image"].to_pylist() for name in "tu"
+    }
+    counted.bytes_read = 0
+    found: dict[str, bytes] = {}
+    for unit in pack_units(units):  # each as a task of its own
+        reader = ReadImages(output.uri, source.uri, "image", threads=1)
+        for table in reader.read(pa.Table.from_pylist([unit])):
+            found.update(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+    assert found == {
+        f"{name}#{row}": value for name, values in expected.items() for row, value in enumerate(values)
+    }
+    size = (one_group / "t.parquet").stat().st_size
+    overhead = len(units) * (1 << 16)  # the end of a file, for each task
+    assert counted.bytes_read < 1.1 * size + overhead
+
+
 def test_a_reader_travels_to_another_process_without_its_open_file(one_group: Path) -> None:
     import pickle
 
@@ -536,13 +592,16 @@ def test_a_reader_travels_to_another_process_without_its_open_file(one_group: Pa
 
 
 _MEASURE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pipelines.fetch import ImageFetcher
 from pipelines.sources import ParquetSource
+def peak():  # of this process alone; getrusage counts the one that started it as well
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 source = ParquetSource(sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 rows = [asdict(record) for record in source.records()]
 fetcher = ImageFetcher(source.uri, source.image_column, int(sys.argv[2]))
 reasons = set()
@@ -550,7 +609,7 @@ with ThreadPoolExecutor(1) as threads:
     for first in range(0, len(rows), 16):
         for value in fetcher.fetch(rows[first:first + 16], threads):
             reasons.add("" if isinstance(value, bytes) else value.reason)
-growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+growth = peak() - before
 print(len(rows), growth // 1024, *sorted(reasons), sep="|")
 """
 
@@ -568,6 +627,7 @@ def measure(folder: Path, max_bytes: int) -> tuple[int, int, list[str]]:
     return int(rows), int(growth), reasons
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak")
 def test_memory_is_bounded_whatever_the_pages_claim(tmp_path: Path) -> None:
     blank = pa.array([bytes(1 << 20) + bytes([n]) for n in range(100)], pa.large_binary())
     for name, dictionary in (("dictionary", True), ("plain", False)):
@@ -579,7 +639,7 @@ def test_memory_is_bounded_whatever_the_pages_claim(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 10 << 20
     rows, growth, reasons = measure(tmp_path, 1 << 21)
     assert rows == 320
-    assert growth < 60
+    assert growth < 150  # unguarded, each of the first two takes 230 MiB
     assert sum("taken for a bomb" in reason for reason in reasons) >= 1
     assert sum("more than max_bytes" in reason for reason in reasons) == 1
 
@@ -756,6 +816,32 @@ def test_whatever_the_layout_the_values_are_those_that_were_written(
     assert [value if isinstance(value, bytes) else None for value in found.values()] == [
         value or None for value in values
     ]
+
+
+def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path: Path) -> None:
+    columns = {
+        "a.b": pa.array([[1], [2, 3]], pa.list_(pa.uint8())),
+        "image": [{"bytes": b"1", "path": "x"}, {"bytes": b"2", "path": None}],
+        **{f"number {n}": [n, n] for n in range(20)},
+    }
+    write(
+        tmp_path, "t.parquet", columns, row_group_size=1, compression={"image.bytes": "zstd", "a.b": "gzip"}
+    )
+    file = TableFile(str(tmp_path), f"{tmp_path}/t.parquet", 1 << 20)
+    for group in range(2):
+        row_group = file.metadata.row_group(group)
+        expected = [row_group.column(index) for index in range(row_group.num_columns)]
+        names = {leaf.path_in_schema.partition(".list")[0] for leaf in expected}
+        found = list(file.footer.leaves(group, sorted(names)))
+        assert [leaf.name for leaf in found] == [leaf.path_in_schema for leaf in expected]
+        for leaf, other in zip(found, expected, strict=True):
+            start = other.dictionary_page_offset or other.data_page_offset
+            assert (leaf.start, leaf.packed, leaf.unpacked, leaf.values) == (
+                *(start, other.total_compressed_size, other.total_uncompressed_size, other.num_values),
+            )
+            assert (leaf.codec or "uncompressed").upper() == other.compression
+        assert [leaf.index for leaf in file.footer.leaves(group, ["image"])] == [1, 2]
+    file.close()
 
 
 @pytest.mark.parametrize("seed", range(4))

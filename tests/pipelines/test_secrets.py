@@ -88,8 +88,8 @@ def test_an_error_before_the_start_tells_no_secret(
     command = f"label {flags} --vocabulary voc21 --model demo --output {tmp_path}/out"
     assert cli.main(command.split()) == 2
     printed = capfd.readouterr()
-    assert "ovss: error: " in printed.err
-    assert printed.err.count("\n") == 1
+    assert printed.err.splitlines()[-1].startswith("ovss: error: ")
+    assert printed.err.count("ovss: error: ") == 1
     assert [secret for secret in SECRETS if secret in printed.out + printed.err] == []
 
 

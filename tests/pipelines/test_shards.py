@@ -1,5 +1,6 @@
 import io
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from pipelines.ledger import AttemptRecord
 from pipelines.manifest import prepare_manifest
 from pipelines.manifest_files import read_listing, read_part
+from pipelines.progress import ProgressReport
 from pipelines.runner import Job
 from pipelines.sources import WebDatasetSource
 from pipelines.sources.tar_stream import stream_tar
@@ -95,7 +97,12 @@ def test_listing_reads_no_byte_of_a_shard_and_a_run_reads_each_byte_once(
     def counted(uri: str) -> tuple[Any, str]:
         return Counted(), open_storage(uri)[1]
 
-    for module in ("pipelines.shards", "pipelines.sources.webdataset", "pipelines.sources.listing"):
+    for module in (
+        "pipelines.shards",
+        "pipelines.transport.patient_stream",
+        "pipelines.sources.webdataset",
+        "pipelines.sources.listing",
+    ):
         monkeypatch.setattr(f"{module}.open_storage", counted)
     job = shard_job(tmp_path / "s", tmp_path / "out")
     prepare_manifest(job.output, job.source, job.shard_size)
@@ -188,7 +195,7 @@ def test_a_missing_shard_of_a_range_and_what_is_no_tar_are_one_failure_each(tmp_
     _, _, summary = run_plain(job)
     assert (summary["labelled"], summary["failed"]) == (3, 2)
     reasons = {row["image_id"]: row["reason"] for row in rows_of(job.output, "failures")}
-    assert reasons["a-1.tar"] == "the shard is missing"
+    assert reasons["a-1.tar"] == f"the shard is missing: there is no {tmp_path}/s/a-1.tar"
     assert reasons.keys() == {"a-1.tar", "a-2.tar"}
 
 
@@ -276,3 +283,29 @@ def test_the_ledger_forgets_what_was_read() -> None:
     record = AttemptRecord()
     assert list(_noted(iter(range(40)), "s", record)) == list(range(40))
     assert record._open == {}
+
+
+def test_progress_moves_by_image_while_fragments_are_still_to_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.runner._POLL_S", 0.01)
+    reached: list[int] = []
+
+    class Waits(PlainExecution):
+        def written(self, units: Sequence[Any]) -> Any:
+            for row in super().written(units):
+                deadline = time.monotonic() + 10
+                while (not reached or reached[-1] < self.finished()) and time.monotonic() < deadline:
+                    time.sleep(0.005)
+                yield row
+
+    class Heard(ProgressReport):
+        def reach(self, images: int) -> None:
+            reached.append(images)
+            super().reach(images)
+
+    monkeypatch.setattr("tests.pipelines.plain_execution.ProgressReport", Heard)
+    write_shard(tmp_path / "s/a.tar", images(10))
+    run_plain(shard_job(tmp_path / "s", tmp_path / "out"), execution=Waits)
+    assert reached == sorted(reached)
+    assert {4, 8, 10} <= set(reached)

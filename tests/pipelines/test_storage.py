@@ -213,13 +213,13 @@ def test_a_bucket_that_is_not_there_is_one_line(store: Store) -> None:
 
 
 def test_images_of_a_store_are_read_within_the_limit(store: Store) -> None:
-    store.client.put_object(Bucket="bucket", Key="i/ü #1?.jpg", Body=b"12345")
-    source = FolderSource(store.uri("/i"))
+    store.client.put_object(Bucket="bucket", Key="photos/ü #1?.jpg", Body=b"12345")
+    source = FolderSource(store.uri("/photos"))
     [record] = source.records()
-    assert (record.image_id, record.uri) == ("ü #1?.jpg", "s3://bucket/i/%C3%BC%20%231%3F.jpg")
+    assert (record.image_id, record.uri) == ("ü #1?.jpg", "s3://bucket/photos/%C3%BC%20%231%3F.jpg")
     row = {**{name: getattr(record, name) for name in record.__slots__}}
-    addressed = {**row, "container": "uri", "path": store.uri("/i/ü #1%3F.jpg")}
-    missing = {**row, "path": "bucket/i/no.jpg"}
+    addressed = {**row, "container": "uri", "path": store.uri("/photos/ü #1%3F.jpg")}
+    missing = {**row, "path": "bucket/photos/no.jpg"}
     with ThreadPoolExecutor(4) as threads:
         fetcher = ImageFetcher(source.uri, timeout_s=5.0)
         with store.failing(503, times=4):
@@ -292,9 +292,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_no_half_file(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        StorageError, match=f"^cannot write a under {tmp_path}: no space left on device: {tmp_path}$"
-    ):
+    with pytest.raises(StorageError, match=f"^cannot write a under {tmp_path}: no space left on device$"):
         Folder(str(tmp_path)).write("a", b"1")
     assert list(tmp_path.iterdir()) == []
 

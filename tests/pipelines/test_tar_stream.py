@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
@@ -173,6 +174,14 @@ def test_compression_that_is_damaged_is_a_problem(packer: str) -> None:
     assert f"its {packer} compression is damaged" in problem(bytes(data))
 
 
+def test_compression_that_asks_for_gigabytes_is_refused() -> None:
+    data = bytearray(lzma.compress(SHARD))
+    data[16] = 36  # the dictionary of the first block: 1 GiB
+    end = 12 + 4 * data[12]
+    data[end : end + 4] = zlib.crc32(data[12:end]).to_bytes(4, "little")
+    assert "its xz compression needs too much memory to be unpacked" in problem(bytes(data))
+
+
 def test_a_stream_that_cannot_seek_gives_the_same() -> None:
     assert stream(pipe(SHARD)) == stream(SHARD)
 
@@ -307,6 +316,8 @@ def test_what_is_missing_is_said() -> None:
         first + pax([("path", "2.jpg")]) + END
     )
     assert problem(b"") == "the shard cannot be read: the file is empty"
+    assert "its 5 bytes are less than a header of a tar (it begins with b'short')" in problem(b"short")
+    assert "its first header is damaged" in problem(b"0" + first[1:] + END)
     assert "20,000,256 zero bytes" in problem(first + bytes(20_000_256))
 
 
@@ -323,7 +334,6 @@ def test_what_is_missing_is_said() -> None:
         (gzip.compress(gzip.compress(SHARD)), "gzip data"),
         (gzip.compress(b"<html>"), "an HTML page"),
         (b"something else" * 100, "begins with b'something elseso'"),
-        (b"short", "begins with b'short'"),
     ],
 )
 def test_what_is_no_tar_is_called_by_its_name(data: bytes, words: str) -> None:

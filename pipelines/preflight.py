@@ -1,0 +1,228 @@
+"""What every run is asked before it starts: settings, places, options that contradict each other, the weights' file.
+
+The checks of a job are called twice. The command line calls them before it imports torch and Ray, so that a mistyped
+name has its answer at once; the job itself calls them for those who call it from Python.
+"""
+
+import json
+import logging
+import math
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ovss_core.check import background_policy, require_descriptions, validate, vocabulary_warnings
+from ovss_core.config import ModelConfig, SegmenterConfig, SfpConfig
+from ovss_core.encoders.architectures import find_architecture
+from ovss_core.errors import ConfigError
+from ovss_core.vocabulary import Vocabulary
+from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.sources.listing import matches
+from pipelines.storage import redact
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import PairOptions
+
+Descriptions = Mapping[str, Sequence[str]]
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia")
+_WILD = re.compile(r"[*?\[{]")
+_WRITTEN = (
+    ("run.json",),
+    ("labels", "part-00000.parquet"),
+    ("failures", "part-00000.parquet"),
+    ("previews", "00000-mask.png"),
+)
+"""Files of kinds that a run writes and that a pattern of images or tables may take for input."""
+_log = logging.getLogger(__name__)
+
+
+def check_label(
+    source: SourceOptions,
+    run: RunOptions,
+    pools: PoolOptions,
+    segmenter: SegmenterConfig,
+    vocabulary: Vocabulary,
+    descriptions: Descriptions | None = None,
+) -> list[str]:
+    """Refuse a labelling run that cannot work; nothing is loaded, started or written.
+
+    Returns:
+        Warnings for `say_once`.
+
+    Raises:
+        ConfigError, ModelError, WeightsError: As `ovss_core.check.validate`, or options that contradict each other.
+    """
+    warnings = validate(segmenter, vocabulary, descriptions)
+    _require_run(run)
+    _require_devices(pools)
+    given = {"--images": source.images, "--parquet": source.parquet, "--webdataset": source.webdataset}
+    require_apart(given, run.output)
+    return warnings
+
+
+def check_evaluate(
+    pairs: "PairOptions",
+    run: RunOptions,
+    pools: PoolOptions,
+    segmenter: SegmenterConfig,
+    vocabulary: Vocabulary,
+    descriptions: Descriptions | None = None,
+) -> list[str]:
+    """Refuse an evaluation that cannot work; as `check_label`.
+
+    The rows of a grid choose their own hosts and parts, so only what they share is checked for it.
+    """
+    if pairs.grid:
+        warnings = _check_grid(segmenter, vocabulary, descriptions, own=not pairs.benchmark)
+    else:
+        warnings = validate(segmenter, vocabulary, descriptions)
+    _require_run(run)
+    _require_devices(pools)
+    require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
+    return warnings
+
+
+def check_model(
+    model: ModelConfig, vocabularies: Iterable[Vocabulary], descriptions: Descriptions | None = None
+) -> list[str]:
+    """Read a file of weights to its end, and see which texts are longer than the text tower reads.
+
+    Raises:
+        ModelError, WeightsError: As `load_clip`.
+    """
+    # imported here: the checks above must not wait for torch
+    from ovss_core.encoders.checkpoints import check_weight_file, load_tokenizer
+    from ovss_core.encoders.text_encoder import cut_texts
+
+    check_weight_file(model)
+    architecture = find_architecture(model.name)
+    if architecture is None:  # only the hub knows what its text tower reads
+        return []
+    phrases = dict.fromkeys(phrase for vocabulary in vocabularies for phrase in vocabulary.phrases)
+    return cut_texts(lambda: load_tokenizer(model), architecture.context_length, list(phrases), descriptions)
+
+
+def say_once(warnings: Iterable[str]) -> None:
+    """Log each warning."""
+    for warning in dict.fromkeys(warnings):
+        _log.warning("%s", warning)
+
+
+def read_descriptions(path: str | None) -> dict[str, list[str]] | None:
+    """Read a JSON file of sentences by class name.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds something else.
+    """
+    if path is None:
+        return None
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the descriptions {path}: {error}; give a JSON object") from error
+    if not isinstance(values, dict) or not all(
+        isinstance(entry, list) and all(isinstance(sentence, str) for sentence in entry)
+        for entry in values.values()
+    ):
+        raise ConfigError(f'{path} must map class names to lists of sentences, as {{"cat": ["a furry pet"]}}')
+    return values
+
+
+def require_apart(inputs: Mapping[str, str | None], output: str) -> None:
+    """Refuse an output that lies where the input is read from, or the other way round.
+
+    A second start would take its own previews and tables for input, and ``--overwrite`` might remove what was given.
+
+    Args:
+        inputs: Folders, files and patterns by the flag that gave them.
+
+    Raises:
+        ConfigError: Naming the flag.
+    """
+    if os.path.isfile(output):  # noqa: PTH113 (Path.is_file raises where a name is too long)
+        return  # writing to it says what is wrong
+    target = _place(output)
+    for flag, given in inputs.items():
+        if not given:
+            continue
+        root, pattern = _split_pattern(given)
+        place = _place(root)
+        if _is_below(target, place) and _would_list(target[len(place) :], pattern):
+            raise ConfigError(
+                f"--output {redact(output)} lies inside {flag} {redact(given)}, where the next start would take its own "
+                "files for input; give an output beside the input"
+            )
+        if _is_below(place, target) and place != target:
+            raise ConfigError(
+                f"{flag} {redact(given)} lies inside --output {redact(output)}; give an output folder of its own"
+            )
+
+
+def _check_grid(
+    segmenter: SegmenterConfig, vocabulary: Vocabulary, descriptions: Descriptions | None, own: bool
+) -> list[str]:
+    """Check what all rows share; on folders (`own`) they also take the windows and labels that were given."""
+    if not own:
+        validate(SegmenterConfig(segmenter.model, segmenter.host))
+        require_descriptions(vocabulary, descriptions)
+        return []
+    purified = replace(
+        segmenter, purification=replace(segmenter.purification, method="freecp"), sfp=SfpConfig()
+    )
+    validate(purified, vocabulary, descriptions)
+    return vocabulary_warnings(vocabulary, background_policy(purified, vocabulary))
+
+
+def _require_run(run: RunOptions) -> None:
+    for name, least in (("cluster_wait_s", 0.0), ("no_progress_s", 1.0), ("progress_s", 0.1)):
+        value = getattr(run, name)
+        if math.isnan(value) or value < least:
+            raise ConfigError(f"{name} is {value}; give at least {least:g} seconds")
+
+
+def _require_devices(pools: PoolOptions) -> None:
+    kind, _, number = pools.device.partition(":")
+    if kind not in _DEVICES or (number and not number.isdigit()):
+        raise ConfigError(f"unknown device {pools.device!r}; give auto, cpu, or cuda")
+    if kind == "cpu" and (pools.num_gpus or pools.resolve_gpus):
+        raise ConfigError("device is cpu, but num_gpus or resolve_gpus asks for GPUs; give one of them")
+    if kind not in ("auto", "cpu") and pools.num_gpus == 0:
+        raise ConfigError(
+            f"device is {pools.device}, but num_gpus is 0, which computes on CPUs; give one of them"
+        )
+
+
+def _split_pattern(uri: str) -> tuple[str, list[str]]:
+    """Split a glob into its folder and its pieces from the first wild one on; a folder or file has no pieces."""
+    if "://" not in uri and os.path.lexists(uri):
+        return uri, []
+    address = uri.partition("?")[0] if "://" in uri else uri
+    pieces = address.split("/")
+    wild = next((index for index, piece in enumerate(pieces) if _WILD.search(piece)), None)
+    if wild is None:
+        return uri, []
+    return "/".join(pieces[:wild]) or ("/" if uri.startswith("/") else "."), pieces[wild:]
+
+
+def _would_list(below: tuple[str, ...], pattern: list[str]) -> bool:
+    """Say whether listing the input reaches what a run writes into a folder so far below its root."""
+    return not pattern or any(matches([*below, *written], pattern) for written in _WRITTEN)
+
+
+def _place(uri: str) -> tuple[str, ...]:
+    """Return where an address points to as comparable pieces: the store, then folder by folder, links resolved."""
+    parts = urlsplit(uri) if "://" in uri else None
+    if parts is None or parts.scheme == "file":
+        return Path(os.path.realpath(parts.path if parts else uri)).parts
+    path = posixpath.normpath(f"/{parts.path}")
+    store = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return (store, *(piece for piece in path.split("/") if piece))
+
+
+def _is_below(place: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    return place[: len(other)] == other
