@@ -14,19 +14,40 @@ from torch import Tensor
 _ALIGNMENT = 16
 
 
-def upload(tables: Mapping[str, np.ndarray], device: torch.device | str) -> dict[str, Tensor]:
-    """Bring tables to a device in one copy; on the CPU they are not copied at all."""
-    here = {name: np.ascontiguousarray(table) for name, table in tables.items()}
+def upload(
+    tables: Mapping[str, np.ndarray | Sequence[np.ndarray]], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Bring tables to a device in one copy; on the CPU they are not copied at all.
+
+    Args:
+        tables: By name; several arrays that differ in length alone become one.
+        device: Where they go.
+    """
+    parts = {
+        name: [np.ascontiguousarray(part) for part in ([table] if isinstance(table, np.ndarray) else table)]
+        for name, table in tables.items()
+    }
     if torch.device(device).type == "cpu":
-        return {name: torch.from_numpy(table) for name, table in here.items()}
-    sizes = [-(-table.nbytes // _ALIGNMENT) * _ALIGNMENT for table in here.values()]
+        return {
+            name: torch.from_numpy(table[0] if len(table) == 1 else np.concatenate(table))
+            for name, table in parts.items()
+        }
+    sizes = [-(-sum(part.nbytes for part in table) // _ALIGNMENT) * _ALIGNMENT for table in parts.values()]
     block = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-    for part, table in zip(block.split(sizes), here.values(), strict=True):
-        part[: table.nbytes] = torch.from_numpy(table.reshape(-1).view(np.uint8))
+    flat = block.numpy()
+    start = 0
+    for size, table in zip(sizes, parts.values(), strict=True):
+        place = start
+        for part in table:
+            flat[place : place + part.nbytes] = part.reshape(-1).view(np.uint8)
+            place += part.nbytes
+        start += size
     sent = block.to(device, non_blocking=True)
     return {
-        name: part[: table.nbytes].view(torch.from_numpy(table).dtype).view(table.shape)
-        for part, (name, table) in zip(sent.split(sizes), here.items(), strict=True)
+        name: piece[: sum(part.nbytes for part in table)]
+        .view(torch.from_numpy(table[0]).dtype)
+        .view(sum(len(part) for part in table), *table[0].shape[1:])
+        for piece, (name, table) in zip(sent.split(sizes), parts.items(), strict=True)
     }
 
 

@@ -1,12 +1,17 @@
 """What tests share: one Ray instance a session, and images made on the spot."""
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+# Triton decides when a kernel is defined whether it will be interpreted; no test is collected before this file is read
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 
 @pytest.fixture(scope="session")

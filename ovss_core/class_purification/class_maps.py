@@ -32,12 +32,26 @@ class Room:
         groups: Ambiguous groups of an image, or of a window where windows decide.
         boxes: Boxes of a group.
         regions: Boxes that are shown to the encoder, on average over the images of a batch.
+        active: Classes of one chunk whose maps a unit may need refined; None as many as there are.
+        distractors: The same for the null's distractors.
     """
 
     classes: int = 64
     groups: int = 16
     boxes: int = 8
     regions: int = 8
+    active: int | None = None
+    distractors: int | None = None
+
+    def learned(self, active: int, distractors: int) -> "Room":
+        """Return the room for batches like one whose fullest unit needed so many maps, with some to spare."""
+        needed = (self.active or 0, active), (self.distractors or 0, distractors)
+        # in steps, as every new size costs a GPU some set-up
+        grown = [max(had, -(-(seen + seen // 4 + 1) // _STEP) * _STEP) for had, seen in needed]
+        return replace(self, active=grown[0], distractors=grown[1])
+
+
+_STEP = 16
 
 
 @dataclass(frozen=True)

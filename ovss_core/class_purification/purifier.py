@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -72,12 +72,14 @@ class Purified:
             is among them only if it competes as a class.
         groups: Ambiguous groups of images or windows, whichever decide; they still need winners.
         complete: Whether everything had room.
+        needed: Classes of a chunk, and distractors of a chunk, whose maps the fullest unit had refined.
     """
 
     scores: Float[Tensor, "images classes"]
     kept: ClassMaps
     groups: AmbiguousGroups
     complete: Bool[Tensor, ""]
+    needed: Int[Tensor, "2"]
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,10 @@ class ClassPurifier:
         evidence = _Evidence(batch, units, unit_images, balance(batch.attention), statistics)
 
         # 3. Redundancy: a class stays when refinement along the attention confirms where it is.
-        thresholds = self._thresholds(evidence, room)
-        scores, kept, complete = self._redundancy(evidence, phrases, thresholds, room)
+        thresholds, distractors = self._thresholds(evidence, room)
+        scores, kept, complete, active = self._redundancy(evidence, phrases, thresholds, room)
+        complete &= _fits(active, room.active if room else None)
+        complete &= _fits(distractors, room.distractors if room else None)
 
         # 4. Ambiguity: kept classes whose maps coincide claim one region; the encoder will look at it.
         groups = AmbiguousGroups.none(kept, by_window=not whole)
@@ -158,7 +162,9 @@ class ClassPurifier:
         best = unit_images.reduce(scores, "amax").to(kept.maps.dtype)
         best = best.masked_fill(self._is_background, torch.nan)
         of_images = kept.by_image(place.images, self._classes, room.classes if room else None)
-        return Purified(best, of_images, groups, complete & groups.complete)
+        return Purified(
+            best, of_images, groups, complete & groups.complete, torch.stack([active, distractors])
+        )
 
     def _redundancy(
         self,
@@ -166,8 +172,11 @@ class ClassPurifier:
         phrases: PhraseScores,
         thresholds: Float[Tensor, " units"],
         room: Room | None,
-    ) -> tuple[Float[Tensor, "units classes"], ClassMaps, Bool[Tensor, ""]]:
+    ) -> tuple[Float[Tensor, "units classes"], ClassMaps, Bool[Tensor, ""], Int[Tensor, ""]]:
         """Score all classes, chunk by chunk, and hold on to the maps of those that stay.
+
+        Returns:
+            The scores; the maps; whether they had room; how many classes of a chunk the fullest unit had refined.
 
         Chunks bound memory: maps exist only for the classes of one chunk that could still be kept. What a chunk keeps
         is decided a second time at the end, because the fall-back for an image that loses everything, its most likely
@@ -177,6 +186,7 @@ class ClassPurifier:
         scores = thresholds.new_zeros((len(units), self._classes))
         peaks = torch.zeros_like(scores)
         complete = torch.ones((), dtype=torch.bool, device=scores.device)
+        most_active = torch.zeros((), dtype=torch.int64, device=scores.device)
         parts = []
         for chunk, values in phrases:
             classes = chunk.classes
@@ -188,7 +198,9 @@ class ClassPurifier:
             # Most classes of a large vocabulary are ruled out here, before any of their maps is formed.
             wanted, bounds = self._worth_refining(evidence, classes, peaks[:, classes], thresholds)
             active = wanted & active_classes(chunk_peaks, evidence.statistics)
-            probability = _probability(units, classes, log_probability, active, room)
+            most_active = torch.maximum(most_active, active.sum(1).max())
+            places = None if room is None else room.active or len(classes)
+            probability = _probability(units, classes, log_probability, active, places)
             refined = self._refine(evidence, probability)
             scored = _by_class(self._rule(probability, refined), probability, self._classes)
             scores[:, classes] = torch.where(wanted, scored[:, classes], bounds)
@@ -201,7 +213,8 @@ class ClassPurifier:
         stays = self._decide(evidence, every, scores, peaks, thresholds)
         joined = ClassMaps.join(parts)
         complete &= self._have_room(stays, evidence, most)
-        return scores, joined.select(_of_places(stays, every, joined, self._classes), most), complete
+        kept = joined.select(_of_places(stays, every, joined, self._classes), most)
+        return scores, kept, complete, most_active
 
     def _have_room(self, stays: Tensor, evidence: _Evidence, most: int | None) -> Bool[Tensor, ""]:
         """Tell whether every image has a place for each class that any of its units keeps."""
@@ -233,7 +246,9 @@ class ClassPurifier:
             stays = keep_one(stays, likely, evidence.unit_images)
         return stays | self._is_background[classes] if self._background_competes else stays
 
-    def _thresholds(self, evidence: _Evidence, room: Room | None) -> Float[Tensor, " units"]:
+    def _thresholds(
+        self, evidence: _Evidence, room: Room | None
+    ) -> tuple[Float[Tensor, " units"], Int[Tensor, ""]]:
         """Find the score that a class must exceed in each unit; 0 asks only for a non-empty map.
 
         "auto" scores distractors, words known to be absent, each as if it alone joined the vocabulary: by how much
@@ -241,19 +256,22 @@ class ClassPurifier:
         """
         units = evidence.units
         none = torch.zeros(len(units), dtype=torch.float64, device=evidence.batch.features.device)
+        most_active = torch.zeros((), dtype=torch.int64, device=none.device)
         if not self._config.redundancy:
-            return none
+            return none, most_active
         if not self._auto:
-            return none + self._config.redundancy_threshold
+            return none + self._config.redundancy_threshold, most_active
         found = [none.new_zeros((len(units), 0))]
         for chunk, values in self._phrase_scores(evidence.batch, self._nulls, self._null_chunks):
             added = functional.logsigmoid(values - evidence.statistics.log_total)
             active = active_classes(class_peaks(added, units), evidence.statistics)
-            probability = _probability(units, chunk.classes, added, active, room)
+            most_active = torch.maximum(most_active, active.sum(1).max())
+            places = None if room is None else room.distractors or len(chunk.classes)
+            probability = _probability(units, chunk.classes, added, active, places)
             scored = self._rule(probability, self._refine(evidence, probability))
             found.append(_by_class(scored, probability, len(self._nulls))[:, chunk.classes])
         competing = self._classes - (self._background is not None)
-        return null_threshold(torch.cat(found, 1), competing, self._ceiling)
+        return null_threshold(torch.cat(found, 1), competing, self._ceiling), most_active
 
     @property
     def _auto(self) -> bool:
@@ -272,12 +290,17 @@ class ClassPurifier:
         return refine(probability, evidence.statistics, evidence.affinity, grid, share)
 
 
+def _fits(needed: Int[Tensor, ""], places: int | None) -> Bool[Tensor, ""]:
+    """Tell whether so many classes had a place; None has made as many as needed."""
+    return needed >= 0 if places is None else needed <= places
+
+
 def _probability(
-    units: Units, classes: Tensor, log_probability: Tensor, wanted: Tensor, room: Room | None
+    units: Units, classes: Tensor, log_probability: Tensor, wanted: Tensor, places: int | None
 ) -> ClassMaps:
-    """Form P for the wanted classes alone; where room is fixed, for as many as there are, of which some stay empty."""
-    most = len(classes) if room else None
-    maps = ClassMaps.gather(units, classes, log_probability, wanted, empty=-torch.inf, capacity=most)
+    """Form P for the wanted classes alone, in at most `places` places a unit; None counts."""
+    capacity = None if places is None else min(places, len(classes))
+    maps = ClassMaps.gather(units, classes, log_probability, wanted, empty=-torch.inf, capacity=capacity)
     return maps.with_maps(maps.maps.exp())
 
 

@@ -2,8 +2,8 @@
 
 The rule of FreeCP's released code: the map as 8-bit numbers, a strict threshold at a share of its maximum, 8-connected
 components, their bounding boxes, of which the last row and column of the grid are never part. All maps of a batch are
-treated at once, by SciPy on a CPU and by label propagation in a fixed number of rounds on a GPU; both give the same
-boxes in the same order.
+treated at once, by SciPy on a CPU and by label propagation on a GPU (in a kernel, or without Triton in a fixed number
+of rounds); all give the same boxes in the same order.
 """
 
 from dataclasses import dataclass, replace
@@ -16,9 +16,11 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from ovss_core.kernels import use_kernel
+
 LEVELS = 255
 DEVICE_ROUNDS = 7
-"""Rounds of label propagation on a GPU. A round crosses two patches and then jumps to what the label names, so that
+"""Rounds of label propagation on a GPU without Triton. A round crosses two patches and then jumps to what the label names, so that
 distances double; a part that winds more than that (`Boxes.complete` is false) goes the way of the CPU."""
 
 _EIGHT = np.zeros((3, 3, 3), bool)
@@ -118,7 +120,7 @@ def bound_parts(
 def box_union(regions: Bool[Tensor, "maps height width"]) -> Bool[Tensor, "maps height width"]:
     """Mark the union of the bounding boxes of each map's parts, the last row and column left out.
 
-    On a GPU a part that winds more than `DEVICE_ROUNDS` rounds can follow is bounded in several pieces.
+    On a GPU without Triton a part that winds more than `DEVICE_ROUNDS` rounds can follow is bounded in pieces.
     """
     if regions.device.type != "cpu":
         return _union_on_device(regions)
@@ -161,8 +163,7 @@ def _find_parts(regions: Tensor, neighbors: np.ndarray) -> tuple[np.ndarray, lis
 
 def _bound_in_places(regions: Tensor, diagonal: bool, capacity: int) -> Boxes:
     """Bound parts where they are, with shapes that are known beforehand."""
-    labels, stable = _part_labels(regions, diagonal)
-    corners, root = _corners_of_labels(labels)
+    corners, root, stable = _corners_in_places(regions, diagonal)
     patches = root.shape[1]
     places = torch.where(root, torch.arange(patches, device=root.device), patches).sort(1).values
     chosen = places[:, :capacity]
@@ -176,16 +177,35 @@ def _bound_in_places(regions: Tensor, diagonal: bool, capacity: int) -> Boxes:
 def _union_on_device(regions: Tensor) -> Tensor:
     """Add one at two corners of every box, take it away at the others, and sum along both axes."""
     maps, height, width = regions.shape
-    corners, root = _corners_of_labels(_part_labels(regions, True)[0])
+    limit_y, limit_x = max(height - 1, 1), max(width - 1, 1)
+    if use_kernel(regions):
+        from ovss_core.kernels.parts_triton import launch_union
+
+        return launch_union(regions, (limit_y, limit_x))
+    corners, root, _ = _corners_in_places(regions, True)
     x0, y0, x1, y1 = corners.unbind(2)
-    x1 = torch.maximum(x0, x1.clamp_max(max(width - 1, 1)))
-    y1 = torch.maximum(y0, y1.clamp_max(max(height - 1, 1)))
-    changes = torch.zeros(maps, (height + 1) * (width + 1), dtype=torch.int32, device=regions.device)
-    sign = root.int()
+    x1 = torch.maximum(x0, x1.clamp_max(limit_x))
+    y1 = torch.maximum(y0, y1.clamp_max(limit_y))
+    changes = torch.zeros(maps, (height + 1) * (width + 1), device=regions.device)
+    sign = root.float()
     for y, x, step in ((y0, x0, sign), (y0, x1, -sign), (y1, x0, -sign), (y1, x1, sign)):
         changes.scatter_add_(1, torch.where(root, y * (width + 1) + x, 0), step)
-    covered = changes.view(maps, height + 1, width + 1).cumsum(1).cumsum(2)
-    return covered[:, :height, :width] > 0
+    # sums along short axes as products with triangles of ones: a scan of so few numbers keeps a GPU idle
+    down, along = (torch.ones(side, side, device=regions.device).tril() for side in (height + 1, width + 1))
+    covered = down @ changes.view(maps, height + 1, width + 1) @ along.mT
+    return covered[:, :height, :width] > 0.5
+
+
+def _corners_in_places(regions: Tensor, diagonal: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the corners of each part at the place that names it, which places name one, and whether all do."""
+    if use_kernel(regions):
+        from ovss_core.kernels.parts_triton import launch_parts
+
+        corners, labels = launch_parts(regions, diagonal)
+        every = torch.arange(1, labels.shape[1] + 1, device=labels.device)
+        return corners.long(), labels == every, torch.ones((), dtype=torch.bool, device=labels.device)
+    labels, stable = _part_labels(regions, diagonal)
+    return *_corners_of_labels(labels), stable
 
 
 def _part_labels(regions: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from open_clip.transformer import QuickGELU
 from torch import Tensor
 
+from ovss_core.kernels.attention import attend_with_mean
+
 QUICK_GELU_SLOPE = 1.702
 
 
@@ -75,20 +77,9 @@ class TransformerBlock:
     def forward_with_attention(
         self, tokens: Float[Tensor, "windows tokens width"]
     ) -> tuple[Float[Tensor, "windows tokens width"], Float[Tensor, "windows tokens tokens"]]:
-        """Run the block and return its head-mean attention [windows, tokens, tokens] in float32 too.
-
-        Windows pass through the softmax one at a time, so that one window's maps stay in the cache and the
-        maps of all heads of a whole batch never exist at once.
-        """
+        """Run the block and return its head-mean attention [windows, tokens, tokens] in float32 too."""
         query, key, value = self.query_key_value(tokens)
-        attended = torch.empty_like(value)
-        mean = tokens.new_empty(tokens.shape[0], tokens.shape[1], tokens.shape[1], dtype=torch.float32)
-        for chunk in torch.arange(tokens.shape[0]).split(_windows_at_once(tokens)):
-            part = slice(int(chunk[0]), int(chunk[-1]) + 1)
-            scores = query[part] @ (key[part] * self.scale).transpose(-1, -2)
-            weights = scores.softmax(-1, dtype=torch.float32)
-            torch.mean(weights, 1, out=mean[part])
-            attended[part] = weights.to(value.dtype) @ value[part]
+        attended, mean = attend_with_mean(query, key, value, self.scale)
         tokens = tokens + self.output(attended)
         return tokens + self.feed_forward(tokens), mean
 
@@ -110,7 +101,3 @@ def _quick_network(network: Any, tokens: Float[Tensor, "windows tokens width"]) 
     hidden = F.silu(hidden, inplace=True)
     result = torch.addmm(outer.bias, hidden, outer.weight.mT, alpha=1 / slope)
     return result.view_as(tokens)
-
-
-def _windows_at_once(tokens: Tensor) -> int:
-    return 1 if tokens.device.type == "cpu" else tokens.shape[0]

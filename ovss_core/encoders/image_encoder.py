@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -57,9 +58,12 @@ class ImageEncoder:
         self, windows: Float[Tensor, "windows 3 height width"], resampling: Resampling = "scale"
     ) -> Float[Tensor, "windows tokens channels"]:
         """Return the tokens that enter block 1: patches and class token with positions, after ln_pre."""
-        patches = self._visual.conv1(windows.to(self.dtype))
-        grid = (patches.shape[2], patches.shape[3])
-        patches = patches.flatten(2).transpose(1, 2)
+        grid, size = self.grid_of((windows.shape[2], windows.shape[3])), self.patch_size
+        # the convolution's stride is its size, so it is one product; as such it is fast in bfloat16, and exact float32
+        cells = windows[..., : grid[0] * size, : grid[1] * size].to(self.dtype)
+        cells = cells.unflatten(3, (grid[1], size)).unflatten(2, (grid[0], size))
+        cells = cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        patches = F.linear(cells, self._visual.conv1.weight.flatten(1), self._visual.conv1.bias)
         first = self._visual.class_embedding.to(self.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([first, patches], 1) + self._positions_for(grid, resampling)
         embedded: Tensor = self._visual.ln_pre(tokens)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from ovss_core.check import background_policy
@@ -31,15 +31,15 @@ from ovss_core.dense_heads import HeadOptions, build_head
 from ovss_core.encoders.checkpoints import ClipModel, load_clip
 from ovss_core.encoders.image_encoder import ImageEncoder
 from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.engine.crops import WindowTables, cut_regions
 from ovss_core.engine.finish import Finisher
 from ovss_core.engine.finite import finite_rows, raise_first
+from ovss_core.engine.pixels import ImagePixels
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.inference.preprocessing import normalise, resize_image
 from ovss_core.inference.windows import WindowLayout
 from ovss_core.segmentation import Segmentation
-from ovss_core.transfer import Download, upload
+from ovss_core.transfer import Download
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WAVE_BATCHES = 4
@@ -67,17 +67,19 @@ class Wave:
         places: Their positions in the call.
         sizes: Height and width of each image.
         layouts: Where its windows lie.
-        windows: Pixels of all windows, image after image, on the device.
-        placement: Where they lie, for purification.
-        tables: The same, for cutting regions out of them.
+        pixels: The images on the device, out of which windows and regions are cut.
+        placement: Where the windows lie, for purification.
     """
 
     places: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
     layouts: tuple[WindowLayout, ...]
-    windows: UInt8[Tensor, "windows height width 3"]
+    pixels: ImagePixels
     placement: Placement
-    tables: WindowTables
+
+    def parts(self, size: int) -> list[slice]:
+        """Split the windows into batches of at most `size`."""
+        return [slice(first, first + size) for first in range(0, len(self.pixels), size)]
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class SegmentationEngine:
 
     Attributes:
         timings: Seconds spent by stage since the last `take_timings`.
+        room: How much a wave may keep: fixed on a GPU, which must not wait; None, whatever it takes, on a CPU.
     """
 
     def __init__(
@@ -143,6 +146,7 @@ class SegmentationEngine:
         )
         self._phrases = text.phrase_embeddings.to(self.device)
         self.must_keep = policy != "residual"
+        self.room = None if self.device.type == "cpu" else Room()
 
     def with_vocabulary(self, text: TextClassifier, config: SegmenterConfig) -> "SegmentationEngine":
         """Return an engine on the same image tower and head for another vocabulary.
@@ -175,10 +179,10 @@ class SegmentationEngine:
         """Windows encoded at once."""
         return self.config.window_batch or (WINDOW_BATCH_CPU if self.device.type == "cpu" else WINDOW_BATCH)
 
-    @property
-    def room(self) -> Room | None:
-        """How much a wave may keep: fixed on a GPU, which must not wait, and whatever it takes on a CPU."""
-        return None if self.device.type == "cpu" else Room()
+    def learn(self, active: int, distractors: int) -> None:
+        """Fit the room of later waves to what one needed."""
+        if self.room is not None:
+            self.room = self.room.learned(active, distractors)
 
     def take_timings(self) -> dict[str, float]:
         """Return the seconds by stage, and start counting anew."""
@@ -227,11 +231,10 @@ class SegmentationEngine:
         for places in plan_waves(layouts, self.window_batch * WAVE_BATCHES):
             chosen = tuple(layouts[place] for place in places)
             with self._timed("windows"):
-                windows = np.concatenate([layouts[place].cut(prepared[place].pixels) for place in places])
-                pixels = upload({"windows": windows}, self.device)["windows"]
-                placement, tables = self.place(chosen), WindowTables.of(chosen, self.device)
+                resized = [prepared[place].pixels for place in places]
+                pixels, placement = ImagePixels.of(resized, chosen, self.device), self.place(chosen)
             sizes = tuple(prepared[place].size for place in places)
-            yield Wave(tuple(places), sizes, chosen, pixels, placement, tables)
+            yield Wave(tuple(places), sizes, chosen, pixels, placement)
 
     def place(self, layouts: Sequence[WindowLayout]) -> Placement:
         """Put the layouts of images, whose windows have one size, into the purifier's form."""
@@ -254,9 +257,9 @@ class SegmentationEngine:
     def encode(self, wave: Wave) -> Encoded:
         """Run the tower and the dense head over the windows, in full batches."""
         features, attention = [], []
-        for part in wave.windows.split(self.window_batch):
+        for part in wave.parts(self.window_batch):
             with self._timed("windows"):
-                pixels = normalise(part, *self.normalization)
+                pixels = normalise(wave.pixels.cut_windows(part), *self.normalization)
             with self._timed("encoder"):
                 trace = self.encoder.trace(pixels, self.request)
             with self._timed("dense_head"):
@@ -296,7 +299,7 @@ class SegmentationEngine:
             groups, rows = purified.groups, room.regions * len(wave.sizes) if room else None
             regions = list_regions(groups, wave.placement, rows)
             side = self.config.purification.crop_size
-            crops = cut_regions(wave.windows, wave.tables, regions.image, regions.corners, side)
+            crops = wave.pixels.cut_regions(regions.image, regions.corners, side)
         complete = purified.complete & regions.complete
         decided = (
             purified.scores.float(),
@@ -304,6 +307,7 @@ class SegmentationEngine:
             groups.used,
             groups.boxes,
             groups.members,
+            purified.needed,
             complete,
         )
         maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
@@ -371,12 +375,15 @@ class PendingProposals:
         sound, *decided = self.download.wait()
         if not decided:
             return replace(self.proposals, sound=sound)
-        scores, classes, used, boxes, members, complete = decided
+        scores, classes, used, boxes, members, needed, complete = decided
+        self.engine.learn(*needed.tolist())
         if not complete:
             return self.engine.propose_encoded(self.wave, self.encoded, room=None).wait()
         counts = self.proposals.window_counts
         regions = Regions.of_tables(used, boxes, members, self.by_window, counts)
-        decisions, maps = Decisions(scores, classes, regions), self.proposals.maps
+        # of the places that were kept free, those that nobody took go
+        places = 1 + int(np.flatnonzero((classes != NOBODY).any(0)).max(initial=-1))
+        decisions, maps = Decisions(scores, classes[:, :places], regions), self.proposals.maps[:, :places]
         if self.engine.must_keep:
             decisions, maps = _keep_something(decisions, maps)
         crops = None if self.proposals.crops is None else self.proposals.crops[: regions.has_area.sum()]

@@ -10,6 +10,7 @@ from ovss_core.class_purification.class_maps import NOBODY
 from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.config import LabelConfig
 from ovss_core.engine.stitch import Stitcher
+from ovss_core.kernels.class_sums import add_class_sums
 
 CPU_BUDGET, DEVICE_BUDGET = 1_000_000, 1 << 28
 """Numbers of one strip: as many as a CPU's caches hold, or as fill a GPU."""
@@ -42,25 +43,17 @@ class _Collector:
         images, (height, width) = len(stitcher.sizes), stitcher.size
         dtype = torch.uint8 if classes <= 255 else torch.int32
         self.label_maps = torch.empty(images, height, width, dtype=dtype, device=device)
-        self._whole = all(size == stitcher.size for size in stitcher.sizes)
-        self._inside = stitcher.inside
-        self._shape = images, classes
-        self._pixels = torch.zeros(images * classes + 1, dtype=torch.int64, device=device)
-        self._sums = torch.zeros(images * classes + 1, dtype=torch.float64, device=device)
-        self._offset = classes * torch.arange(images, device=device)[:, None, None]
+        self._inside = None if all(size == stitcher.size for size in stitcher.sizes) else stitcher.inside
+        self._pixels = torch.zeros(images, classes, dtype=torch.int64, device=device)
+        self._sums = torch.zeros(images, classes, dtype=torch.float64, device=device)
 
     def add(self, rows: slice, label: Tensor, confidence: Tensor) -> None:
         self.label_maps[:, rows] = label.to(self.label_maps.dtype)
-        column = label + self._offset
-        if not self._whole:
-            column = torch.where(self._inside[:, rows], column, self._shape[0] * self._shape[1])
-        column = column.flatten()
-        self._pixels.index_add_(0, column, torch.ones_like(column))
-        self._sums.index_add_(0, column, confidence.flatten().double())
+        inside = None if self._inside is None else self._inside[:, rows]
+        add_class_sums(label, confidence, inside, self._pixels, self._sums)
 
     def labels(self) -> Labels:
-        pixels, sums = (table[:-1].view(self._shape) for table in (self._pixels, self._sums))
-        return Labels(self.label_maps, pixels, sums)
+        return Labels(self.label_maps, self._pixels, self._sums)
 
 
 def label_by_purified_maps(

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ovss_core.config import SfpConfig, WindowConfig
 from ovss_core.encoders.trace import TraceRequest, merge_requests
-from ovss_core.engine.crops import WindowTables
 from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
 from ovss_core.engine.finite import raise_first
 from ovss_core.errors import ConfigError
@@ -50,9 +49,8 @@ class EncodedWave:
                 wave.places[one],
                 wave.sizes[one],
                 wave.layouts[one],
-                wave.windows[windows],
+                wave.pixels.single(position, windows),
                 engine.place(wave.layouts[one]),
-                WindowTables.of(wave.layouts[one], wave.windows.device),
             ),
             Encoded(encoded.features[windows], attention),
         )
@@ -128,8 +126,9 @@ class _Trunk:
         heads = {_head_key(engines[member]): engines[member].head for member in self.members}
         features: dict[_HeadKey, list[Tensor]] = {key: [] for key in heads}
         attention = []
-        for part in wave.windows.split(first.window_batch):
-            trace = first.encoder.trace(normalise(part, *first.normalization), self.request)
+        for part in wave.parts(first.window_batch):
+            pixels = normalise(wave.pixels.cut_windows(part), *first.normalization)
+            trace = first.encoder.trace(pixels, self.request)
             for key, head in heads.items():
                 features[key].append(F.normalize(head.features(first.encoder, trace).float(), dim=-1))
             if trace.mean_attention is not None:

@@ -1,11 +1,11 @@
 """SOM: find each block's outlier tokens and replace them by the mean of their valid neighbors (SFP, eq. 4 and 5)."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional
 
 from ovss_core.feature_purification.outliers import attention_outliers
 
@@ -85,18 +85,17 @@ def repair_tokens(
     """
     first = tokens.shape[1] - outliers.shape[1]
     # every patch is averaged and only outliers take the result: no count of them is waited for on a GPU
-    valid = ~outliers.unflatten(1, grid)[..., None]
-    patches = tokens[:, first:].unflatten(1, grid) * valid
-    total, count = _sum_around(patches.float()), _sum_around(valid.float())
-    repairable = ~valid & (count > 0)
-    mean = (total / count.clamp_min(1)).to(tokens.dtype)
-    repaired = torch.where(repairable, mean, tokens[:, first:].unflatten(1, grid)).flatten(1, 2)
+    patches = tokens[:, first:]
+    weights = _adjacency(grid, tokens.device).to(tokens.dtype) * ~outliers[:, None, :]
+    count = weights.sum(2, dtype=torch.float32)[..., None]
+    mean = (weights @ patches) / count.clamp_min(1)
+    repaired = torch.where(outliers[..., None] & (count > 0), mean.to(tokens.dtype), patches)
     return torch.cat([tokens[:, :first], repaired], 1) if first else repaired
 
 
-def _sum_around(
-    values: Float[Tensor, "windows rows columns channels"],
-) -> Float[Tensor, "windows rows columns channels"]:
-    """Sum each place and its 8 neighbors; a place that must not count is 0."""
-    planes = values.movedim(3, 1)
-    return functional.avg_pool2d(planes, 3, 1, 1, divisor_override=1).movedim(1, 3)
+@lru_cache(maxsize=64)
+def _adjacency(grid: tuple[int, int], device: torch.device) -> Float[Tensor, "patches patches"]:
+    """Mark which patches lie beside each other, each beside itself too."""
+    rows = torch.arange(grid[0], device=device).repeat_interleave(grid[1])
+    columns = torch.arange(grid[1], device=device).repeat(grid[0])
+    return (((rows[:, None] - rows).abs() <= 1) & ((columns[:, None] - columns).abs() <= 1)).float()

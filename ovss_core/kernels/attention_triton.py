@@ -1,0 +1,79 @@
+"""The kernel of `attention.attend_with_mean`."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_TILE = 1 << 14
+"""Numbers of the mean that one program holds; with the scores of the head at hand they fill its registers."""
+
+
+@triton.jit
+def head_mean_kernel(
+    query,
+    key,
+    mean,
+    query_window,
+    query_head,
+    query_token,
+    key_window,
+    key_head,
+    key_token,
+    tokens,
+    depth,
+    heads,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Average some rows of a window's attention over its heads; the last axis of query and key is contiguous."""
+    window = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    channel = tl.arange(0, DEPTH)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for head in range(heads):
+        asks = tl.load(
+            query + window * query_window + head * query_head + row[:, None] * query_token + channel[None, :],
+            mask=(row[:, None] < tokens) & (channel[None, :] < depth),
+            other=0.0,
+        )
+        answers = tl.load(
+            key + window * key_window + head * key_head + column[None, :] * key_token + channel[:, None],
+            mask=(column[None, :] < tokens) & (channel[:, None] < depth),
+            other=0.0,
+        )
+        score = tl.dot(asks, answers, input_precision="ieee") * scale
+        score = tl.where(column[None, :] < tokens, score, float("-inf"))
+        weight = tl.exp(score - tl.max(score, 1)[:, None])
+        total += weight / tl.sum(weight, 1)[:, None]
+    place = (window * tokens + row[:, None]) * tokens + column[None, :]
+    inside = (row[:, None] < tokens) & (column[None, :] < tokens)
+    tl.store(mean + place, total / heads, mask=inside)
+
+
+def launch_head_mean(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Run the kernel; see `attention.attend_with_mean`."""
+    query, key = (table if table.stride(3) == 1 else table.contiguous() for table in (query, key))
+    windows, heads, tokens, depth = query.shape
+    columns = max(triton.next_power_of_2(tokens), 16)
+    rows = min(max(_TILE // columns, 16), 64)
+    mean = torch.empty(windows, tokens, tokens, dtype=torch.float32, device=query.device)
+    head_mean_kernel[(windows, triton.cdiv(tokens, rows))](
+        query,
+        key,
+        mean,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        tokens,
+        depth,
+        heads,
+        scale,
+        ROWS=rows,
+        COLUMNS=columns,
+        DEPTH=max(triton.next_power_of_2(depth), 16),
+        num_warps=8,
+    )
+    return mean
