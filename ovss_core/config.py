@@ -236,7 +236,7 @@ class SegmenterConfig:
 
     Attributes:
         host: How dense features are read out of CLIP: the dense head of that name in `ovss_core.dense_heads`.
-        window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 64 on a GPU, 8
+        window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 128 on a GPU, 8
             on a CPU, whose caches hold no more.
         max_pixels: Images with more pixels are refused before they are decoded.
     """

@@ -43,7 +43,7 @@ from ovss_core.transfer import Download
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WAVE_BATCHES = 4
-WINDOW_BATCH, WINDOW_BATCH_CPU = 64, 8
+WINDOW_BATCH, WINDOW_BATCH_CPU = 128, 8
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,8 @@ class SegmentationEngine:
             features, attention = (
                 torch.where(sound[:, None, None], table, 0) for table in (encoded.features, encoded.attention)
             )
-            purified = self.purifier.purify(WindowBatch(features, attention, wave.placement), room)
+            with self._products_as_exact_as_the_tower():
+                purified = self.purifier.purify(WindowBatch(features, attention, wave.placement), room)
         with self._timed("crops"):
             groups, rows = purified.groups, room.regions * len(wave.sizes) if room else None
             regions = list_regions(groups, wave.placement, rows)
@@ -337,6 +338,19 @@ class SegmentationEngine:
         """
         with self._timed("finish"):
             return self.finisher.finish(proposals)
+
+    @contextmanager
+    def _products_as_exact_as_the_tower(self) -> Iterator[None]:
+        """Let a GPU multiply float32 numbers as TF32 where the tower has computed in fewer digits than that."""
+        if self.device.type != "cuda" or self.encoder.dtype == torch.float32:
+            yield
+            return
+        settings = torch.backends.cuda.matmul
+        before, settings.allow_tf32 = settings.allow_tf32, True
+        try:
+            yield
+        finally:
+            settings.allow_tf32 = before
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ovss_core.kernels import use_kernel
 
-MOST_TOKENS, MOST_DEPTH = 1024, 128
-"""Beyond these a row of the map does not fit into a processor's registers; the plain form takes over."""
+MOST_TOKENS = 1024
+"""Beyond these some rows of a map do not fit into a processor's registers."""
 
 
 def attend_with_mean(
@@ -22,7 +22,7 @@ def attend_with_mean(
     On a GPU the first is flash attention, and a kernel makes the second: it keeps some rows of the mean in registers
     and adds head after head, so that what is written is one map a window and not one a head.
     """
-    if use_kernel(query) and query.shape[2] <= MOST_TOKENS and query.shape[3] <= MOST_DEPTH:
+    if use_kernel(query) and query.shape[2] <= MOST_TOKENS and _fits_on_chip(key):
         from ovss_core.kernels.attention_triton import launch_head_mean
 
         attended = F.scaled_dot_product_attention(query, key, value, scale=scale)
@@ -37,3 +37,10 @@ def attend_with_mean(
         torch.mean(weights, 1, out=mean[part])
         attended[part] = weights.to(value.dtype) @ value[part]
     return attended, mean
+
+
+def _fits_on_chip(key: Tensor) -> bool:
+    """Say whether the keys of one head of one window fit into the memory that a program shares."""
+    tokens, depth = (1 << (side - 1).bit_length() for side in key.shape[2:])
+    room = torch.cuda.get_device_properties(key.device).shared_memory_per_block_optin
+    return bool(max(tokens, 16) * max(depth, 16) * key.element_size() < room)

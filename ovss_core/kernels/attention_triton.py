@@ -7,6 +7,8 @@ from torch import Tensor
 
 _TILE = 1 << 14
 """Numbers of the mean that one program holds; with the scores of the head at hand they fill its registers."""
+_PIPELINED = 1 << 15
+"""Bytes of a head's keys up to which the next head's are fetched while one is worked on."""
 
 
 @triton.jit
@@ -45,10 +47,10 @@ def head_mean_kernel(
             mask=(column[None, :] < tokens) & (channel[:, None] < depth),
             other=0.0,
         )
-        score = tl.dot(asks, answers, input_precision="ieee") * scale
+        score = tl.dot(asks, answers, input_precision="ieee") * (scale * 1.4426950408889634)  # for powers of 2
         score = tl.where(column[None, :] < tokens, score, float("-inf"))
-        weight = tl.exp(score - tl.max(score, 1)[:, None])
-        total += weight / tl.sum(weight, 1)[:, None]
+        weight = tl.exp2(score - tl.max(score, 1)[:, None])
+        total += weight * (1.0 / tl.sum(weight, 1))[:, None]
     place = (window * tokens + row[:, None]) * tokens + column[None, :]
     inside = (row[:, None] < tokens) & (column[None, :] < tokens)
     tl.store(mean + place, total / heads, mask=inside)
@@ -60,6 +62,8 @@ def launch_head_mean(query: Tensor, key: Tensor, scale: float) -> Tensor:
     windows, heads, tokens, depth = query.shape
     columns = max(triton.next_power_of_2(tokens), 16)
     rows = min(max(_TILE // columns, 16), 64)
+    depth_padded = max(triton.next_power_of_2(depth), 16)
+    bytes_of_keys = columns * depth_padded * key.element_size()
     mean = torch.empty(windows, tokens, tokens, dtype=torch.float32, device=query.device)
     head_mean_kernel[(windows, triton.cdiv(tokens, rows))](
         query,
@@ -73,7 +77,8 @@ def launch_head_mean(query: Tensor, key: Tensor, scale: float) -> Tensor:
         scale,
         ROWS=rows,
         COLUMNS=columns,
-        DEPTH=max(triton.next_power_of_2(depth), 16),
+        DEPTH=depth_padded,
         num_warps=8,
+        num_stages=2 if bytes_of_keys <= _PIPELINED else 1,
     )
     return mean
