@@ -7,10 +7,10 @@ import pytest
 
 from jobs.measure import main
 from ovss_core.config import ModelConfig, PurificationConfig
-from pipelines.measurement.options import MeasureConfig
-from pipelines.measurement.ray_times import ray_over_engine
-from pipelines.measurement.window_loop import KEEP_ABOVE, label_picture
-from pipelines.measurement.workload import load_workload
+from pipelines.benchmark.options import BenchmarkConfig
+from pipelines.benchmark.ray_times import ray_over_engine
+from pipelines.benchmark.window_loop import KEEP_ABOVE, label_picture
+from pipelines.benchmark.workload import load_workload
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -48,7 +48,7 @@ def test_the_measurement_runs_and_writes_its_ratios_as_json(
 
 
 def test_the_ray_job_is_measured_beside_the_bare_engine(ray_session: None) -> None:
-    rates = ray_over_engine(MeasureConfig(ray_images=20), "demo")
+    rates = ray_over_engine(BenchmarkConfig(ray_images=20), "demo")
     assert set(rates) == {"ray_over_engine", "engine_images_a_second", "ray_images_a_second"}
     assert 0.1 < rates["engine_images_a_second"] < 1000
     assert rates["ray_over_engine"] == pytest.approx(
@@ -57,7 +57,7 @@ def test_the_ray_job_is_measured_beside_the_bare_engine(ray_session: None) -> No
 
 
 def test_the_one_window_loop_gives_the_labels_of_the_released_form() -> None:
-    config = MeasureConfig(image_count=1, model=ModelConfig("demo"), vocabularies=(21,), threads=1)
+    config = BenchmarkConfig(image_count=1, model=ModelConfig("demo"), vocabularies=(21,), threads=1)
     workload = load_workload(config)
     engine = workload.engine("sfp", "freecp", 21)
     released = PurificationConfig(
