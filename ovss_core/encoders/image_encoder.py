@@ -10,8 +10,6 @@ from ovss_core.encoders.blocks import TransformerBlock
 from ovss_core.encoders.positional import Resampling, resample_positions
 from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 from ovss_core.errors import ModelError
-from ovss_core.feature_purification.mitigation import repair_tokens
-from ovss_core.feature_purification.outliers import attention_outliers
 
 
 class ImageEncoder:
@@ -75,7 +73,8 @@ class ImageEncoder:
         """
         tokens = self.embed(windows, request.resampling)
         grid = self.grid_of((windows.shape[2], windows.shape[3]))
-        trace = EncoderTrace(grid=grid, tokens=tokens)
+        observed = request.observer.begin() if request.observer else None
+        trace = EncoderTrace(grid=grid, tokens=tokens, observed=observed)
         if 0 in request.hidden:
             trace.hidden[0] = tokens
         for layer in range(1, self.depth):
@@ -96,24 +95,16 @@ class ImageEncoder:
     def _use_attention(
         self, trace: EncoderTrace, request: TraceRequest, layer: int, tokens: Tensor, attention: Tensor
     ) -> Tensor:
-        """Keep what is wanted of one block's head-mean attention, and repair its output where asked."""
-        class_attention = attention[:, 0, 1:]
-        self_attention = attention.diagonal(dim1=1, dim2=2)[:, 1:]
+        """Keep what is wanted of one block's head-mean attention, and let the observer see it."""
         if layer in request.attention_statistics:
-            trace.class_attention[layer] = class_attention.clone()
-            trace.self_attention[layer] = self_attention.clone()
-        patch_attention = attention[:, 1:, 1:]
+            trace.class_attention[layer] = attention[:, 0, 1:].clone()
+            trace.self_attention[layer] = attention.diagonal(dim1=1, dim2=2)[:, 1:].clone()
         if request.mean_attention:
-            trace.mean_attention = _accumulate(trace.mean_attention, patch_attention)
-        if request.repair_outliers or request.filtered_attention_from is not None:
-            trace.outliers[layer] = attention_outliers(
-                class_attention, self_attention, request.outlier_factor, request.outlier_limit
-            )
-        if request.filtered_attention_from is not None and layer >= request.filtered_attention_from:
-            kept_columns = ~trace.outliers[layer][:, None, :]
-            trace.filtered_attention = _accumulate(trace.filtered_attention, patch_attention * kept_columns)
-        if request.repair_outliers:
-            tokens = repair_tokens(tokens, trace.outliers[layer], trace.grid)
+            patches = attention[:, 1:, 1:]
+            mean = trace.mean_attention
+            trace.mean_attention = patches.clone() if mean is None else mean.add_(patches)
+        if request.observer and request.observer.wants(layer):
+            tokens = request.observer.after_block(trace.observed, layer, tokens, attention, trace.grid)
         return tokens
 
     def project(
@@ -141,16 +132,8 @@ class ImageEncoder:
 
 
 def _needs_attention(request: TraceRequest, layer: int) -> bool:
-    return (
-        request.mean_attention
-        or layer in request.attention_statistics
-        or request.repair_outliers
-        or (request.filtered_attention_from is not None and layer >= request.filtered_attention_from)
-    )
-
-
-def _accumulate(total: Tensor | None, term: Tensor) -> Tensor:
-    return term.clone() if total is None else total.add_(term)
+    observed = request.observer is not None and request.observer.wants(layer)
+    return request.mean_attention or layer in request.attention_statistics or observed
 
 
 def _require_plain_vit(visual: Any) -> None:

@@ -2,12 +2,37 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ovss_core.encoders.positional import Resampling
 from ovss_core.errors import ConfigError
+
+
+@runtime_checkable
+class BlockObserver(Protocol):
+    """A method's part in the tower's own work: it sees blocks' attention, and may change the tokens that go on.
+
+    Observers that are equal do the same.
+    """
+
+    def begin(self) -> Any:
+        """Return what is kept of one trace; it becomes `EncoderTrace.observed`."""
+
+    def wants(self, layer: int) -> bool:
+        """Say whether block `layer` is observed."""
+
+    def after_block(
+        self,
+        observed: Any,
+        layer: int,
+        tokens: Float[Tensor, "windows tokens width"],
+        attention: Float[Tensor, "windows tokens tokens"],
+        grid: tuple[int, int],
+    ) -> Float[Tensor, "windows tokens width"]:
+        """Look at a block's output and head-mean attention; return the tokens that the next block gets."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +44,7 @@ class TraceRequest:
         hidden_sum: Blocks whose outputs are summed into one tensor.
         attention_statistics: Blocks whose head-mean class row and diagonal are kept.
         mean_attention: Keep the mean over blocks 1 to L-1 of the head-mean patch-patch attention.
-        outlier_factor: A patch is a block's outlier when its self attention is below this factor times its
-            class attention (paper SOM).
-        outlier_limit: At most so many outliers a block, those with the largest class attention; None keeps all.
-        repair_outliers: Repair each block's outliers before the next block sees them; otherwise the blocks
-            run unmodified.
-        filtered_attention_from: Paper HAI: keep the sum, from this block to L-1, of the head-mean patch-patch
-            attention with the columns of each block's outliers zeroed; None keeps none.
+        observer: Takes part between blocks; None lets them run as trained.
         resampling: How positions are resampled off the base grid.
     """
 
@@ -33,10 +52,7 @@ class TraceRequest:
     hidden_sum: frozenset[int] = frozenset()
     attention_statistics: frozenset[int] = frozenset()
     mean_attention: bool = False
-    outlier_factor: float = 1.0
-    outlier_limit: int | None = None
-    repair_outliers: bool = False
-    filtered_attention_from: int | None = None
+    observer: BlockObserver | None = None
     resampling: Resampling = "scale"
 
     def with_mean_attention(self) -> "TraceRequest":
@@ -46,8 +62,7 @@ class TraceRequest:
     @property
     def shared_part(self) -> tuple[object, ...]:
         """What two requests must agree on to be served by one trace."""
-        outliers = self.outlier_factor, self.outlier_limit, self.repair_outliers
-        return *outliers, self.filtered_attention_from, self.resampling
+        return self.observer, self.resampling
 
 
 def merge_requests(requests: Iterable[TraceRequest]) -> TraceRequest:
@@ -81,8 +96,7 @@ class EncoderTrace:
         class_attention: Head-mean attention of the class token to each patch, by block [windows, N].
         self_attention: Head-mean attention of each patch to itself, by block [windows, N].
         mean_attention: Mean over blocks of the head-mean patch-patch attention [windows, N, N], or None.
-        filtered_attention: Sum over blocks of the outlier-filtered attention [windows, N, N], or None.
-        outliers: Patches found by the repair rule, by block [windows, N].
+        observed: What the observer kept, or None.
     """
 
     grid: tuple[int, int]
@@ -92,5 +106,4 @@ class EncoderTrace:
     class_attention: dict[int, Float[Tensor, "windows patches"]] = field(default_factory=dict)
     self_attention: dict[int, Float[Tensor, "windows patches"]] = field(default_factory=dict)
     mean_attention: Float[Tensor, "windows patches patches"] | None = None
-    filtered_attention: Float[Tensor, "windows patches patches"] | None = None
-    outliers: dict[int, Bool[Tensor, "windows patches"]] = field(default_factory=dict)
+    observed: Any = None

@@ -1,9 +1,70 @@
-"""SOM, second half: replace each outlier token by the mean of its valid neighbors (SFP, eq. 5)."""
+"""SOM: find each block's outlier tokens and replace them by the mean of their valid neighbors (SFP, eq. 4 and 5)."""
+
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
+
+from ovss_core.feature_purification.outliers import attention_outliers
+
+
+@dataclass
+class MitigationNotes:
+    """What mitigation keeps of one trace.
+
+    Attributes:
+        outliers: Patches found, by block.
+        filtered_attention: Sum over blocks of the head-mean patch-patch attention with the outliers' columns zeroed.
+    """
+
+    outliers: dict[int, Bool[Tensor, "windows patches"]] = field(default_factory=dict)
+    filtered_attention: Float[Tensor, "windows patches patches"] | None = None
+
+
+@dataclass(frozen=True)
+class OutlierMitigation:
+    """The mitigator inside the tower, a `BlockObserver`: what it repairs goes on to the next block.
+
+    Attributes:
+        factor: A patch is a block's outlier when its self attention is below this factor times its class attention.
+        limit: At most so many outliers a block, those with the largest class attention; None keeps all.
+        repair: Repair each block's outliers before the next block sees them.
+        integrate_from: Keep the sum, from this block on, of the attention without the outliers' columns, which HAI
+            (eq. 8) needs; None keeps none.
+    """
+
+    factor: float
+    limit: int | None = None
+    repair: bool = True
+    integrate_from: int | None = None
+
+    def begin(self) -> MitigationNotes:
+        """Start with nothing kept."""
+        return MitigationNotes()
+
+    def wants(self, layer: int) -> bool:
+        """Say whether block `layer` is repaired or integrated."""
+        return self.repair or (self.integrate_from is not None and layer >= self.integrate_from)
+
+    def after_block(
+        self,
+        observed: MitigationNotes,
+        layer: int,
+        tokens: Float[Tensor, "windows tokens width"],
+        attention: Float[Tensor, "windows tokens tokens"],
+        grid: tuple[int, int],
+    ) -> Float[Tensor, "windows tokens width"]:
+        """Find a block's outliers, add up its attention without them, and repair its output."""
+        self_attention = attention.diagonal(dim1=1, dim2=2)[:, 1:]
+        outliers = attention_outliers(attention[:, 0, 1:], self_attention, self.factor, self.limit)
+        observed.outliers[layer] = outliers
+        if self.integrate_from is not None and layer >= self.integrate_from:
+            kept = attention[:, 1:, 1:] * ~outliers[:, None, :]
+            total = observed.filtered_attention
+            observed.filtered_attention = kept if total is None else total.add_(kept)
+        return repair_tokens(tokens, outliers, grid) if self.repair else tokens
 
 
 def repair_tokens(

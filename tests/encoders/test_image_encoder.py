@@ -9,6 +9,7 @@ from ovss_core.encoders.checkpoints import load_clip
 from ovss_core.encoders.image_encoder import ImageEncoder
 from ovss_core.encoders.trace import TraceRequest
 from ovss_core.errors import ModelError
+from ovss_core.feature_purification.mitigation import OutlierMitigation
 from tests.oracles import attention_outliers, balanced, repair
 from tests.tiny import (
     enliven,
@@ -83,7 +84,7 @@ def test_kept_attention_statistics_are_the_class_row_and_the_diagonal() -> None:
 def test_filtered_attention_and_repair_follow_the_papers_equations(repairs: bool, start: int) -> None:
     tower, windows = tiny_tower(), random_windows(1, 40, 32)
     trace = ImageEncoder(tower).trace(
-        windows, TraceRequest(outlier_factor=1.5, repair_outliers=repairs, filtered_attention_from=start)
+        windows, TraceRequest(observer=OutlierMitigation(1.5, repair=repairs, integrate_from=start))
     )
     slow = slow_tower(tower)
     tokens, grid = slow.embed(windows[0].double().numpy())
@@ -98,9 +99,9 @@ def test_filtered_attention_and_repair_follow_the_papers_equations(repairs: bool
         mean[:, [1 + index for index in outliers]] = 0
         total += mean[1:, 1:] * (layer >= start)
     assert found > 0, "the towers of these tests must have outliers"
-    assert trace.filtered_attention is not None
+    assert trace.observed.filtered_attention is not None
     np.testing.assert_allclose(trace.tokens[0].numpy(), tokens, atol=2e-4)
-    np.testing.assert_allclose(trace.filtered_attention[0].numpy(), total, atol=1e-5)
+    np.testing.assert_allclose(trace.observed.filtered_attention[0].numpy(), total, atol=1e-5)
     assert np.isfinite(balanced(total, 1)).all()
 
 
@@ -122,12 +123,12 @@ def test_low_precision_runs_and_stays_near_float32(dtype: torch.dtype, tolerance
 
 def test_a_batch_of_windows_equals_the_windows_one_by_one() -> None:
     encoder, windows = tiny_encoder(), random_windows(4, 32, 48)
-    request = TraceRequest(mean_attention=True, repair_outliers=True, filtered_attention_from=1)
+    request = TraceRequest(mean_attention=True, observer=OutlierMitigation(1.0, integrate_from=1))
     batch = encoder.trace(windows, request)
     for index, window in enumerate(windows):
         single = encoder.trace(window[None], request)
         assert torch.allclose(batch.tokens[index], single.tokens[0], atol=1e-4)
-        assert torch.equal(batch.outliers[3][index], single.outliers[3][0])
+        assert torch.equal(batch.observed.outliers[3][index], single.observed.outliers[3][0])
 
 
 def test_a_tower_without_class_pooling_is_refused() -> None:

@@ -3,6 +3,7 @@ import torch
 
 from ovss_core.encoders.trace import TraceRequest, merge_requests
 from ovss_core.errors import ConfigError
+from ovss_core.feature_purification.mitigation import OutlierMitigation
 from tests.tiny import random_windows, tiny_encoder
 
 
@@ -10,8 +11,8 @@ def test_a_bare_trace_keeps_nothing_but_the_last_tokens() -> None:
     trace = tiny_encoder().trace(random_windows(2, 32, 40), TraceRequest())
     assert trace.grid == (4, 5)
     assert trace.tokens.shape == (2, 21, 32)
-    assert (trace.hidden, trace.class_attention, trace.self_attention, trace.outliers) == ({}, {}, {}, {})
-    assert trace.hidden_sum is trace.mean_attention is trace.filtered_attention is None
+    assert (trace.hidden, trace.class_attention, trace.self_attention) == ({}, {}, {})
+    assert trace.hidden_sum is trace.mean_attention is trace.observed is None
 
 
 def test_a_trace_keeps_exactly_the_layers_that_were_asked_for() -> None:
@@ -51,9 +52,9 @@ def test_merged_requests_serve_each_request_what_it_gets_alone() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        TraceRequest(repair_outliers=True),
+        TraceRequest(observer=OutlierMitigation(1.0)),
         TraceRequest(resampling="antialias"),
-        TraceRequest(filtered_attention_from=1),
+        TraceRequest(observer=OutlierMitigation(1.0, repair=False, integrate_from=1)),
         TraceRequest(hidden_sum=frozenset({2})),
     ],
 )
