@@ -1,4 +1,4 @@
-"""``ovss measure``: how fast labelling is beside plain open_clip, the papers' loops and the Ray job."""
+"""``ovss benchmark``: how fast labelling is beside plain open_clip, the papers' loops and the Ray job."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,11 @@ def build_parser() -> CommandParser:
     measured = BenchmarkConfig().model
     model = [replace(flag, default=getattr(measured, field)) for field, flag in _MODEL.items()]
     return make_parser(
-        "measure",
+        "benchmark",
         "[flags]",
         "Measure speed: medians and paired ratios of one run.\n\n"
-        "  ovss measure --quick\n"
-        "  ovss measure --output out/speed.json",
+        "  ovss benchmark --quick\n"
+        "  ovss benchmark --output out/speed.json",
         [
             Flag("quick", bool, "One picture, once: shows that it runs.", START, False),
             Flag("output", Path | None, "JSON file for the result.", START, value="FILE"),

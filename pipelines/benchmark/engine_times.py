@@ -101,7 +101,11 @@ def _stages(workload: Workload) -> dict[str, Run]:
     batches = [_purification_input(engine, wave) for wave in waves]
     proposals = [found for _, found in engine.propose_all(waves)]
     plain = [found for _, found in unambiguous.propose_all(waves)]
-    stitching = [(stitcher, stitcher.tile(found.maps)) for found in proposals for stitcher in [stitcher_of(engine, found)]]
+    stitching = [
+        (stitcher, stitcher.tile(found.maps))
+        for found in proposals
+        for stitcher in [stitcher_of(engine, found)]
+    ]
     masks = [image.label_map for image in engine.segment(workload.pictures)]
 
     def purify(redundancy: bool, ambiguity: bool) -> Run:

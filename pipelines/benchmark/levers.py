@@ -9,11 +9,6 @@ from pipelines.benchmark.timing import median_ratio, take_turns
 from pipelines.benchmark.workload import Workload
 
 Run = Callable[[], object]
-LEFT_OUT = (
-    "Not among the levers any more, since they would need the inside of the core: attention balanced as two vectors "
-    "instead of matrices, attention maps a window at a time, and the vocabulary's scores and softmax as a stage of "
-    "their own."
-)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from ovss_core.encoders.checkpoints import load_clip
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
+from pipelines.benchmark.options import BenchmarkConfig
+from pipelines.benchmark.workload import decode_pictures, picture_files
 from pipelines.compute import pick_device
 from pipelines.label import LabelJob, run_label
 from pipelines.masks import encode_mask
-from pipelines.benchmark.options import BenchmarkConfig
-from pipelines.benchmark.workload import decode_pictures, picture_files
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.pools import CPU_BATCH, GPU_BATCH
 
@@ -46,12 +46,19 @@ print(before, resident_megabytes("VmHWM"))
 """
 
 
-def ray_over_engine(config: BenchmarkConfig, model: str) -> dict[str, float]:
+def ray_over_engine(
+    config: BenchmarkConfig, model: str, pools: PoolOptions | None = None
+) -> dict[str, float]:
     """Label the same files by a bare loop over the engine and by the Ray job on the same cores.
 
     Start-up is taken out by labelling a tenth of the files first: a rate is the difference in files over the
     difference in seconds. The bare loop, which knows no start-up once it has run, takes that tenth once
     before and once after the job, so that a machine whose speed drifts does not favour either.
+
+    Args:
+        config: How many files, and the number format.
+        model: The architecture.
+        pools: The job's workers; None takes the job's own choice.
     """
     settings, vocabulary = _settings(config, model)
     files = picture_files(config.images, min(DISTINCT_PICTURES, config.ray_images))
@@ -61,7 +68,7 @@ def ray_over_engine(config: BenchmarkConfig, model: str) -> dict[str, float]:
         engine = _engine(settings, vocabulary, config)
         _bare_loop(engine, _corpus(Path(root) / "warm-up", files, min(few, CPU_BATCH)))
         before = _bare_loop(engine, folders[few])
-        job = _job_rate(settings, vocabulary, folders, Path(root), PoolOptions())
+        job = _job_rate(settings, vocabulary, folders, Path(root), pools or PoolOptions())
         loop = 2 * few / (before + _bare_loop(engine, folders[few]))
     return {"ray_over_engine": job / loop, "engine_images_a_second": loop, "ray_images_a_second": job}
 

@@ -10,11 +10,10 @@ import torch
 from ovss_core.engine.engine import Wave
 from ovss_core.segmentation import Segmentation
 from pipelines.benchmark.engine_times import ENGINE, FLOOR, Row, gather_all
-from pipelines.benchmark.timing import seconds_of
+from pipelines.benchmark.timing import take_turns
 from pipelines.benchmark.workload import Workload
 
 SIDE = {"cpu": 2048, "cuda": 8192}
-TURNS = 5
 
 
 def throughput(workload: Workload, stages: Sequence[Row]) -> dict[str, float]:
@@ -81,6 +80,5 @@ def _matrix_rate(workload: Workload) -> float:
     weight = workload.clip.model.visual.conv1.weight
     side = SIDE.get(weight.device.type, SIDE["cpu"])
     square = torch.ones(side, side, dtype=weight.dtype, device=weight.device)
-    product = partial(torch.matmul, square, square)
-    product()
-    return 2 * side**3 / statistics.median(seconds_of(product) for _ in range(TURNS))
+    seconds = take_turns({"product": partial(torch.matmul, square, square)}, workload.config.repeats)
+    return 2 * side**3 / statistics.median(seconds["product"])
