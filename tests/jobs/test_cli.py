@@ -145,6 +145,18 @@ def test_an_unknown_command_is_status_2_and_the_near_one_is_proposed(
     assert cli.main([]) == 2
 
 
+def test_a_renamed_command_still_works_and_names_the_new_one_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["measure", "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("usage: ovss benchmark ")
+    assert printed.err == "ovss: warning: ovss measure is called ovss benchmark now; use that name\n"
+    assert "  measure " not in cli.usage()
+
+
 def test_the_command_labels_and_reports(
     ray_session: None, capsys: pytest.CaptureFixture[str], images: Path
 ) -> None:

@@ -20,11 +20,11 @@ from ovss_core.encoders.checkpoints import load_clip
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
+from pipelines.benchmark.options import BenchmarkConfig
+from pipelines.benchmark.workload import decode_pictures, picture_files
 from pipelines.compute import pick_device
 from pipelines.label import LabelJob, run_label
 from pipelines.masks import encode_mask
-from pipelines.measurement.options import MeasureConfig
-from pipelines.measurement.workload import decode_pictures, picture_files
 from pipelines.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.pools import CPU_BATCH, GPU_BATCH
 
@@ -37,7 +37,7 @@ WARM_SHARE = 10  # the shorter run that start-up is taken from has a tenth of th
 _MEMORY_PROBE = """
 import sys
 from pipelines.manifest import prepare_manifest
-from pipelines.measurement.timing import resident_megabytes
+from pipelines.benchmark.timing import resident_megabytes
 from pipelines.sources import ParquetSource
 from pipelines.storage import Folder
 before = resident_megabytes()
@@ -46,12 +46,19 @@ print(before, resident_megabytes("VmHWM"))
 """
 
 
-def ray_over_engine(config: MeasureConfig, model: str) -> dict[str, float]:
+def ray_over_engine(
+    config: BenchmarkConfig, model: str, pools: PoolOptions | None = None
+) -> dict[str, float]:
     """Label the same files by a bare loop over the engine and by the Ray job on the same cores.
 
     Start-up is taken out by labelling a tenth of the files first: a rate is the difference in files over the
     difference in seconds. The bare loop, which knows no start-up once it has run, takes that tenth once
     before and once after the job, so that a machine whose speed drifts does not favour either.
+
+    Args:
+        config: How many files, and the number format.
+        model: The architecture.
+        pools: The job's workers; None takes the job's own choice.
     """
     settings, vocabulary = _settings(config, model)
     files = picture_files(config.images, min(DISTINCT_PICTURES, config.ray_images))
@@ -61,12 +68,12 @@ def ray_over_engine(config: MeasureConfig, model: str) -> dict[str, float]:
         engine = _engine(settings, vocabulary, config)
         _bare_loop(engine, _corpus(Path(root) / "warm-up", files, min(few, CPU_BATCH)))
         before = _bare_loop(engine, folders[few])
-        job = _job_rate(settings, vocabulary, folders, Path(root), PoolOptions())
+        job = _job_rate(settings, vocabulary, folders, Path(root), pools or PoolOptions())
         loop = 2 * few / (before + _bare_loop(engine, folders[few]))
     return {"ray_over_engine": job / loop, "engine_images_a_second": loop, "ray_images_a_second": job}
 
 
-def scaling(config: MeasureConfig) -> dict[str, object]:
+def scaling(config: BenchmarkConfig) -> dict[str, object]:
     """Measure 1 and 2 actors, 100 and 10,000 small images, and the driver's memory by number of images."""
     settings, vocabulary = _settings(config, config.ray_models[-1])
     small = replace(settings, windows=WindowConfig(size=224, stride=224, short_side=224))
@@ -102,13 +109,13 @@ def scaling(config: MeasureConfig) -> dict[str, object]:
     return result
 
 
-def _settings(config: MeasureConfig, model: str) -> tuple[SegmenterConfig, Vocabulary]:
+def _settings(config: BenchmarkConfig, model: str) -> tuple[SegmenterConfig, Vocabulary]:
     pretrained = "openai" if model == "demo" else "random"
     settings = SegmenterConfig(model=ModelConfig(model, pretrained, config.model.precision))
     return settings, Vocabulary.load("demo")
 
 
-def _engine(settings: SegmenterConfig, vocabulary: Vocabulary, config: MeasureConfig) -> SegmentationEngine:
+def _engine(settings: SegmenterConfig, vocabulary: Vocabulary, config: BenchmarkConfig) -> SegmentationEngine:
     clip = load_clip(settings.model)
     device = pick_device(config.device or "auto")
     text = classify_text(clip, settings, vocabulary, device=device)

@@ -3,7 +3,7 @@
 import io
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,9 @@ from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import StorageError
 from ovss_core.inference.decoding import decode_image
-from ovss_core.inference.windows import WindowLayout
 from ovss_core.vocabulary import Vocabulary, VocabularyClass
+from pipelines.benchmark.options import BenchmarkConfig
 from pipelines.compute import pick_device, use_threads
-from pipelines.measurement.options import MeasureConfig
 
 SCENE_SIZE = (375, 500)
 NULL_PHRASES = 150
@@ -43,7 +42,7 @@ class Workload:
         null: Distractor vectors.
     """
 
-    config: MeasureConfig
+    config: BenchmarkConfig
     clip: ClipModel
     files: list[bytes]
     pictures: list[np.ndarray]
@@ -59,7 +58,7 @@ class Workload:
         """Return a vocabulary of the first `classes` vectors."""
         names = tuple(VocabularyClass(f"class {index}", (f"class {index}",)) for index in range(classes))
         rows = self.embeddings[:classes]
-        return TextClassifier(Vocabulary(names), rows, rows, self.null, "measurement")
+        return TextClassifier(Vocabulary(names), rows, rows, self.null, "benchmark")
 
     def engine(self, host: str, purify: str, classes: int, windows: str = "sfp") -> SegmentationEngine:
         """Build an engine of the given host, purification, vocabulary size and window protocol."""
@@ -73,7 +72,7 @@ class Workload:
         return SegmentationEngine(config, self.clip, self.text(classes), self.device)
 
 
-def load_workload(config: MeasureConfig) -> Workload:
+def load_workload(config: BenchmarkConfig) -> Workload:
     """Load the model and the pictures.
 
     Class vectors lie near mean-removed dense features of the pictures for the first classes, so that maps have
@@ -84,17 +83,20 @@ def load_workload(config: MeasureConfig) -> Workload:
     """
     use_threads(config.threads)
     files = picture_files(config.images, config.image_count)
-    pictures = decode_pictures(files)
     clip = load_clip(config.model)
     width = int(clip.model.visual.output_dim)
     generator = torch.Generator().manual_seed(0)
-    count = max(*config.vocabularies, 1200, 150)
+    count = max(*config.vocabularies, 1200)
     vectors = F.normalize(torch.randn(count, width, generator=generator), dim=-1)
     null = F.normalize(torch.randn(NULL_PHRASES, width, generator=generator), dim=-1)
-    bare = Workload(config, clip, files, pictures, vectors, null)
-    present = _feature_directions(bare, generator)
-    vectors[: len(present)] = F.normalize(present + 0.3 * vectors[: len(present)], dim=-1)
-    return Workload(config, clip, files, pictures, vectors, null)
+    bare = Workload(config, clip, files, decode_pictures(files), vectors, null)
+    engine = bare.engine("clearclip", "none", 21)
+    encoded = [engine.encode(wave).features.flatten(0, 1) for wave in engine.gather(bare.pictures[:2])]
+    features = torch.cat(encoded).cpu()
+    chosen = features[torch.randint(len(features), (PRESENT_CLASSES,), generator=generator)]
+    present = F.normalize(chosen - features.mean(0), dim=-1)
+    near = F.normalize(present + 0.3 * vectors[:PRESENT_CLASSES], dim=-1)
+    return replace(bare, embeddings=torch.cat([near, vectors[PRESENT_CLASSES:]]))
 
 
 def decode_pictures(files: Sequence[bytes]) -> list[np.ndarray]:
@@ -121,15 +123,3 @@ def _scene_file(seed: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels[top : top + height]).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-def _feature_directions(workload: Workload, generator: torch.Generator) -> torch.Tensor:
-    """Return mean-removed dense features of random patches, as directions."""
-    engine = workload.engine("clearclip", "none", 21)
-    prepared = [engine.prepare(picture).pixels for picture in workload.pictures[:2]]
-    windows = [
-        WindowLayout.of(image.shape[0], image.shape[1], WINDOWS["sfp"]).cut(image) for image in prepared
-    ]
-    features = torch.cat([engine.encode_windows(cut)[0].flatten(0, 1) for cut in windows]).cpu()
-    chosen = torch.randint(len(features), (PRESENT_CLASSES,), generator=generator)
-    return F.normalize(features[chosen] - features.mean(0), dim=-1)

@@ -12,14 +12,14 @@ import torch
 
 from ovss_core.check import validate
 from ovss_core.config import SegmenterConfig
-from pipelines.measurement.encoder_levers import encoder_levers
-from pipelines.measurement.engine_levers import engine_levers
-from pipelines.measurement.engine_times import end_to_end_rows, headline_ratios, loop_ratios, stage_rows
-from pipelines.measurement.levers import measure_levers
-from pipelines.measurement.options import MeasureConfig
-from pipelines.measurement.ray_times import ray_over_engine, scaling
-from pipelines.measurement.throughput import throughput
-from pipelines.measurement.workload import load_workload
+from pipelines.benchmark.encoder_levers import encoder_levers
+from pipelines.benchmark.engine_levers import engine_levers
+from pipelines.benchmark.engine_times import end_to_end_rows, headline_ratios, loop_ratios, stage_rows
+from pipelines.benchmark.levers import measure_levers
+from pipelines.benchmark.options import BenchmarkConfig
+from pipelines.benchmark.ray_times import ray_over_engine, scaling
+from pipelines.benchmark.throughput import throughput
+from pipelines.benchmark.workload import load_workload
 from pipelines.record import machine_facts, package_versions
 
 NO_GPU = "No GPU here: all of this is the CPU's. Where there is one, the same command measures it (add --precision bfloat16)."
@@ -32,7 +32,7 @@ AIMS = {
 }
 
 
-def measure(config: MeasureConfig, output: Path | None = None) -> dict[str, Any]:
+def measure(config: BenchmarkConfig, output: Path | None = None) -> dict[str, Any]:
     """Measure everything, in one process and one run.
 
     Args:
@@ -55,7 +55,7 @@ def measure(config: MeasureConfig, output: Path | None = None) -> dict[str, Any]
     return result
 
 
-def _parts(config: MeasureConfig) -> Iterator[dict[str, Any]]:
+def _parts(config: BenchmarkConfig) -> Iterator[dict[str, Any]]:
     workload = load_workload(config)
     yield {"ratios": headline_ratios(workload) | loop_ratios(workload)}
     stages = stage_rows(workload)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.measurement.timing import median_ratio, take_turns
-from pipelines.measurement.workload import Workload
+from pipelines.benchmark.timing import median_ratio, take_turns
+from pipelines.benchmark.workload import Workload
 
 Run = Callable[[], object]
 

@@ -1,4 +1,4 @@
-"""What a user may set about a measurement of speed."""
+"""What a user may set about the speed benchmark."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from ovss_core.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class MeasureConfig:
+class BenchmarkConfig:
     """What to measure and how long to take over it.
 
     Attributes:
