@@ -47,7 +47,9 @@ def head_mean_kernel(
             mask=(column[None, :] < tokens) & (channel[:, None] < depth),
             other=0.0,
         )
-        score = tl.dot(asks, answers, input_precision="ieee") * (scale * 1.4426950408889634)  # for powers of 2
+        score = tl.dot(asks, answers, input_precision="ieee") * (
+            scale * 1.4426950408889634
+        )  # for powers of 2
         score = tl.where(column[None, :] < tokens, score, float("-inf"))
         weight = tl.exp2(score - tl.max(score, 1)[:, None])
         total += weight * (1.0 / tl.sum(weight, 1))[:, None]

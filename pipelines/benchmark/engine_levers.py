@@ -58,7 +58,7 @@ def _stitching_levers(workload: Workload, engine: SegmentationEngine) -> Iterato
     [layout], [size] = wave.layouts, wave.sizes
     grid, kept = wave.placement.grid, proposals.maps.shape[1]
     stitcher = stitcher_of(engine, proposals)
-    every = torch.rand(len(wave.windows), CLASSES, grid[0] * grid[1], device=engine.device)
+    every = torch.rand(len(wave.pixels), CLASSES, grid[0] * grid[1], device=engine.device)
     tiled, tiled_every = stitcher.tile(proposals.maps), stitcher.tile(every)
 
     def anew(forget: bool) -> None:

@@ -46,9 +46,9 @@ def gather_all(engine: SegmentationEngine, pictures: Sequence[np.ndarray]) -> li
 def batches_of(engine: SegmentationEngine, waves: Iterable[Wave]) -> list[Tensor]:
     """Normalize the windows of waves, in the tower's number format and batches of the engine's size."""
     return [
-        normalise(part, *engine.normalization).to(engine.encoder.dtype)
+        normalise(wave.pixels.cut_windows(part), *engine.normalization).to(engine.encoder.dtype)
         for wave in waves
-        for part in wave.windows.split(engine.window_batch)
+        for part in wave.parts(engine.window_batch)
     ]
 
 

@@ -28,7 +28,7 @@ def throughput(workload: Workload, stages: Sequence[Row]) -> dict[str, float]:
     seconds = {row.name: row.seconds for row in stages}
     engine = workload.engine("sfp", "freecp", 150)
     waves = gather_all(engine, workload.pictures)
-    windows = sum(len(wave.windows) for wave in waves)
+    windows = sum(len(wave.pixels) for wave in waves)
     operations = sum(_operations(workload, wave) for wave in waves)
     reached, possible = operations / seconds[FLOOR], _matrix_rate(workload)
     found = engine.segment(workload.pictures)
@@ -69,7 +69,7 @@ def window_operations(visual: Any, grid: tuple[int, int]) -> int:
 
 
 def _operations(workload: Workload, wave: Wave) -> int:
-    return len(wave.windows) * window_operations(workload.clip.model.visual, wave.placement.grid)
+    return len(wave.pixels) * window_operations(workload.clip.model.visual, wave.placement.grid)
 
 
 def _crops(image: Segmentation) -> int:

@@ -37,7 +37,7 @@ def label_picture(engine: SegmentationEngine, picture: np.ndarray) -> Int[Tensor
     embeddings = engine.text.phrase_embeddings.to(engine.device)
     [wave] = engine.gather([picture])
     maps = []
-    for pixels in normalise(wave.windows, *engine.normalization):
+    for pixels in normalise(wave.pixels.cut_windows(slice(None)), *engine.normalization):
         trace, attention = encode_window(engine, pixels[None])
         features = F.normalize(engine.head.features(engine.encoder, trace).float(), dim=-1)[0]
         refined, scores = score_window(attention, 100 * features @ embeddings.T, trace.grid)
