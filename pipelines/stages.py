@@ -37,7 +37,9 @@ from pipelines.ledger import AttemptLedger
 from pipelines.schema import FAILURE, LABELS, PROPOSAL, SECONDS, result_type
 
 _LARGE_PIXELS = 1 << 24
-_IMAGES_AT_ONCE = 16
+_WAVE, _WAVE_ON_GPU = 16, 32
+"""Images that are decoded before the engine begins with them: enough to fill it, few enough that the next decode
+meanwhile."""
 _PIXELS_AT_ONCE = 1 << 26
 
 
@@ -167,11 +169,12 @@ class _EngineStage:
     def _waves(
         self, decoding: Sequence[Future[PreparedImage | Failure]], outcomes: dict[int, Any]
     ) -> Iterator[Wave]:
-        for start in range(0, len(decoding), _IMAGES_AT_ONCE):
+        size = _WAVE_ON_GPU if self.engine.device.type == "cuda" else _WAVE
+        for start in range(0, len(decoding), size):
             waiting = time.perf_counter()
             images = {
                 start + offset: future.result()
-                for offset, future in enumerate(decoding[start : start + _IMAGES_AT_ONCE])
+                for offset, future in enumerate(decoding[start : start + size])
             }
             self._count("decode", waiting)
             outcomes.update({place: image for place, image in images.items() if isinstance(image, Failure)})
