@@ -9,7 +9,7 @@ from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
 from ovss_core.config import ModelConfig
 from ovss_core.errors import ConfigError
-from ovss_core.host_names import host_names
+from ovss_core.head_names import host_names
 
 
 def build_parser() -> CommandParser:
@@ -48,7 +48,7 @@ def main(arguments: Arguments = None) -> int:
             raise ConfigError(f"--{name} is {given[name]}; give at least 1")
     import torch
 
-    from ovss_core.demonstration.measurement import as_table, measure_demo
+    from pipelines.demonstration.measurement import as_table, measure_demo
 
     if given.threads:
         torch.set_num_threads(given.threads)

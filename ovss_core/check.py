@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 
+from ovss_core.clip.architectures import Architecture, find_architecture
+from ovss_core.clip.weight_sources import resolve_weights
 from ovss_core.config import (
     BackgroundPolicy,
     LabelConfig,
@@ -17,8 +19,6 @@ from ovss_core.config import (
     SegmenterConfig,
     SfpConfig,
 )
-from ovss_core.encoders.architectures import Architecture, find_architecture
-from ovss_core.encoders.weight_sources import resolve_weights
 from ovss_core.errors import ConfigError, nearest
 from ovss_core.vocabulary import Vocabulary
 

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ovss_core.check import background_policy, require_descriptions, validate, vocabulary_warnings
+from ovss_core.clip.architectures import find_architecture
 from ovss_core.config import ModelConfig, SegmenterConfig, SfpConfig
-from ovss_core.encoders.architectures import find_architecture
 from ovss_core.errors import ConfigError
 from ovss_core.vocabulary import Vocabulary
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.listing import matches
 from pipelines.storage import redact
 
 if TYPE_CHECKING:
-    from pipelines.evaluate import PairOptions
+    from pipelines.evaluate.job import PairOptions
 
 Descriptions = Mapping[str, Sequence[str]]
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia")
@@ -96,8 +96,8 @@ def check_model(
         ModelError, WeightsError: As `load_clip`.
     """
     # imported here: the checks above must not wait for torch
-    from ovss_core.encoders.checkpoints import check_weight_file, load_tokenizer
-    from ovss_core.encoders.text_encoder import cut_texts
+    from ovss_core.clip.text import cut_texts
+    from ovss_core.clip.weights import check_weight_file, load_tokenizer
 
     check_weight_file(model)
     architecture = find_architecture(model.name)

@@ -8,6 +8,8 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor
 
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import TraceRequest
 from ovss_core.dense_heads import HeadOptions, build_head
 from ovss_core.dense_heads.similarity_guided import (
     SimilarityLayers,
@@ -15,8 +17,6 @@ from ovss_core.dense_heads.similarity_guided import (
     guide,
     second_stream,
 )
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.trace import TraceRequest
 from ovss_core.feature_purification.mitigation import repair_tokens
 from ovss_core.feature_purification.outliers import (
     attention_outliers,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovss_core.inference.preprocessing import normalise, resize_image, resized_size
+from ovss_core.images.resize import normalise, resize_image, resized_size
 from tests.golden_encoder import load_arrays
 from tests.golden_report import Report
 

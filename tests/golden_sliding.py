@@ -11,13 +11,13 @@ from ovss_core.class_purification.class_maps import ClassMaps, WindowBatch
 from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import Regions, pick_winners, remove_losers
+from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import LabelConfig, PurificationConfig, WindowConfig
 from ovss_core.dense_heads import HeadOptions, build_head
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.engine.labels import PhraseRule, label_by_probability, label_by_purified_maps
-from ovss_core.engine.stitch import Stitcher
-from ovss_core.inference.windows import WindowLayout
+from ovss_core.images.stitch import Stitcher
+from ovss_core.images.windows import WindowLayout
 from ovss_core.vocabulary import Vocabulary, VocabularyClass
 from tests.golden_encoder import load_arrays
 from tests.golden_report import Report

@@ -11,10 +11,10 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
+from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import LabelConfig, ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
-from ovss_core.encoders.checkpoints import ClipModel, load_clip
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.vocabulary import Vocabulary
 from tests.oracles import SlowTower
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ovss_core.clip.blocks import TransformerBlock
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import SfpConfig
-from ovss_core.encoders.blocks import TransformerBlock
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ovss_core.clip.blocks import TransformerBlock
+from ovss_core.clip.trace import EncoderTrace
 from ovss_core.dense_heads.base import LastBlockHead
-from ovss_core.encoders.blocks import TransformerBlock
-from ovss_core.encoders.trace import EncoderTrace
 
 NEIGHBOURHOOD_DEVIATION = 5.0
 

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.dense_heads.base import DenseHead, class_and_patches, self_attention
 from ovss_core.dense_heads.similarity_guided import SimilarityLayers, attend_guided, guide, second_stream
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 from ovss_core.feature_purification.attention_enhancement import enhance_attention
 from ovss_core.feature_purification.attention_integration import integrate_attention
 from ovss_core.feature_purification.mitigation import MitigationNotes, OutlierMitigation, repair_tokens

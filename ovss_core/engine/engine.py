@@ -26,19 +26,19 @@ from ovss_core.class_purification.groups import list_regions
 from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import Regions
+from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.dense_heads import HeadOptions, build_head
-from ovss_core.encoders.checkpoints import ClipModel, load_clip
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.engine.finish import Finisher
 from ovss_core.engine.finite import finite_rows, raise_first
-from ovss_core.engine.pixels import ImagePixels
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals
 from ovss_core.errors import ConfigError, ImageError
-from ovss_core.inference.preprocessing import normalise, resize_image
-from ovss_core.inference.windows import WindowLayout
-from ovss_core.segmentation import Segmentation
+from ovss_core.images.pixels import ImagePixels
+from ovss_core.images.resize import normalise, resize_image
+from ovss_core.images.windows import WindowLayout
+from ovss_core.results import Segmentation
 from ovss_core.transfer import Download
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -11,17 +11,17 @@ from torch import Tensor
 from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
 from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.winners import LabelEdits, pick_winners, remove_losers, scale_boxes
+from ovss_core.clip.positions import Resampling
+from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import BackgroundPolicy, SegmenterConfig
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.positional import Resampling
-from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
 from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, label_by_purified_maps
 from ovss_core.engine.proposal import Decisions, Proposals
-from ovss_core.engine.stitch import Stitcher, chunk_by_area
 from ovss_core.errors import ImageError
-from ovss_core.inference.preprocessing import normalise
-from ovss_core.segmentation import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
+from ovss_core.images.resize import normalise
+from ovss_core.images.stitch import Stitcher, chunk_by_area
+from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
 from ovss_core.transfer import Download, upload
 
 CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens

@@ -9,7 +9,7 @@ from torch import Tensor
 from ovss_core.class_purification.class_maps import NOBODY
 from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.config import LabelConfig
-from ovss_core.engine.stitch import Stitcher
+from ovss_core.images.stitch import Stitcher
 from ovss_core.kernels.class_sums import add_class_sums
 
 CPU_BUDGET, DEVICE_BUDGET = 1_000_000, 1 << 28

@@ -12,7 +12,7 @@ from torch import Tensor
 from ovss_core.class_purification.class_maps import NOBODY
 from ovss_core.class_purification.winners import Regions
 from ovss_core.config import WindowConfig
-from ovss_core.inference.windows import WindowLayout
+from ovss_core.images.windows import WindowLayout
 
 MAP_LEVELS = 65_535
 """Purified maps lie in [0, 1] and are held to 16 bits, on both roads: one image gets one mask whether or not its

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovss_core.clip.trace import TraceRequest, merge_requests
 from ovss_core.config import SfpConfig, WindowConfig
-from ovss_core.encoders.trace import TraceRequest, merge_requests
 from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
 from ovss_core.engine.finite import raise_first
 from ovss_core.errors import ConfigError
-from ovss_core.inference.preprocessing import normalise
-from ovss_core.segmentation import Segmentation
+from ovss_core.images.resize import normalise
+from ovss_core.results import Segmentation
 
 
 class _HeadKey(NamedTuple):

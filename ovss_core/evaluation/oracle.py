@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import Integer
 
+from ovss_core.clip.text import TextClassifier
 from ovss_core.config import SegmenterConfig
-from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.variants import EncodedWave
 from ovss_core.vocabulary import Vocabulary

@@ -6,7 +6,7 @@ from PIL import Image, ImageFile
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.errors import ImageError
-from ovss_core.inference.opening import one_line_errors, open_image
+from ovss_core.images.opening import one_line_errors, open_image
 
 _INDEX_MODES = {"L", "P", "I;16", "I;16B", "I;16L", "I", "1"}
 _STRETCHED = {"L;2": 85, "L;4": 17}

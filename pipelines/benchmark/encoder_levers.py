@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.trace import TraceRequest
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import TraceRequest
 from pipelines.benchmark.engine_times import batches_of
 from pipelines.benchmark.levers import Comparison, Run
 from pipelines.benchmark.workload import Workload

@@ -7,9 +7,9 @@ from functools import partial
 import pyarrow as pa
 import torch
 
-from ovss_core.encoders.text_encoder import TextEncoder
+from ovss_core.clip.text import TextEncoder
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.engine.stitch import stitch_matrix
+from ovss_core.images.stitch import stitch_matrix
 from pipelines.benchmark.encoder_levers import encode
 from pipelines.benchmark.engine_times import batches_of, stitcher_of
 from pipelines.benchmark.levers import Comparison

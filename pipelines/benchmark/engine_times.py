@@ -14,12 +14,12 @@ from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.config import PurificationConfig
 from ovss_core.engine.engine import SegmentationEngine, Wave
 from ovss_core.engine.proposal import Proposals
-from ovss_core.engine.stitch import Stitcher
-from ovss_core.inference.preprocessing import normalise
+from ovss_core.images.resize import normalise
+from ovss_core.images.stitch import Stitcher
 from pipelines.benchmark.timing import median_ratio, peak_megabytes, take_turns
 from pipelines.benchmark.window_loop import encode_window, label_picture, score_window
 from pipelines.benchmark.workload import WINDOWS, Workload, decode_pictures
-from pipelines.masks import encode_mask
+from pipelines.label.masks import encode_mask
 
 HOSTS = ("clearclip", "sfp")
 PURIFICATIONS = ("none", "freecp")

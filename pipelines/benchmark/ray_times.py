@@ -15,18 +15,18 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from ovss_core.api import classify_text
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig, SegmenterConfig, WindowConfig
-from ovss_core.encoders.checkpoints import load_clip
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.segmenter import classify_text
 from ovss_core.vocabulary import Vocabulary
 from pipelines.benchmark.options import BenchmarkConfig
 from pipelines.benchmark.workload import decode_pictures, picture_files
-from pipelines.compute import pick_device
-from pipelines.label import LabelJob, run_label
-from pipelines.masks import encode_mask
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
-from pipelines.pools import CPU_BATCH, GPU_BATCH
+from pipelines.label.job import LabelJob, run_label
+from pipelines.label.masks import encode_mask
+from pipelines.run.compute import pick_device
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.pools import CPU_BATCH, GPU_BATCH
 
 DISTINCT_PICTURES = 50
 SMALL_SIDE = 96
@@ -36,7 +36,7 @@ WARM_SHARE = 10  # the shorter run that start-up is taken from has a tenth of th
 
 _MEMORY_PROBE = """
 import sys
-from pipelines.manifest import prepare_manifest
+from pipelines.run.manifest import prepare_manifest
 from pipelines.benchmark.timing import resident_megabytes
 from pipelines.sources import ParquetSource
 from pipelines.storage import Folder

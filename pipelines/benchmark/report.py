@@ -20,7 +20,7 @@ from pipelines.benchmark.options import BenchmarkConfig
 from pipelines.benchmark.ray_times import ray_over_engine, scaling
 from pipelines.benchmark.throughput import throughput
 from pipelines.benchmark.workload import load_workload
-from pipelines.record import machine_facts, package_versions
+from pipelines.run.record import machine_facts, package_versions
 
 NO_GPU = "No GPU here: all of this is the CPU's. Where there is one, the same command measures it (add --precision bfloat16)."
 AIMS = {

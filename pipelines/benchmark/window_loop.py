@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from scipy import ndimage
 from torch import Tensor
 
-from ovss_core.encoders.trace import EncoderTrace
+from ovss_core.clip.trace import EncoderTrace
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.inference.preprocessing import normalise
-from ovss_core.inference.windows import WindowLayout
+from ovss_core.images.resize import normalise
+from ovss_core.images.windows import WindowLayout
 
 ROUNDS = 3
 BOX_SHARE = 0.4

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import PurificationConfig, SegmenterConfig, WindowConfig
-from ovss_core.demonstration.scenes import render_scene
-from ovss_core.encoders.checkpoints import ClipModel, load_clip
-from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import StorageError
-from ovss_core.inference.decoding import decode_image
+from ovss_core.images.decode import decode_image
 from ovss_core.vocabulary import Vocabulary, VocabularyClass
 from pipelines.benchmark.options import BenchmarkConfig
-from pipelines.compute import pick_device, use_threads
+from pipelines.demonstration.scenes import render_scene
+from pipelines.run.compute import pick_device, use_threads
 
 SCENE_SIZE = (375, 500)
 NULL_PHRASES = 150

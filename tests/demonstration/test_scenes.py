@@ -4,10 +4,10 @@ import random
 import numpy as np
 import pytest
 
-from ovss_core.demonstration.scenes import describe, render_scene
-from ovss_core.demonstration.scenes.captions import class_shares
-from ovss_core.demonstration.words import ABSENT_WORDS, CLASS_NAMES, DISTRACTORS, SYNONYMS
 from ovss_core.vocabulary import Vocabulary
+from pipelines.demonstration.scenes import describe, render_scene
+from pipelines.demonstration.scenes.captions import class_shares
+from pipelines.demonstration.words import ABSENT_WORDS, CLASS_NAMES, DISTRACTORS, SYNONYMS
 
 SEEDS = range(900, 912)
 

@@ -6,7 +6,7 @@ import pytest
 from ovss_core import dense_heads
 from ovss_core.dense_heads import HEADS, HeadOptions, build_head
 from ovss_core.errors import ConfigError
-from ovss_core.host_names import host_names
+from ovss_core.head_names import host_names
 from tests.tiny import random_windows, tiny_encoder
 
 NINTH = '''

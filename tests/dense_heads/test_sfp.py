@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import OutlierRule, SfpConfig, SfpVariant
 from ovss_core.dense_heads import HeadOptions, build_head
-from ovss_core.encoders.image_encoder import ImageEncoder
 from tests import oracles
 from tests.tiny import random_windows, slow_tower, tiny_encoder, tiny_tower
 

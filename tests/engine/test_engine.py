@@ -7,6 +7,9 @@ import torch
 
 from ovss_core.class_purification.class_maps import Room
 from ovss_core.class_purification.winners import Regions
+from ovss_core.clip.positions import Resampling
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import (
     Background,
     LabelConfig,
@@ -16,16 +19,13 @@ from ovss_core.config import (
     WindowConfig,
 )
 from ovss_core.dense_heads import HEADS, HeadOptions, build_head
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.positional import Resampling
-from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.finite import raise_first
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.errors import ConfigError, ImageError, ModelError
-from ovss_core.inference.preprocessing import normalise, resize_image
-from ovss_core.inference.windows import WindowLayout
-from ovss_core.segmentation import Segmentation
+from ovss_core.images.resize import normalise, resize_image
+from ovss_core.images.windows import WindowLayout
+from ovss_core.results import Segmentation
 from tests import oracles
 from tests.tiny import WORDS, random_picture, tiny_clip, tiny_config, tiny_text
 

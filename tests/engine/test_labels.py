@@ -7,8 +7,8 @@ from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.config import LabelConfig, WindowConfig
 from ovss_core.engine import labels
 from ovss_core.engine.labels import Labels, PhraseRule, label_by_probability, label_by_purified_maps
-from ovss_core.engine.stitch import Stitcher
-from ovss_core.inference.windows import WindowLayout
+from ovss_core.images.stitch import Stitcher
+from ovss_core.images.windows import WindowLayout
 from tests import oracles
 
 PHRASE_CLASS = [0, 0, 1, 2, 2, 2, 3, 4]

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from ovss_core.config import WindowConfig
-from ovss_core.engine.pixels import ImagePixels
-from ovss_core.inference.windows import WindowLayout
+from ovss_core.images.pixels import ImagePixels
+from ovss_core.images.windows import WindowLayout
 from tests.tiny import random_picture
 
 SIZES = [(37, 61), (24, 24), (30, 90)]

@@ -3,7 +3,7 @@ import torch
 
 from ovss_core.config import WindowConfig
 from ovss_core.engine.proposal import Proposals
-from ovss_core.inference.windows import WindowLayout
+from ovss_core.images.windows import WindowLayout
 
 
 @pytest.mark.parametrize("scored", [True, False])

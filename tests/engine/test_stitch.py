@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from ovss_core.config import WindowConfig
-from ovss_core.engine.stitch import Stitcher, bilinear_matrix, chunk_by_area, stitch_matrix
-from ovss_core.inference.windows import WindowLayout, axis_windows
+from ovss_core.images.stitch import Stitcher, bilinear_matrix, chunk_by_area, stitch_matrix
+from ovss_core.images.windows import WindowLayout, axis_windows
 from tests import oracles
 
 CASES = [

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from ovss_core.clip.weights import ClipModel
 from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig, SfpConfig, WindowConfig
-from ovss_core.encoders.checkpoints import ClipModel
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.variants import VariantEngines
 from ovss_core.errors import ConfigError

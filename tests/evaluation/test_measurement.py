@@ -13,7 +13,7 @@ from ovss_core.engine.variants import EncodedWave, VariantEngines
 from ovss_core.evaluation.confusion import IGNORED
 from ovss_core.evaluation.measurement import Measurement, doubts, measure, summarise
 from ovss_core.evaluation.oracle import Oracle, restrict
-from ovss_core.segmentation import ScoredClass, Segmentation
+from ovss_core.results import ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
 from tests.tiny import random_picture, tiny_clip, tiny_config, tiny_text
 

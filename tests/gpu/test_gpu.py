@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from ovss_core.api import OpenVocabSegmenter
 from ovss_core.class_purification.regions import box_union
 from ovss_core.config import PurificationConfig, SegmenterConfig
-from ovss_core.demonstration.scenes import render_scene
 from ovss_core.kernels.attention import attend_with_mean
 from ovss_core.kernels.class_sums import add_class_sums
-from ovss_core.segmenter import OpenVocabSegmenter
+from pipelines.demonstration.scenes import render_scene
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.benchmark import main
 from ovss_core.config import ModelConfig, PurificationConfig
-from ovss_core.demonstration.scenes import render_scene
 from pipelines.benchmark.options import BenchmarkConfig
 from pipelines.benchmark.ray_times import ray_over_engine
 from pipelines.benchmark.throughput import window_operations
 from pipelines.benchmark.window_loop import KEEP_ABOVE, label_picture
 from pipelines.benchmark.workload import load_workload
-from pipelines.options import PoolOptions
+from pipelines.demonstration.scenes import render_scene
+from pipelines.run.options import PoolOptions
 from tests.tiny import register_tiny_models, tiny_clip
 
 TOWER = "tiny-ViT-16"

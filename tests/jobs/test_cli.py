@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.evaluate
+import pipelines.evaluate.job
 from jobs import cli, evaluate
 from jobs.arguments import make_parser, segmenter_defaults, segmenter_flags, take_segmenter
 from jobs.label import main
 from jobs.parser import CommandParser
 from ovss_core.config import ModelConfig, SegmenterConfig
 from ovss_core.evaluation.benchmarks.protocols import protocol_config
-from pipelines.evaluate import EvaluateJob
+from pipelines.evaluate.job import EvaluateJob
 from tests.conftest import encode_image
 
 
@@ -113,8 +113,8 @@ def test_an_evaluation_without_an_output_gets_a_folder_named_by_its_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     jobs: list[EvaluateJob] = []
-    monkeypatch.setattr(pipelines.evaluate, "run_evaluate", jobs.append)
-    monkeypatch.setattr(pipelines.evaluate, "describe_result", lambda job, report: 0)
+    monkeypatch.setattr(pipelines.evaluate.job, "run_evaluate", jobs.append)
+    monkeypatch.setattr(pipelines.evaluate.job, "describe_result", lambda job, report: 0)
     benchmark = ["--benchmark", "voc21", "--root", "VOC2012"]
     for flags in (["--host", "sfp", "--purify", "freecp"], ["--grid"], ["--output", "mine"]):
         assert evaluate.main([*benchmark, *flags]) == 0

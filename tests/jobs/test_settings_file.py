@@ -8,7 +8,7 @@ from jobs.arguments import load_vocabulary, parse_with_protocol, take_fields, ta
 from ovss_core.config import SegmenterConfig
 from ovss_core.errors import ConfigError, VocabularyError
 from ovss_core.evaluation.benchmarks.protocols import protocol_config
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 
 FLAGS = {
     "--images": "photos",

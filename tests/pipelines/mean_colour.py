@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ovss_core.errors import ImageError
-from pipelines.capacity import Pool
 from pipelines.faults import Failure, process_all
-from pipelines.ledger import AttemptLedger
-from pipelines.runner import ActorStage, Job
-from pipelines.schema import FAILURE, ROW_NAMES, result_type
-from pipelines.sink import OutputTable
+from pipelines.run.capacity import Pool
+from pipelines.run.ledger import AttemptLedger
+from pipelines.run.runner import ActorStage, Job
+from pipelines.run.schema import FAILURE, ROW_NAMES, result_type
+from pipelines.run.sink import OutputTable
 from pipelines.sources import Source
 from pipelines.storage import Folder
 
@@ -99,9 +99,9 @@ def main() -> None:
     """Run the job slowly in a process of its own, for tests that kill it: images, output, seconds an image."""
     import ray
 
-    from pipelines.manifest import prepare_manifest
-    from pipelines.progress import ProgressReport
-    from pipelines.runner import run_job
+    from pipelines.run.manifest import prepare_manifest
+    from pipelines.run.progress import ProgressReport
+    from pipelines.run.runner import run_job
     from pipelines.sources import FolderSource
 
     images, output, seconds = sys.argv[1:]

@@ -3,9 +3,9 @@
 import pytest
 
 from ovss_core.errors import ClusterError
-from pipelines.awaiting import SETTLED_S, Growth, await_plan, find_lack, growth_of_report, worker_bundles
-from pipelines.capacity import Node
-from pipelines.options import PoolOptions
+from pipelines.run.awaiting import SETTLED_S, Growth, await_plan, find_lack, growth_of_report, worker_bundles
+from pipelines.run.capacity import Node
+from pipelines.run.options import PoolOptions
 
 HEAD, CPU_NODE, GPU_NODE = Node(0, 0), Node(8, 0), Node(16, 1)
 BOOTING = Growth({"gpu_worker": 2}, 2.0, may_grow=True)
@@ -90,12 +90,12 @@ class Clock:
         self.now += seconds
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Clock":
-        group = "pipelines.awaiting.ray.util.{}_group".format
+        group = "pipelines.run.awaiting.ray.util.{}_group".format
         replacements = {
-            "pipelines.awaiting.time.monotonic": lambda: self.now,
-            "pipelines.awaiting.time.sleep": self.sleep,
-            "pipelines.awaiting.cluster_nodes": self.nodes,
-            "pipelines.awaiting.cluster_growth": lambda: self.growth,
+            "pipelines.run.awaiting.time.monotonic": lambda: self.now,
+            "pipelines.run.awaiting.time.sleep": self.sleep,
+            "pipelines.run.awaiting.cluster_nodes": self.nodes,
+            "pipelines.run.awaiting.cluster_growth": lambda: self.growth,
             group("placement"): lambda bundles, strategy: self.asked.append(bundles),
             group("remove_placement"): lambda group: None,
         }

@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovss_core.errors import ClusterError, ConfigError
-from pipelines.capacity import Node, Pool, check_capacity
-from pipelines.options import PoolOptions, RunOptions
-from pipelines.pools import plan_workers
+from pipelines.run.capacity import Node, Pool, check_capacity
+from pipelines.run.options import PoolOptions, RunOptions
+from pipelines.run.pools import plan_workers
 
 
 def test_what_reading_and_writing_need_counts_too() -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from jobs import verify
 from ovss_core.errors import OvssError
-from pipelines.runner import Job
-from pipelines.verify import verify_output
+from pipelines.run.runner import Job
+from pipelines.run.verify import verify_output
 from tests.pipelines.plain_execution import PlainExecution, rows_of, run_plain
 from tests.pipelines.test_crash_points import Killed, assert_whole, make_input
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.faults import Failure
-from pipelines.fetch import ImageFetcher
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.transport import patience
 from tests.pipelines.loopback import BODY, LoopbackServer, free_port, serving
 

@@ -12,17 +12,17 @@ import ray
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
+from ovss_core.api import OpenVocabSegmenter
 from ovss_core.config import ModelConfig, SegmenterConfig, WindowConfig
 from ovss_core.errors import OutputMismatchError, OvssError, StorageError
-from ovss_core.segmenter import OpenVocabSegmenter
 from ovss_core.vocabulary import Vocabulary
-from pipelines.label import LabelJob, encode_text, run_label
-from pipelines.masks import decode_mask
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
-from pipelines.stages import SegmentStage
+from pipelines.label.job import LabelJob, encode_text, run_label
+from pipelines.label.masks import decode_mask
+from pipelines.label.stages import SegmentStage
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.storage import Folder
 from tests.conftest import encode_image
-from tests.inference.pictures import encoded, png_header_only
+from tests.images.pictures import encoded, png_header_only
 
 ImageFolder = Callable[..., Path]
 VOCABULARY = Vocabulary.from_names(["background", "cat", "dog, puppy", "<b>grass</b>"], "test")
@@ -228,7 +228,7 @@ def test_a_run_that_stops_before_its_first_image_leaves_nothing_that_blocks_anot
         raise OSError(28, "No space left on device", "/out/manifest")
 
     with monkeypatch.context() as broken:
-        broken.setattr("pipelines.lifecycle.run_job", full_disk)
+        broken.setattr("pipelines.run.lifecycle.run_job", full_disk)
         with pytest.raises(
             OvssError, match=r"the run stopped: .*No space left on device.*goes on"
         ) as stopped:

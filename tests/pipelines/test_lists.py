@@ -11,10 +11,10 @@ import pytest
 
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.faults import Failure
-from pipelines.fetch import ImageFetcher
-from pipelines.manifest import prepare_manifest, read_part
-from pipelines.options import SourceOptions
+from pipelines.run.manifest import prepare_manifest, read_part
+from pipelines.run.options import SourceOptions
 from pipelines.sources import FolderSource, Source
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.storage import Folder
 from tests.pipelines.loopback import BODY, LoopbackServer, serving
 from tests.pipelines.stores import running_store

@@ -55,9 +55,9 @@ def join(images: str, output: str) -> None:
     from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
     from ovss_core.errors import ClusterError
     from ovss_core.vocabulary import Vocabulary
-    from pipelines import awaiting
-    from pipelines.label import LabelJob, run_label
-    from pipelines.options import RunOptions, SourceOptions
+    from pipelines.label.job import LabelJob, run_label
+    from pipelines.run import awaiting
+    from pipelines.run.options import RunOptions, SourceOptions
 
     store = {"object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **store})
@@ -92,9 +92,9 @@ def lose(images: str, output: str) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from pipelines.manifest import prepare_manifest
-    from pipelines.progress import ProgressReport
-    from pipelines.runner import run_job
+    from pipelines.run.manifest import prepare_manifest
+    from pipelines.run.progress import ProgressReport
+    from pipelines.run.runner import run_job
     from pipelines.sources import FolderSource
     from pipelines.storage import Folder
     from tests.pipelines.mean_colour import mean_job

@@ -23,16 +23,16 @@ from hypothesis import strategies as st
 
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.faults import Failure
-from pipelines.fetch import ImageFetcher
-from pipelines.label_rows import LABEL_TABLE
-from pipelines.manifest import prepare_manifest
-from pipelines.plan import plan_work
-from pipelines.reading import ReadImages
+from pipelines.label.table import LABEL_TABLE
+from pipelines.run.manifest import prepare_manifest
+from pipelines.run.plan import plan_work
+from pipelines.run.reading import ReadImages
+from pipelines.run.work_units import pack_units
 from pipelines.sources import ParquetSource
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources.parquet import is_hidden
 from pipelines.sources.parquet_file import TableFile
 from pipelines.storage import Folder, redact
-from pipelines.work_units import pack_units
 
 PICTURES = [b"\xff\xd8\xff" + bytes([n]) * (50 + n) for n in range(6)]
 
@@ -596,7 +596,7 @@ import re, sys
 from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pipelines.fetch import ImageFetcher
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources import ParquetSource
 def peak():  # of this process alone; getrusage counts the one that started it as well
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -12,6 +12,7 @@ import ray
 import torch
 from safetensors.torch import save_file
 
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import (
     LabelConfig,
     ModelConfig,
@@ -20,15 +21,14 @@ from ovss_core.config import (
     SfpConfig,
     WindowConfig,
 )
-from ovss_core.encoders.checkpoints import load_clip
 from ovss_core.errors import ConfigError, ModelError, OutputMismatchError, OvssError, WeightsError
 from ovss_core.vocabulary import Vocabulary
-from pipelines.evaluate import EvaluateJob, PairOptions, run_evaluate
-from pipelines.label import LabelJob, run_label
-from pipelines.manifest import prepare_manifest
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.evaluate.job import EvaluateJob, PairOptions, run_evaluate
+from pipelines.label.job import LabelJob, run_label
 from pipelines.preflight import check_evaluate, check_model, require_apart
-from pipelines.record import holds_images, write_run
+from pipelines.run.manifest import prepare_manifest
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.record import holds_images, write_run
 from pipelines.storage import Folder
 from tests.conftest import encode_image
 from tests.tiny import NAME, register_tiny_models, tiny_clip

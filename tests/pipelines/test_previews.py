@@ -7,16 +7,16 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from ovss_core.segmentation import PresentClass, ScoredClass, Segmentation
+from ovss_core.results import PresentClass, ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
-from pipelines import previews
-from pipelines.fragments import write_fragment
-from pipelines.label_rows import LABEL_TABLE, label_row
-from pipelines.manifest import prepare_manifest
-from pipelines.manifest_files import Manifest, read_part
-from pipelines.previews import write_previews
-from pipelines.schema import FAILURES, LABELS
-from pipelines.sink import FAILED, merge_part
+from pipelines.label import pictures as previews
+from pipelines.label.pictures import write_previews
+from pipelines.label.table import LABEL_TABLE, label_row
+from pipelines.run.fragments import write_fragment
+from pipelines.run.manifest import prepare_manifest
+from pipelines.run.manifest_files import Manifest, read_part
+from pipelines.run.schema import FAILURES, LABELS
+from pipelines.run.sink import FAILED, merge_part
 from pipelines.sources import FolderSource, Source
 from pipelines.storage import Folder
 

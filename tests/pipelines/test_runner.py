@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ovss_core.errors import OvssError
-from pipelines.fragments import finished_ids
-from pipelines.manifest import Manifest, prepare_manifest
-from pipelines.progress import ProgressReport
-from pipelines.runner import Job, run_job
-from pipelines.sink import reopen_part
+from pipelines.run.fragments import finished_ids
+from pipelines.run.manifest import Manifest, prepare_manifest
+from pipelines.run.progress import ProgressReport
+from pipelines.run.runner import Job, run_job
+from pipelines.run.sink import reopen_part
+from pipelines.run.summary import write_summary
 from pipelines.sources import FolderSource, WebDatasetSource
 from pipelines.storage import Folder
-from pipelines.summary import write_summary
 from tests.pipelines.deadly_reading import DeadlyReader
 from tests.pipelines.mean_colour import MEANS, mean_job, mean_of
 from tests.pipelines.test_shards import images as images_by_name
@@ -196,7 +196,7 @@ def test_a_batch_that_fails_is_tried_in_halves_until_the_faulty_item_is_alone() 
 def test_an_image_that_kills_its_reader_becomes_a_failure_and_its_neighbours_are_done(
     ray_session: None, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.execution.ReadImages", DeadlyReader)
+    monkeypatch.setattr("pipelines.run.execution.ReadImages", DeadlyReader)
     images, output = image_folder(12), tmp_path / "out"
     run(mean_job(str(output), FolderSource(str(images))))
 
@@ -209,7 +209,7 @@ def test_an_image_that_kills_its_reader_becomes_a_failure_and_its_neighbours_are
 def test_a_shard_that_kills_its_reader_keeps_its_first_images_and_the_other_shards_are_done(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.execution.ReadImages", DeadlyReader)
+    monkeypatch.setattr("pipelines.run.execution.ReadImages", DeadlyReader)
     write_shard(tmp_path / "s/a.tar", images_by_name(6))
     write_shard(tmp_path / "s/b.tar", images_by_name(20, 10))
     output = tmp_path / "out"

@@ -10,19 +10,19 @@ import pyarrow as pa
 import pytest
 
 from ovss_core.errors import ConfigError, StorageError
+from pipelines.demonstration.formats import SceneShard, encode_scene, write_webdataset
 from pipelines.faults import Failure
-from pipelines.fetch import ImageFetcher
-from pipelines.manifest import prepare_manifest, read_manifest, read_part, refresh_manifest
-from pipelines.options import SourceOptions
-from pipelines.reading import ReadImages
-from pipelines.scene_formats import SceneShard, encode_scene, write_webdataset
+from pipelines.run.manifest import prepare_manifest, read_manifest, read_part, refresh_manifest
+from pipelines.run.options import SourceOptions
+from pipelines.run.reading import ReadImages
+from pipelines.run.work_units import ShardTask, pack_units
 from pipelines.sources import FolderSource, ImageRecord, ParquetSource, Source, WebDatasetSource
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources.listing import expand_braces, matches
 from pipelines.sources.promises import Promises
 from pipelines.sources.tar_stream import ImageFields, TarEnd, TarImage, stream_tar
 from pipelines.sources.webdataset import open_shard
 from pipelines.storage import Folder
-from pipelines.work_units import ShardTask, pack_units
 
 
 def read_everything(source: Source, output: Path, **options: object) -> dict[str, bytes | str]:

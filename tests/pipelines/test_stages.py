@@ -12,20 +12,20 @@ import torch
 from PIL import Image
 from ray.data.extensions import ArrowTensorArray, ArrowVariableShapedTensorArray
 
+from ovss_core.api import classify_text
+from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
-from ovss_core.encoders.checkpoints import load_clip
-from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError
-from ovss_core.inference.decoding import decode_image
-from ovss_core.segmentation import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
-from ovss_core.segmenter import classify_text
+from ovss_core.images.decode import decode_image
+from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
-from pipelines.label_rows import label_row, summarize_labels
-from pipelines.masks import decode_mask
-from pipelines.schema import FAILURE, LABELS, PROPOSAL, result_type
-from pipelines.stages import ProposeStage, ResolveStage, SegmentStage
+from pipelines.label.masks import decode_mask
+from pipelines.label.stages import ProposeStage, ResolveStage, SegmentStage
+from pipelines.label.table import label_row, summarize_labels
+from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, result_type
 from tests.tiny import WORDS, random_picture, tiny_clip, tiny_config
 
 SIZES = [(48, 64), (50, 41), (120, 48), (1, 1), (48, 64)]
