@@ -76,6 +76,7 @@ def main(arguments: Arguments = None) -> int:
 
     descriptions = read_descriptions(values.descriptions)
     check_evaluate(pairs, run, pools, segmenter, vocabulary, descriptions)
+    pairs.open(vocabulary)  # says at once where nothing is there
     with announced("ovss: loading torch and Ray"):
         from pipelines.evaluate.job import EvaluateJob, describe_result, run_evaluate
 

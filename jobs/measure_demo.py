@@ -4,12 +4,11 @@ import sys
 
 from jobs.arguments import RUN, START, make_parser
 from jobs.flags import Flag
-from jobs.near_names import did_you_mean
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
 from ovss_core.config import ModelConfig
 from ovss_core.errors import ConfigError
-from ovss_core.head_names import host_names
+from ovss_core.head_names import host_names, require_host
 
 
 def build_parser() -> CommandParser:
@@ -40,9 +39,7 @@ def main(arguments: Arguments = None) -> int:
     given = build_parser().parse_args(arguments)
     hosts = [name.strip() for name in given.hosts.split(",")]
     for name in hosts:
-        if name not in host_names():
-            near = did_you_mean(name, host_names())
-            raise ConfigError(f"--hosts names {name!r}; give some of {', '.join(host_names())}{near}")
+        require_host(name)
     for name in ("count", "threads"):
         if given[name] is not None and given[name] < 1:
             raise ConfigError(f"--{name} is {given[name]}; give at least 1")

@@ -4,11 +4,7 @@ Every job and the Python API call `validate` first. It imports neither torch nor
 has its answer at once.
 """
 
-import ast
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from importlib import resources
 
 from ovss_core.clip.architectures import Architecture, find_architecture
 from ovss_core.clip.weight_sources import resolve_weights
@@ -20,6 +16,7 @@ from ovss_core.config import (
     SfpConfig,
 )
 from ovss_core.errors import ConfigError, nearest
+from ovss_core.head_names import require_host
 from ovss_core.vocabulary import Vocabulary
 
 Descriptions = Mapping[str, Sequence[str]]
@@ -58,41 +55,6 @@ def validate(
         warnings = vocabulary_warnings(vocabulary, policy)
     idle = [*_idle_settings(config, descriptions), *_idle_probability(config, vocabulary)]
     return [*warnings, f"without effect here: {'; '.join(idle)}"] if idle else warnings
-
-
-def host_names() -> list[str]:
-    """Return the names of the dense heads, read from their files where these are not loaded yet."""
-    if "ovss_core.dense_heads" in sys.modules:
-        return list(sys.modules["ovss_core.dense_heads"].HEADS)
-    return list(_listed_hosts())
-
-
-@lru_cache(maxsize=1)
-def _listed_hosts() -> tuple[str, ...]:
-    found = []
-    for file in resources.files("ovss_core").joinpath("dense_heads").iterdir():
-        if not file.name.endswith(".py"):
-            continue
-        classes = [
-            node
-            for node in ast.parse(file.read_text(encoding="utf-8")).body
-            if isinstance(node, ast.ClassDef)
-        ]
-        for node in (node for kind in classes for node in kind.body):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-                found += [str(node.value.value) for target in node.targets if ast.unparse(target) == "name"]
-    return tuple(sorted(found))
-
-
-def require_host(name: str) -> None:
-    """Refuse a dense head that does not exist.
-
-    Raises:
-        ConfigError: No head has that name.
-    """
-    names = host_names()
-    if name not in names:
-        raise ConfigError(f"unknown host {name!r}{nearest(name, names)}; give one of {', '.join(names)}")
 
 
 def background_policy(config: SegmenterConfig, vocabulary: Vocabulary) -> BackgroundPolicy:

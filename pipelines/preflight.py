@@ -19,11 +19,13 @@ from urllib.parse import urlsplit
 from ovss_core.check import background_policy, require_descriptions, validate, vocabulary_warnings
 from ovss_core.clip.architectures import find_architecture
 from ovss_core.config import ModelConfig, SegmenterConfig, SfpConfig
-from ovss_core.errors import ConfigError
+from ovss_core.errors import ConfigError, StorageError
+from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.vocabulary import Vocabulary
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.listing import matches
 from pipelines.storage import redact
+from pipelines.transport.addresses import local_path
 
 if TYPE_CHECKING:
     from pipelines.evaluate.job import PairOptions
@@ -84,6 +86,12 @@ def check_evaluate(
     _require_run(run)
     _require_devices(pools)
     require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
+    if pairs.masks and pairs.benchmark and get_benchmark(pairs.benchmark).ignores_zero:
+        warnings = [
+            *warnings,
+            "the masks are read as positions in the vocabulary, from 0; the data set's own masks, where 0 is ignored, "
+            f"want --benchmark {pairs.benchmark} --root instead",
+        ]
     return warnings
 
 
@@ -144,8 +152,6 @@ def require_apart(inputs: Mapping[str, str | None], output: str) -> None:
     Raises:
         ConfigError: Naming the flag.
     """
-    if os.path.isfile(output):  # noqa: PTH113 (Path.is_file raises where a name is too long)
-        return  # writing to it says what is wrong
     target = _place(output)
     for flag, given in inputs.items():
         if not given:
@@ -179,10 +185,30 @@ def _check_grid(
 
 
 def _require_run(run: RunOptions) -> None:
+    _require_place(run.output)
     for name, least in (("cluster_wait_s", 0.0), ("no_progress_s", 1.0), ("progress_s", 0.1)):
         value = getattr(run, name)
         if math.isnan(value) or value < least:
             raise ConfigError(f"{name} is {value}; give at least {least:g} seconds")
+
+
+def _require_place(output: str) -> None:
+    """Refuse a local output that cannot become a folder; what only writing can tell, the run's first file does."""
+    place = local_path(output)
+    if place is None:
+        return
+    above = os.path.abspath(place)  # noqa: PTH100 (it may be no text)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)  # noqa: PTH120
+    shown = redact(above)
+    if not os.path.isdir(above):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
+        raise StorageError(
+            f"cannot write under {redact(output)}: {shown} is a file; give a folder as --output"
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"cannot write under {redact(output)}: no permission to write into {shown}; give another --output"
+        )
 
 
 def _require_devices(pools: PoolOptions) -> None:

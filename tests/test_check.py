@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from ovss_core import check
 from ovss_core.api import OpenVocabSegmenter
-from ovss_core.check import host_names, validate
+from ovss_core.check import validate
 from ovss_core.config import (
     LabelConfig,
     ModelConfig,
@@ -16,7 +15,6 @@ from ovss_core.config import (
     SfpConfig,
     WindowConfig,
 )
-from ovss_core.dense_heads import HEADS
 from ovss_core.errors import ConfigError, ModelError, OvssError, WeightsError
 from ovss_core.evaluation.benchmarks import BENCHMARKS, protocol_config
 from ovss_core.vocabulary import Vocabulary
@@ -137,13 +135,6 @@ def test_the_papers_settings_pass_on_every_benchmark(purify: Any) -> None:
         ]
         assert warnings == shared, name  # the papers' own list for COCO-Object names a bed in its background
         assert bool(shared) == (name == "coco_object" and purify == "none")
-
-
-@pytest.mark.parametrize("name", sorted(HEADS))
-def test_the_heads_are_found_without_importing_them(name: str) -> None:
-    check._listed_hosts.cache_clear()
-    assert check._listed_hosts() == tuple(HEADS)
-    assert name in host_names()
 
 
 @pytest.mark.parametrize(

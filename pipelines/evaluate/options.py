@@ -1,6 +1,5 @@
 """What a user may set about the pairs to measure on; the sources are imported when they are opened."""
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,8 +8,6 @@ from ovss_core.errors import ConfigError
 if TYPE_CHECKING:
     from ovss_core.vocabulary import Vocabulary
     from pipelines.evaluate.pairs import PairSource
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,6 @@ class PairOptions:
                 )
             return BenchmarkSource(benchmark, self.root, self.limit)
         if self.images and self.masks and not self.root:
-            if self.benchmark and get_benchmark(self.benchmark).ignores_zero:
-                _log.warning(
-                    "the masks are read as positions in the vocabulary, from 0; the data set's own masks, where 0 is "
-                    "ignored, want --benchmark %s --root instead",
-                    self.benchmark,
-                )
             return FolderPairsSource(self.images, self.masks, len(vocabulary), self.limit)
         raise ConfigError(
             "give --benchmark with --root, or --images with --masks (and --vocabulary, or --benchmark for its "

@@ -113,7 +113,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("train-demo --folder x --training.scenes 0", "raise scenes"),
         ("measure --repeats x", "--repeats is 'x'; give a whole number"),
         ("measure --vocabularies 21", "--vocabularies is '21'; give a list such as [a,b]"),
-        ("measure-demo --hosts maskclip,clearclp", "did you mean clearclip?"),
+        ("measure-demo --hosts maskclip,clearclp", "did you mean 'clearclip'?"),
         ("measure-demo --count 0", "--count is 0; give at least 1"),
     ],
 )
