@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from ovss_core.class_purification.class_maps import NOBODY
@@ -26,7 +26,7 @@ class Labels:
         confidence_sums: Sum of the winning scores over each class's pixels.
     """
 
-    label_maps: Int[Tensor, "images height width"]
+    label_maps: Integer[Tensor, "images height width"]
     pixels: Int[Tensor, "images classes"]
     confidence_sums: Float[Tensor, "images classes"]
 
