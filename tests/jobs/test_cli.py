@@ -154,7 +154,7 @@ def test_a_renamed_command_still_works_and_names_the_new_one_in_one_line(
     printed = capsys.readouterr()
     assert printed.out.startswith("usage: ovss benchmark ")
     assert printed.err == "ovss: warning: ovss measure is called ovss benchmark now; use that name\n"
-    assert "  measure " not in cli.usage()
+    assert "\n  measure " not in cli.usage()
 
 
 def test_the_command_labels_and_reports(
