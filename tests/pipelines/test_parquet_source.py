@@ -31,7 +31,7 @@ from pipelines.reading import ReadImages
 from pipelines.sources import ParquetSource
 from pipelines.sources.parquet import is_hidden
 from pipelines.sources.parquet_file import TableFile
-from pipelines.storage import Folder, redact
+from pipelines.storage import Folder, redact, scrub
 from pipelines.work_units import pack_units
 
 PICTURES = [b"\xff\xd8\xff" + bytes([n]) * (50 + n) for n in range(6)]
@@ -315,6 +315,7 @@ def test_data_addresses_are_decoded_and_bare_base64_is_named(tmp_path: Path) -> 
         strict=True,
     ):
         assert wanted in reason
+        assert scrub(reason) == reason
     told = "".join(reasons) + "".join(
         f"{record.uri}{record.path}{record.reason}" for record in source.records()
     )
