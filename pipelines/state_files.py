@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ovss_core.errors import StorageError
 from pipelines.storage import Folder
+from pipelines.transport.causes import one_line
 
 
 class DamagedFileError(StorageError):
@@ -98,8 +99,3 @@ def read_table(
 def _as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     metadata = {**(table.schema.metadata or {}), **(schema.metadata or {})}
     return table.cast(schema).replace_schema_metadata(metadata or None)
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, or its class."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -24,8 +24,9 @@ from pipelines.manifest_files import (
 )
 from pipelines.record import CLEARING, RUN, SUMMARY
 from pipelines.sink import DONE, FAILED, OutputTable, finished_file, marker_file, read_marker, reopen_part
-from pipelines.state_files import DamagedFileError, one_line, read_json, read_table
+from pipelines.state_files import DamagedFileError, read_json, read_table
 from pipelines.storage import Folder
+from pipelines.transport.causes import one_line
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 16
