@@ -195,6 +195,9 @@ def test_verify_reads_everything_on_demand(outputs: Callable[[str, str, Path], J
     assert verify_output(job.output).problems == []
     [problem] = verify_output(job.output, content=True).problems
     assert "means/part-00000.parquet" in problem
+    assert problem.endswith("; remove _done/part-00000.json, and the same command does the part again")
+    (tmp_path / "out/_done/part-00000.json").unlink()
+    assert start(job) is None
 
 
 def test_verify_names_what_is_no_output_or_not_finished(
