@@ -22,7 +22,7 @@ from ovss_core.config import ModelConfig, SegmenterConfig, SfpConfig
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.vocabulary import Vocabulary
-from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.options import FETCH_SHARE, PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.listing import matches
 from pipelines.storage import redact
 from pipelines.transport.addresses import local_path
@@ -64,7 +64,7 @@ def check_label(
     _require_devices(pools)
     given = {"--images": source.images, "--parquet": source.parquet, "--webdataset": source.webdataset}
     require_apart(given, run.output)
-    return warnings
+    return [*warnings, *_shortened_wait(source.fetch_timeout_s, run)]
 
 
 def check_evaluate(
@@ -92,7 +92,7 @@ def check_evaluate(
             "the masks are read as positions in the vocabulary, from 0; the data set's own masks, where 0 is ignored, "
             f"want --benchmark {pairs.benchmark} --root instead",
         ]
-    return warnings
+    return [*warnings, *_shortened_wait(pairs.fetch_timeout_s, run)]
 
 
 def check_model(
@@ -190,6 +190,16 @@ def _require_run(run: RunOptions) -> None:
         value = getattr(run, name)
         if math.isnan(value) or value < least:
             raise ConfigError(f"{name} is {value}; give at least {least:g} seconds")
+
+
+def _shortened_wait(fetch_timeout_s: float, run: RunOptions) -> list[str]:
+    most = run.no_progress_s / FETCH_SHARE
+    if fetch_timeout_s <= most:
+        return []
+    return [
+        f"an image may take {most:g} s to arrive and not {fetch_timeout_s:g} (fetch_timeout_s), since the run gives up "
+        f"after {run.no_progress_s:g} s without progress; raise no_progress_s as well"
+    ]
 
 
 def _require_place(output: str) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ovss_core.errors import StorageError
 from pipelines.storage import Folder
+from pipelines.transport.causes import one_line
 
 
 class DamagedFileError(StorageError):
@@ -82,24 +83,22 @@ def read_table(
     """Read a Parquet file: as `schema`, or some columns of it.
 
     Raises:
-        DamagedFileError: It is no Parquet file, or one with other columns.
+        DamagedFileError: It is no Parquet file, or one that lacks columns, also of the schema's others.
     """
     data = read_file(output, name)
-    wanted = list(columns) if columns is not None else (schema.names if schema is not None else None)
+    needed = [*(schema.names if schema is not None else ()), *(columns or ())]
+    wanted = list(columns) if columns is not None else (needed or None)
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=wanted, page_checksum_verification=True)
-        if not set(wanted or ()) - set(table.column_names):
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read(wanted)
+        lacking = set(needed) - set(file.schema_arrow.names)
+        if not lacking:
             return _as_schema(table, schema) if schema is not None and columns is None else table
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DamagedFileError(output, name, one_line(error)) from error
-    raise DamagedFileError(output, name, f"it has no columns {', '.join(wanted or ())}")
+    raise DamagedFileError(output, name, f"it has no columns {', '.join(sorted(lacking))}")
 
 
 def _as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     metadata = {**(table.schema.metadata or {}), **(schema.metadata or {})}
     return table.cast(schema).replace_schema_metadata(metadata or None)
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, or its class."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

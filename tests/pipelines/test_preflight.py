@@ -252,6 +252,15 @@ def test_masks_of_a_benchmark_that_ignores_zero_are_a_warning_where_they_are_giv
     assert check_evaluate(voc, RunOptions("out"), PoolOptions(), DEMO, Vocabulary.load("voc21")) == []
 
 
+def test_a_wait_for_one_image_that_would_end_the_run_is_shortened_with_a_word() -> None:
+    patient = SourceOptions(images="images", fetch_timeout_s=300)
+    assert check_label(patient, RunOptions("out", no_progress_s=900), PoolOptions(), DEMO, WORDS) == []
+    [warning] = check_label(patient, RunOptions("out"), PoolOptions(), DEMO, WORDS)
+    assert warning.startswith("an image may take 200 s to arrive and not 300 (fetch_timeout_s)")
+    pairs = PairOptions(images="images", masks="masks", fetch_timeout_s=300)
+    assert check_evaluate(pairs, RunOptions("out"), PoolOptions(), DEMO, WORDS) == [warning]
+
+
 def test_an_output_below_a_file_or_without_permission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
