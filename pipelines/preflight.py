@@ -131,7 +131,8 @@ def read_descriptions(path: str | None) -> dict[str, list[str]] | None:
         return None
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        json.dumps(values, ensure_ascii=False).encode()  # halves of characters (surrogates) are no text
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read the descriptions {path}: {error}; give a JSON object") from error
     if not isinstance(values, dict) or not all(
         isinstance(entry, list) and all(isinstance(sentence, str) for sentence in entry)

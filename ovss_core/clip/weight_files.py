@@ -5,7 +5,6 @@ without executing them (`torchscript`).
 """
 
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -68,14 +67,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if is_torchscript(path):
             tensors = read_torchscript(path)
             return {key: value for key, value in tensors.items() if key not in _ARCHIVE_EXTRAS}
-    except (
-        SafetensorError,
-        ArchiveError,
-        zipfile.BadZipFile,
-        OSError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:
+    except (SafetensorError, ArchiveError, OSError, RuntimeError) as error:
         raise WeightsError(unreadable(path, _first_line(error))) from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -194,7 +186,11 @@ def _why_not_loaded(error: Exception) -> str:
             f"it is a pickled object ({named[1]}), which would run code, not a state dict; save the weights alone with "
             "torch.save(model.state_dict(), PATH)"
         )
-    if isinstance(error, EOFError) or "PytorchStreamReader" in text or "unexpected EOF" in text:
+    if (
+        isinstance(error, EOFError | UnicodeDecodeError)
+        or "PytorchStreamReader" in text
+        or "unexpected EOF" in text
+    ):
         return "it is damaged, or its end is missing; copy or download it again"
     if "Weights only load failed" in text or "Invalid magic number" in text or "invalid load key" in text:
         return "it is no file of PyTorch's, or it is damaged"

@@ -5,7 +5,6 @@ named alike. Images that are listed before the work are in ``part-00003``; a sha
 that streams it is cut into chunks: images ``i`` of shard 3 with ``i // shard_size == 1`` are ``part-00003-00001``.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovss_core.errors import OutputMismatchError
-from pipelines.run.state_files import DamagedFileError, read_json, read_table
+from pipelines.run.state_files import DamagedFileError, read_json, read_table, write_json
 from pipelines.sources.record import MANIFEST_SCHEMA, ImageRecord
 from pipelines.storage import Folder
 
@@ -151,7 +150,7 @@ def read_listing(output: Folder, shard: int) -> ShardListing:
 
 def write_listing(output: Folder, shard: int, listing: ShardListing) -> None:
     """Say that a shard is listed to its end; its parts must be written before."""
-    output.write(shard_file(shard), json.dumps(asdict(listing)).encode())
+    write_json(output, shard_file(shard), asdict(listing))
 
 
 def read_complete(output: Folder) -> Manifest:
@@ -199,7 +198,7 @@ def write_complete(output: Folder, manifest: Manifest, identity: str | None) -> 
         "containers": list(manifest.containers),
         "ignored": 0 if manifest.streamed else manifest.ignored,
     }
-    output.write(COMPLETE, json.dumps(values).encode())
+    write_json(output, COMPLETE, values)
 
 
 def _is_count(value: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ovss_core.errors import ImageError, StorageError
-from pipelines.faults import Failure
+from pipelines.faults import Failure, clean_reason
 from pipelines.sources.image_list import address_at
 from pipelines.sources.parquet_rows import ParquetRows
 from pipelines.storage import open_storage
@@ -55,7 +55,9 @@ class ImageFetcher:
             elif container == "tar":
                 fetched.extend(self._tar_members(members))
             elif container == "broken":
-                fetched.extend(Failure("list", "StorageError", row["reason"]) for row in members)
+                fetched.extend(
+                    Failure("list", "StorageError", clean_reason(row["reason"])) for row in members
+                )
             else:
                 fetched.extend(pool.map(self._file, members))
         return fetched

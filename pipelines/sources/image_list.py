@@ -191,7 +191,7 @@ class ListSource:
                 data = stream.read()
             try:
                 return json.loads(data)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{redact(self.pattern)} is no JSON: {error}") from error
 
     def _record(self, item: _Item, ids: set[bytes]) -> ImageRecord:
@@ -200,6 +200,10 @@ class ListSource:
         image_id = _unique(redact(text) if remote else posixpath.normpath(printable(text)), ids)
         if item.reason:
             return ImageRecord(image_id, redact(self.pattern), "broken", reason=item.reason)
+        remote = "://" in text
+        image_id = _unique(printable(redact(text)) if remote else posixpath.normpath(printable(text)), ids)
+        if reason := item.reason or _unwritable(text):
+            return ImageRecord(image_id, redact(self.pattern), "broken", reason=reason)
         if not remote and not text.startswith("/"):
             base = open_storage(self._root)[1].rstrip("/")
             return file_record(image_id, public, base, posixpath.normpath(text))
@@ -249,6 +253,20 @@ def _read_line(line: bytes, start: int) -> _Item | None:
         )
     offset = start + len(line) - len(line.lstrip())
     return _Item(text.decode("utf-8", "surrogateescape"), offset, len(text))
+
+
+def _unwritable(text: str) -> str | None:
+    """Say why no file can be called so; None where one can."""
+    try:
+        text.encode("utf-8", "strict" if "://" in text else "surrogateescape")
+    except UnicodeEncodeError:
+        what = (
+            "bytes that are no UTF-8; write them as %XX"
+            if "://" in text
+            else "half of a character (a surrogate)"
+        )
+        return f"the name holds {what}"
+    return None
 
 
 def _unique(image_id: str, ids: set[bytes]) -> str:

@@ -37,6 +37,18 @@ def fetch(*addresses: str, source: str = "/", **options: Any) -> list[bytes | Fa
         return ImageFetcher(source, **{"timeout_s": 5.0, **options}).fetch(rows, threads)
 
 
+def test_a_reason_from_the_listing_is_made_one_readable_line() -> None:
+    row = {
+        "container": "broken",
+        "reason": "no file a\0b.parquet\nsecond line",
+        "path": None,
+        "row_group": None,
+    }
+    with ThreadPoolExecutor(1) as threads:
+        [outcome] = ImageFetcher("/").fetch([row], threads)
+    assert outcome == Failure("list", "StorageError", "no file a\N{REPLACEMENT CHARACTER}b.parquet")
+
+
 def failure(address: str, **options: Any) -> Failure:
     [outcome] = fetch(address, **options)
     assert isinstance(outcome, Failure)

@@ -79,6 +79,23 @@ def test_a_text_list_is_read_line_by_line_relative_to_its_folder(
     assert source.describe() == {"kind": "list", "uri": f"{tmp_path}/lists/train.TXT"}
 
 
+def test_names_that_no_file_can_have_cost_themselves_alone(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg")
+    names = ["half\ud800.jpg", "file:///half\ud800.jpg", "file:///caf\udce9.jpg", "a.jpg"]
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    assert read(SourceOptions(images=str(tmp_path / "names.json")).open(), tmp_path / "json") == {
+        "half\\ud800.jpg": "the name holds half of a character (a surrogate)",
+        "file:///half\\ud800.jpg": "the name holds bytes that are no UTF-8; write them as %XX",
+        "file:///caf\\xe9.jpg": "the name holds bytes that are no UTF-8; write them as %XX",
+        "a.jpg": b"a.jpg",
+    }
+    (tmp_path / "names.txt").write_bytes(b"file:///caf\xe9.jpg\na.jpg\n")
+    assert read(SourceOptions(images=str(tmp_path / "names.txt")).open(), tmp_path / "txt") == {
+        "file:///caf\\xe9.jpg": "the name holds bytes that are no UTF-8; write them as %XX",
+        "a.jpg": b"a.jpg",
+    }
+
+
 def test_secrets_of_listed_addresses_stay_in_the_list(tmp_path: Path, server: LoopbackServer) -> None:
     address = f"http://jo:S3CR3T@{server.host}/good"
     lines = [
@@ -215,6 +232,7 @@ def test_a_json_list_of_paths_is_a_list(tmp_path: Path) -> None:
         ("a.json", "{}", "neither a list of paths nor a COCO file"),
         ("a.json", "[1]", "neither a list of paths nor a COCO file"),
         ("a.json", "{", "is no JSON"),
+        ("a.json", "[" * 100_000, "is no JSON"),
     ],
 )
 def test_another_container_says_which_flag_takes_it(

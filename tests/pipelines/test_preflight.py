@@ -32,7 +32,7 @@ from ovss_core.errors import (
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.job import EvaluateJob, PairOptions, run_evaluate
 from pipelines.label.job import LabelJob, run_label
-from pipelines.preflight import check_evaluate, check_label, check_model, require_apart
+from pipelines.preflight import check_evaluate, check_label, check_model, read_descriptions, require_apart
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.run.record import holds_images, write_run
@@ -376,3 +376,10 @@ def test_a_run_that_stopped_before_its_first_image_does_not_block_a_corrected_on
     assert row == {"image_id": "a.png"}
     with pytest.raises(OutputMismatchError, match=r"belongs to another run: config\.host"):
         run_label(replace(job, segmenter=replace(small, host="maskclip")))
+
+
+@pytest.mark.parametrize("content", ['{"cat": [', "[" * 100_000, r'{"cat": ["\ud83d"]}', '"cat"', "\xff"])
+def test_descriptions_that_are_something_else_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "d.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"d\.json"):
+        read_descriptions(str(tmp_path / "d.json"))
