@@ -64,8 +64,7 @@ def test_the_pretended_gpu_gives_the_labels_of_the_cpu(workload: Workload, batch
 def test_no_head_mixes_devices_or_waits(host: str, workload: Workload) -> None:
     one = replace(workload, pictures=workload.pictures[:1])
     waits = count_call(one, labelling(host, "none"), CLASSES).counts.waits
-    # naclip brings its table of distances to the device for each batch of windows
-    assert waits.total() <= (host == "naclip"), waits
+    assert not waits
 
 
 def test_a_planted_item_is_counted_and_its_place_is_named(
