@@ -24,7 +24,7 @@ from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.vocabulary import Vocabulary
 from pipelines.run.options import FETCH_SHARE, PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.listing import matches
-from pipelines.storage import redact
+from pipelines.storage import Folder, redact
 from pipelines.transport.addresses import local_path
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _check_grid(
 
 
 def _require_run(run: RunOptions) -> None:
-    _require_place(run.output)
+    require_place(run.output)
     for name, least in (("cluster_wait_s", 0.0), ("no_progress_s", 1.0), ("progress_s", 0.1)):
         value = getattr(run, name)
         if math.isnan(value) or value < least:
@@ -203,22 +203,25 @@ def _shortened_wait(fetch_timeout_s: float, run: RunOptions) -> list[str]:
     ]
 
 
-def _require_place(output: str) -> None:
-    """Refuse a local output that cannot become a folder; what only writing can tell, the run's first file does."""
+def require_place(output: str, flag: str = "--output") -> None:
+    """Refuse an output that cannot become a folder; what only writing can tell, the run's first file does.
+
+    Raises:
+        StorageError: A file or a lack of permission stands in the way, or the store cannot be reached.
+    """
     place = local_path(output)
     if place is None:
+        Folder(output).exists()  # asks for a while, as the run would
         return
     above = os.path.abspath(place)  # noqa: PTH100 (it may be no text)
     while not os.path.lexists(above):
         above = os.path.dirname(above)  # noqa: PTH120
     shown = redact(above)
     if not os.path.isdir(above):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
-        raise StorageError(
-            f"cannot write under {redact(output)}: {shown} is a file; give a folder as --output"
-        )
+        raise StorageError(f"cannot write under {redact(output)}: {shown} is a file; give a folder as {flag}")
     if not os.access(above, os.W_OK | os.X_OK):
         raise StorageError(
-            f"cannot write under {redact(output)}: no permission to write into {shown}; give another --output"
+            f"cannot write under {redact(output)}: no permission to write into {shown}; give another {flag}"
         )
 
 

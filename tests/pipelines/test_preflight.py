@@ -324,6 +324,8 @@ OWN = "--images HERE/images --vocabulary cat,dog"
         ),
         (f"label {OWN} --output HERE/images/out", "lies inside --images"),
         (f"label {OWN} --output HERE/file/out --model demo", "file is a file; give a folder as --output"),
+        (f"label {OWN} --output nosuch://out --model demo", "Protocol not known: nosuch"),
+        ("train-demo --folder HERE/file/out", "file is a file; give a folder as --folder"),
         (f"evaluate {OWN} --masks HERE/nowhere --output HERE/out --model demo", "nowhere; check --masks"),
         (
             "evaluate --benchmark voc21 --root HERE/images --output HERE/out --model demo",
