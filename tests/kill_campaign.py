@@ -1,8 +1,8 @@
 """Kill labelling runs at random moments, start them again, and count what was lost: ``python -m tests.kill_campaign``.
 
 Each trial starts ``ovss label`` on drawn scenes, waits a random time, and kills one victim with SIGKILL (or the driver
-with SIGTERM): the driver, a worker that holds a model, a worker that reads or writes, the raylet, or Ray's control
-service. Then the same command runs until it ends by itself. A trial is sound when every image is in exactly one row,
+with SIGTERM): the driver, a worker that holds a model, one that reads, writes or waits, the ledger of attempts, an
+agent of the node, the raylet, or Ray's control service. Then the same command runs until it ends by itself. A trial is sound when every image is in exactly one row,
 every mask equals that of a run which nobody killed, and ``ovss verify`` agrees. A worker that dies is no reason for a
 failure row: an image is set aside only after it has killed its worker twice, alone.
 """
@@ -38,8 +38,10 @@ FLAGS = (
 VICTIMS: dict[str, tuple[str, ...]] = {
     "driver": (),
     "driver, SIGTERM": (),
-    "model worker": ("ray::_MapWorker", "ray::MapWorker", "ray::Map"),
-    "other worker": ("ray::",),
+    "model worker": ("ray::MapWorker",),
+    "reader, writer or idle worker": ("ray::MapBatches", "ray::merge_part", "ray::IDLE"),
+    "ledger": ("ray::AttemptRecord",),
+    "agent": ("ray::RuntimeEnvAgent", "ray::DashboardAgent"),
     "raylet": ("/raylet/raylet",),
     "control service": ("gcs_server",),
 }
@@ -101,14 +103,14 @@ def run_campaign(runs: int, seed: int, folder: Path) -> list[Trial]:
     """Run so many trials and report each as it ends.
 
     Args:
-        runs: Number of trials; victims and kinds of source take turns.
+        runs: Number of trials; victims take turns, and each meets another source the next time.
         seed: Seed of the first trial; they count up from it. A seed decides victim, source and moment.
         folder: Holds scenes, reference runs and the outputs of the trials.
     """
     references: dict[str, Reference] = {}
     trials = []
     for number in range(seed, seed + runs):
-        source = list(SOURCES)[(number + number // len(VICTIMS)) % len(SOURCES)]
+        source = list(SOURCES)[(number % len(VICTIMS) + number // len(VICTIMS)) % len(SOURCES)]
         if source not in references:
             references[source] = _reference(source, folder)
         for share in SHARES:

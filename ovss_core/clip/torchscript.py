@@ -135,7 +135,7 @@ class _TreeReader(pickle.Unpickler):
             return _STORAGE_TYPES[name]
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
-        raise ArchiveError(f"its tree of modules asks for {module}.{name}, which no weights need")
+        raise ArchiveError(f"its tree of modules asks for {f'{module}.{name}'[:80]}, which no weights need")
 
     def persistent_load(self, pid: Any) -> Tensor:
         kind, dtype, key, _, count = pid

@@ -18,6 +18,7 @@ from ovss_core.clip.torchscript import ArchiveError, is_torchscript, read_torchs
 from ovss_core.clip.weight_sources import is_safetensors, require_weight_file, unreadable
 from ovss_core.errors import WeightsError
 
+_LONGEST_REASON = 300
 _ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 _WRAPPERS = ("module", "_orig_mod")
 """Components that data-parallel training and torch.compile put into names, at any depth."""
@@ -180,7 +181,7 @@ def _cuts(name: str) -> list[int]:
 def _why_not_loaded(error: Exception) -> str:
     """Say in own words why torch could not load a file; its own text is a page with colour codes."""
     text = str(error)
-    named = re.search(r"GLOBAL ([\w.]+)", text)
+    named = re.search(r"GLOBAL ([\w.]{1,80})", text)
     if named:
         return (
             f"it is a pickled object ({named[1]}), which would run code, not a state dict; save the weights alone with "
@@ -199,4 +200,4 @@ def _why_not_loaded(error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return text.splitlines()[0][:_LONGEST_REASON] if text else type(error).__name__

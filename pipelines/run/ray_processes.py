@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -62,22 +62,50 @@ def _marked_processes(mark: str) -> list[int]:
 def watched(mark: str) -> Iterator[None]:
     """End this process in one line, with status 1, when a core process that carries the mark ends inside the block."""
     with ExitStack() as files, selectors.DefaultSelector() as selector:
-        for process in _marked_processes(mark):
+        cores = _cores(mark)
+        for process, name in cores.items():
             with suppress(OSError):
-                program = Path(f"/proc/{process}/cmdline").read_bytes().partition(b"\0")[0]
-                if name := _CORES.get(program.rpartition(b"/")[2]):
-                    selector.register(
-                        files.enter_context(_open(os.pidfd_open(process))), selectors.EVENT_READ, name
-                    )
+                selector.register(files.enter_context(_process_file(process)), selectors.EVENT_READ, name)
+        agents = []
+        for process in _children(cores):
+            with suppress(OSError):
+                agents.append(files.enter_context(_process_file(process)))
         stopped, stop = (files.enter_context(_open(file)) for file in os.pipe())
         selector.register(stopped, selectors.EVENT_READ)
-        watcher = threading.Thread(target=_watch, args=(selector, mark), daemon=True)
+        watcher = threading.Thread(target=_watch, args=(selector, agents, mark), daemon=True)
         watcher.start()
         try:
             yield
         finally:
             os.write(stop, b".")
             watcher.join()
+
+
+def _cores(mark: str) -> dict[int, str]:
+    """Return the core processes that carry a mark, and what users call them."""
+    found = {}
+    for process in _marked_processes(mark):
+        with suppress(OSError):
+            program = Path(f"/proc/{process}/cmdline").read_bytes().partition(b"\0")[0]
+            if name := _CORES.get(program.rpartition(b"/")[2]):
+                found[process] = name
+    return found
+
+
+def _children(parents: Collection[int]) -> list[int]:
+    """Return the processes that others started: Ray's agents overwrite their environment, and with it the mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((folder / "stat").read_text(errors="replace").rpartition(") ")[2].split()[1])
+            if parent in parents:
+                found.append(int(folder.name))
+    return found
+
+
+def _process_file(process: int) -> AbstractContextManager[int]:
+    """Open a process, so that its end can be waited for and its number is nobody else's."""
+    return _open(os.pidfd_open(process))
 
 
 @contextmanager
@@ -88,13 +116,13 @@ def _open(file: int) -> Iterator[int]:
         os.close(file)
 
 
-def _watch(selector: selectors.BaseSelector, mark: str) -> None:
+def _watch(selector: selectors.BaseSelector, agents: Sequence[int], mark: str) -> None:
     ended = [key.data for key, _ in selector.select()]
     if None not in ended:  # else the block has ended
-        _end_with(ended[0], mark)
+        _end_with(ended[0], agents, mark)
 
 
-def _end_with(name: str, mark: str) -> NoReturn:
+def _end_with(name: str, agents: Sequence[int], mark: str) -> NoReturn:
     """Say what has died and end; Ray's core would hang in its own shutdown, and no handler of Python's would run."""
     with suppress(OSError, ValueError):
         print(
@@ -103,5 +131,11 @@ def _end_with(name: str, mark: str) -> NoReturn:
             file=sys.stderr,
             flush=True,
         )
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):  # Ray's own threads go on to print what they found of the dead
+        os.dup2(nowhere, output)
+    for agent in agents:  # they would report to the dead for a minute
+        with suppress(OSError):
+            signal.pidfd_send_signal(agent, signal.SIGKILL)
     end_leftovers(mark, grace_s=0.0)
     os._exit(1)

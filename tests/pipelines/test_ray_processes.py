@@ -19,8 +19,10 @@ pytestmark = pytest.mark.skipif(
 _PROGRAM = """
 import subprocess, sys, time
 from pipelines.run.ray_processes import marked, watched
+import subprocess, time
+from pipelines.ray_processes import marked, watched
 with marked("a mark"):
-    processes = [subprocess.Popen([path, "60"]) for path in sys.argv[1:]]
+    processes = [subprocess.Popen(command) for command in {commands}]
 time.sleep(0.2)
 with watched("a mark"):
     print(*(process.pid for process in processes), flush=True)
@@ -37,8 +39,13 @@ def start(folder: Path, *names: str, inside: float = 60.0) -> tuple[subprocess.P
     assert sleep
     for name in names:
         shutil.copy(sleep, folder / name)
+    return run(*([str(folder / name), "60"] for name in names), inside=inside)
+
+
+def run(*commands: list[str], inside: float = 60.0) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start a program that starts commands and watches them; return it and their ids."""
     program = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM.format(inside=inside), *(str(folder / name) for name in names)],
+        [sys.executable, "-c", _PROGRAM.format(inside=inside, commands=commands)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -74,6 +81,22 @@ def test_other_processes_may_die_and_core_processes_may_end_behind_the_block(tmp
     printed, said = program.communicate(timeout=30)
     assert (program.returncode, printed, said) == (0, "the block has ended\n", "")
     assert not is_running(core)
+
+
+def test_agents_that_have_lost_the_mark_are_taken_along(tmp_path: Path) -> None:
+    raylet = tmp_path / "raylet"
+    raylet.write_text("#!/bin/sh\nenv -i sleep 60 &\necho $! > $0.agent\nwait\n")
+    (tmp_path / "run").mkdir()
+    shell = shutil.which("sh")
+    assert shell
+    shutil.copy(shell, tmp_path / "run/raylet")
+    program, [core] = run([str(tmp_path / "run/raylet"), str(raylet)])
+    agent = int((tmp_path / "raylet.agent").read_text())
+    assert is_running(agent)
+    os.kill(core, signal.SIGKILL)
+    program.communicate(timeout=30)
+    assert program.returncode == 1
+    assert not is_running(agent)
 
 
 def test_where_nothing_was_started_nothing_is_watched() -> None:
