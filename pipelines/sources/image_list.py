@@ -197,10 +197,6 @@ class ListSource:
     def _record(self, item: _Item, ids: set[bytes]) -> ImageRecord:
         text, public = item.text, redact(self._root)
         remote = "://" in text or is_data_address(text)
-        image_id = _unique(redact(text) if remote else posixpath.normpath(printable(text)), ids)
-        if item.reason:
-            return ImageRecord(image_id, redact(self.pattern), "broken", reason=item.reason)
-        remote = "://" in text
         image_id = _unique(printable(redact(text)) if remote else posixpath.normpath(printable(text)), ids)
         if reason := item.reason or _unwritable(text):
             return ImageRecord(image_id, redact(self.pattern), "broken", reason=reason)

@@ -19,8 +19,6 @@ pytestmark = pytest.mark.skipif(
 _PROGRAM = """
 import subprocess, sys, time
 from pipelines.run.ray_processes import marked, watched
-import subprocess, time
-from pipelines.ray_processes import marked, watched
 with marked("a mark"):
     processes = [subprocess.Popen(command) for command in {commands}]
 time.sleep(0.2)
