@@ -23,7 +23,7 @@ demo: setup
 	@echo "Open $(DEMO_OUTPUT)/labels/previews/index.html"
 
 test: setup check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 check: setup
 	$(BIN)/ruff format --check .
