@@ -1,5 +1,6 @@
 """Whether a cluster can hold a job, decided before anything starts; a job that does not fit would wait for ever."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -78,17 +79,41 @@ def check_capacity(pools: Sequence[Pool], nodes: Sequence[Node]) -> None:
 
 
 def _place(pools: Sequence[Pool], nodes: Sequence[Node], wants: str) -> None:
-    free = [[Fraction(str(node.cpus)), Fraction(str(node.gpus))] for node in nodes]
+    """Put the largest first where the least is left over; shares of one worker's GPU lie on one card, as in Ray."""
+    free = [(Fraction(str(node.cpus)), _cards(node.gpus)) for node in nodes]
     for pool in sorted(pools, key=lambda pool: (-pool.num_gpus, -pool.num_cpus)):
-        need = Fraction(str(pool.num_cpus)), Fraction(str(pool.num_gpus))
+        cpus, gpus = Fraction(str(pool.num_cpus)), Fraction(str(pool.num_gpus))
         for number in range(pool.actors):
-            fitting = [node for node in free if node[0] >= need[0] and node[1] >= need[1]]
+            fitting = [
+                (sum(cards), left, place, taken)
+                for place, (left, cards) in enumerate(free)
+                if left >= cpus and (taken := _take(cards, gpus)) is not None
+            ]
             if not fitting:
                 raise ClusterError(
                     f"no node can hold actor {number + 1} of {pool.actors} of {pool.name} ({wants}); the nodes have "
                     f"{', '.join(f'{node.cpus:g} CPU/{node.gpus:g} GPU' for node in nodes)}; ask for fewer actors "
                     "or less for each"
                 )
-            best = min(fitting, key=lambda node: (node[1], node[0]))
-            best[0] -= need[0]
-            best[1] -= need[1]
+            _, left, place, taken = min(fitting)
+            free[place] = left - cpus, taken
+
+
+def _cards(gpus: float) -> list[Fraction]:
+    whole, rest = divmod(Fraction(str(gpus)), 1)
+    return [Fraction(1)] * int(whole) + ([rest] if rest else [])
+
+
+def _take(cards: list[Fraction], need: Fraction) -> list[Fraction] | None:
+    """Return what is left of a node's cards when one worker has its share; None where it does not fit."""
+    if need > 1:
+        full = [place for place, card in enumerate(cards) if card == 1]
+        wanted = full[: math.ceil(need)] if len(full) >= need else None
+        return None if wanted is None else [card for place, card in enumerate(cards) if place not in wanted]
+    if not need:
+        return cards
+    fitting = [(card, place) for place, card in enumerate(cards) if card >= need]
+    if not fitting:
+        return None
+    _, chosen = min(fitting)
+    return [card - need if place == chosen else card for place, card in enumerate(cards)]

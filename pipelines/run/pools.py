@@ -9,6 +9,7 @@ from pipelines.run.capacity import Node, Pool, check_capacity
 from pipelines.run.options import PoolOptions
 
 _GPU_SHARE, _GPU_SHARE_RESOLVE = 0.75, 0.25
+_WORKERS_A_GPU = 2
 GPU_BATCH, CPU_BATCH = 64, 8
 _DECODE_THREADS = 2
 _WORKER_BYTES = 9 << 29
@@ -47,8 +48,9 @@ class WorkerPlan:
 def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) -> WorkerPlan:
     """Fill in what the user left open.
 
-    With GPUs, every GPU gets one worker of each stage: the memory of both is small, and neither stage waits for
-    the other's GPU. Without, stage 1 gets a worker of one thread for every CPU of a node, or fewer with more
+    With GPUs, every GPU gets two workers of stage 1, as one alone leaves it idle while it decodes and launches (222
+    against 330 images a second on an H200 with 16 cores), and one of stage 2, which has a quarter of their work. Where
+    the user gives a number of workers or their share, each has a GPU to itself as far as the share goes. Without, stage 1 gets a worker of one thread for every CPU of a node, or fewer with more
     threads where memory is short (threads of one worker wait for each other at every operation), and stage 2,
     which has much less to do, one for every two of those.
 
@@ -59,9 +61,11 @@ def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) 
     split = two_stages and options.resolve_actors != 0
     on_gpus = not options.wants_cpus and any(node.gpus for node in nodes)
     actors, threads = _actors_and_threads(options, nodes, on_gpus)
-    share = options.num_gpus if options.num_gpus is not None else (_GPU_SHARE if split else 1.0)
+    together = _WORKERS_A_GPU if options.actors is None and options.num_gpus is None else 1
+    share = options.num_gpus if options.num_gpus is not None else (_GPU_SHARE if split else 1.0) / together
     share_resolve = options.resolve_gpus if options.resolve_gpus is not None else _GPU_SHARE_RESOLVE
     resolvers = options.resolve_actors or (actors if on_gpus else math.ceil(actors / 2))
+    actors *= together if on_gpus else 1
     plan = WorkerPlan(
         Pool("propose" if split else "segment", actors, _LEAST_CPUS, share if on_gpus else 0.0),
         Pool("resolve", resolvers, _LEAST_CPUS, share_resolve if on_gpus else 0.0) if split else None,

@@ -108,7 +108,7 @@ def test_the_plan_takes_the_nodes_that_boot_while_it_waits(monkeypatch: pytest.M
     clock = Clock({0: [HEAD], 200: [GPU_NODE], 220: [GPU_NODE]}, Growth()).install(monkeypatch)
     said: list[str] = []
     plan, nodes = await_plan(PoolOptions(), True, 900, said.append)
-    assert (plan.propose.actors, plan.propose.num_gpus, len(nodes)) == (2, 0.75, 3)
+    assert (plan.propose.actors, plan.propose.num_gpus, len(nodes)) == (4, 0.375, 3)
     assert clock.now == pytest.approx(220 + SETTLED_S)
     assert clock.asked == [[{"CPU": 0.5, "GPU": 1.0}]]
     assert said[0] == (
@@ -122,7 +122,7 @@ def test_when_time_is_up_the_plan_takes_what_is_there_or_names_what_is_missing(
 ) -> None:
     Clock({0: [HEAD], 50: [GPU_NODE]}, BOOTING).install(monkeypatch)
     plan, _ = await_plan(PoolOptions(), True, 60)
-    assert (plan.propose.actors, plan.on_gpus) == (1, True)
+    assert (plan.propose.actors, plan.on_gpus) == (2, True)
 
     Clock({0: [CPU_NODE]}, BOOTING).install(monkeypatch)
     message = (

@@ -38,7 +38,7 @@ def test_the_default_plan_always_fits_its_cluster(count: int, cpus: int, gpus: i
     plan = plan_workers(PoolOptions(), nodes, two_stages)
     check_capacity(plan.pools, nodes)
     if gpus:
-        assert plan.propose.actors == gpus * count
+        assert plan.propose.actors == 2 * gpus * count
         assert sum(pool.actors * pool.num_gpus for pool in plan.pools) == gpus * count
     else:
         assert plan.torch_threads
@@ -56,6 +56,19 @@ def test_workers_on_cpus_have_one_thread_each_unless_memory_is_short() -> None:
     assert shape(Node(8, 0, 10 << 30)) == (2, 4)
     assert shape(Node(8, 0)) == (8, 1)
     assert shape(Node(8, 0, 64 << 30), Node(8, 0, 20 << 30)) == (8, 2)
+
+
+def test_shares_of_a_card_lie_on_one_card() -> None:
+    check_capacity([Pool("propose", 4, 0.25, 0.375), Pool("resolve", 2, 0.25, 0.25)], [Node(4, 2)])
+    with pytest.raises(ClusterError, match="no node can hold actor 3 of 3 of propose"):
+        check_capacity([Pool("propose", 3, 0.25, 0.6)], [Node(4, 2)])
+
+
+def test_a_number_of_workers_gives_each_a_card() -> None:
+    plan = plan_workers(PoolOptions(actors=2), [Node(8, 2)], True)
+    assert [(pool.actors, pool.num_gpus) for pool in plan.pools] == [(2, 0.75), (2, 0.25)]
+    plan = plan_workers(PoolOptions(num_gpus=0.5), [Node(8, 2)], True)
+    assert [(pool.actors, pool.num_gpus) for pool in plan.pools] == [(2, 0.5), (2, 0.25)]
 
 
 def test_one_pool_does_both_stages_on_demand() -> None:
