@@ -44,7 +44,7 @@ def test_gpus_that_join_late_are_planned_on_and_without_waiting_the_job_is_refus
         "12 labelled",
     ]
     start = json.loads((output / "run.json").read_text())["starts"][0]
-    assert (start["pools"]["propose"]["actors"], start["pools"]["propose"]["num_gpus"]) == (2, 1.0)
+    assert (start["pools"]["propose"]["actors"], start["pools"]["propose"]["num_gpus"]) == (4, 0.5)
     assert sorted(node["gpus"] for node in start["cluster"]) == [0.0, 1.0, 1.0]
 
 
