@@ -86,7 +86,7 @@ class SfpConfig:
 
     Attributes:
         variant: "released" follows the authors' code, "paper" the equations.
-        outlier_mitigation: SOM: replace outlier tokens by the mean of their valid neighbours.
+        outlier_mitigation: SOM: replace outlier tokens by the mean of their valid neighbors.
         attention_enhancement: SAE: the enhanced attention in place of the last block; off leaves ClearCLIP's.
         attention_integration: HAI (released: cosine aggregation and the second stream) over all layers.
         outlier_rule: How outliers are found: attention (SOM, eq. 4), feature norm, or local outlier factor.
@@ -98,7 +98,7 @@ class SfpConfig:
         enhancement_projection: SAE applies the value and output projections (paper variant).
         enhancement_residual: SAE adds the purified tokens and the feed-forward result (paper, eq. 7).
         integration_start: First block (from 1) of the layer sum of HAI (the paper's Table 3).
-        integration_rounds: Row-then-column normalisation rounds of HAI; the paper does one.
+        integration_rounds: Row-then-column normalization rounds of HAI; the paper does one.
         integrate_after_projection: Apply HAI after ln_post and the projection instead of before.
     """
 

@@ -6,8 +6,6 @@ from typing import overload
 
 import numpy as np
 
-from ovss_core.vocabulary import Vocabulary
-
 
 @dataclass(frozen=True)
 class PresentClass:
@@ -121,25 +119,3 @@ class Segmentation:
     kept: Sequence[ScoredClass] = ()
     removed: Sequence[ScoredClass] = ()
     groups: tuple[AmbiguityGroup, ...] = ()
-
-
-def summarise_labels(
-    label_map: np.ndarray, confidence_sums: np.ndarray, vocabulary: Vocabulary
-) -> tuple[PresentClass, ...]:
-    """List the classes of a label map.
-
-    Args:
-        label_map: Class indices [height, width].
-        confidence_sums: Sum of the scores of each class's pixels [classes].
-    """
-    pixels = np.bincount(label_map.ravel(), minlength=len(vocabulary))
-    return tuple(
-        PresentClass(
-            index=int(index),
-            name=vocabulary.names[index],
-            pixels=int(pixels[index]),
-            share=float(pixels[index] / label_map.size),
-            confidence=float(confidence_sums[index] / pixels[index]),
-        )
-        for index in np.flatnonzero(pixels)
-    )

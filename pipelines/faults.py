@@ -1,4 +1,4 @@
-"""What happens when an image cannot be worked on: one failure with a reason, and its neighbours go on.
+"""What happens when an image cannot be worked on: one failure with a reason, and its neighbors go on.
 
 Faults of the data (`ImageError`) and of the moment (`RuntimeError`, which is what running out of memory is in
 torch) end in failures; any other exception is a mistake in a program and leaves the stage, which ends the job.

@@ -33,7 +33,7 @@ def ray_session() -> Iterator[None]:
 
 
 def encode_image(seed: int, height: int = 24, width: int = 32, kind: str = "JPEG") -> bytes:
-    """Encode a small image of coloured blocks that the seed decides."""
+    """Encode a small image of colored blocks that the seed decides."""
     blocks = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), np.uint8)
     pixels = blocks.repeat(-(-height // 3), 0).repeat(-(-width // 4), 1)[:height, :width]
     stream = io.BytesIO()

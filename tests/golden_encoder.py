@@ -70,7 +70,7 @@ OTHER_HEADS = {
     "gem_clearclip_noresidual": "GEM inside ClearCLIP's repository, not a host here",
     "sclip_clearclip_noresidual": "SCLIP inside ClearCLIP's repository, not a host here",
     "naclip_arch_vanilla": "NACLIP's ablation with residual and feed-forward, not a host here",
-    "kk_reduced": "NACLIP's ablation without the neighbourhood, not a host here",
+    "kk_reduced": "NACLIP's ablation without the neighborhood, not a host here",
     "resclip_rcs_only": "a part of ResCLIP, not a host here",
 }
 
@@ -113,7 +113,7 @@ class FreeCPEncoder:
         return attention
 
     def dense_features(self, pixels: Tensor, head: str) -> Tensor:
-        """A host's features in FreeCP's form, not normalised."""
+        """A host's features in FreeCP's form, not normalized."""
         chosen = build_head(head, HeadOptions(purified=True))
         return chosen.features(
             self._encoder, self._encoder.trace(pixels, chosen.request(self._encoder.depth))

@@ -143,9 +143,9 @@ def _check_stages(case: Case, report: Report) -> set[int]:
     """Compare the stages up to the score; return the classes whose mask differs by a legitimate tie."""
     grid, skip = case.grid, case.backgrounds
     attention = case.arrays[f"{case.window}/A"]
-    probability, normalised, maps, scores, regions = run_stages(case.get("logits_patch"), attention, grid)
+    probability, normalized, maps, scores, regions = run_stages(case.get("logits_patch"), attention, grid)
     compare(report, f"{case.prefix}P", "P", probability.unflatten(1, grid), case.get("P"))
-    compare(report, f"{case.prefix}Pn", "Pn", normalised.unflatten(1, grid), case.get("Pn"))
+    compare(report, f"{case.prefix}Pn", "Pn", normalized.unflatten(1, grid), case.get("Pn"))
     boxes = bound_parts(regions[skip:], holes=True)
     masks = _union(boxes, case.classes, grid)
     counts = boxes.used.sum(1).numpy().clip(min=1)

@@ -66,7 +66,7 @@ def _unit(values: np.ndarray) -> Tensor:
 
 
 def _image(bgr: np.ndarray) -> Tensor:
-    """Normalised [1, 3, height, width] of a BGR picture."""
+    """Normalized [1, 3, height, width] of a BGR picture."""
     rgb = torch.from_numpy(bgr[..., ::-1].copy()).float()
     return ((rgb - MEAN) / STD).permute(2, 0, 1)[None]
 

@@ -100,7 +100,7 @@ def enliven(tower: nn.Module, seed: int) -> None:
 
 
 def random_windows(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Draw normalised windows with blobs, so that patches differ and yet resemble each other."""
+    """Draw normalized windows with blobs, so that patches differ and yet resemble each other."""
     generator = torch.Generator().manual_seed(1000 * seed + 31 * height + width)
     coarse = torch.randn(count, 3, 4, 4, generator=generator)
     smooth = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")

@@ -266,7 +266,7 @@ class LabelEdits:
         return cls(boxes, tables["boxes"], places)
 
     def of_images(self, part: slice) -> "LabelEdits":
-        """Return the edits of some neighbouring images."""
+        """Return the edits of some neighboring images."""
         return LabelEdits(self.bounds[:, part], self.boxes[:, part], self.places[:, part])
 
 

@@ -45,7 +45,7 @@ class TransformerBlock:
         split: Tensor = packed.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return split
 
-    def normalise(
+    def normalize(
         self, tokens: Float[Tensor, "windows tokens width"]
     ) -> Float[Tensor, "windows tokens width"]:
         """Return ln_1(tokens)."""
@@ -69,7 +69,7 @@ class TransformerBlock:
         return result
 
     def forward(self, tokens: Float[Tensor, "windows tokens width"]) -> Float[Tensor, "windows tokens width"]:
-        """Run the block as trained; no attention map is materialised."""
+        """Run the block as trained; no attention map is materialized."""
         query, key, value = self.query_key_value(tokens)
         tokens = tokens + self.output(F.scaled_dot_product_attention(query, key, value))
         return tokens + self.feed_forward(tokens)

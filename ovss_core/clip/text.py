@@ -99,7 +99,7 @@ class TextEncoder:
     def encode_phrases(
         self, phrases: Sequence[str], templates: Sequence[str] = TEMPLATES
     ) -> Float[Tensor, "phrases features"]:
-        """Encode each phrase through all templates: normalise, average, normalise.
+        """Encode each phrase through all templates: normalize, average, normalize.
 
         Args:
             templates: Prompts with one `{}` for the phrase; ("{}",) takes the phrases as sentences.
@@ -147,7 +147,7 @@ class TextEncoder:
 def encode_prompts(
     clip: ClipModel, prompts: Sequence[str], device: torch.device
 ) -> Float[Tensor, "prompts features"]:
-    """Encode prompts as open_clip's `encode_text` does, not normalised.
+    """Encode prompts as open_clip's `encode_text` does, not normalized.
 
     CLIP's text attention is causal and its feature is the end token's, so tokens behind the longest prompt
     cannot matter and are cut off.

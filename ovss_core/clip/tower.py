@@ -73,7 +73,7 @@ class ImageEncoder:
         """Run blocks 1 to L-1 and keep what `request` names.
 
         Args:
-            windows: Normalised pixels; both sides at least one patch.
+            windows: Normalized pixels; both sides at least one patch.
         """
         tokens = self.embed(windows, request.resampling)
         grid = self.grid_of((windows.shape[2], windows.shape[3]))
@@ -114,14 +114,14 @@ class ImageEncoder:
     def project(
         self, tokens: Float[Tensor, "windows tokens width"]
     ) -> Float[Tensor, "windows tokens features"]:
-        """Apply ln_post and the projection into the joint space; not normalised."""
+        """Apply ln_post and the projection into the joint space; not normalized."""
         projected: Tensor = self._visual.ln_post(tokens) @ self._visual.proj
         return projected
 
     def class_features(
         self, windows: Float[Tensor, "windows 3 height width"], resampling: Resampling = "scale"
     ) -> Float[Tensor, "windows features"]:
-        """Return the plain encoder's class-token features, not normalised (as `encode_image`)."""
+        """Return the plain encoder's class-token features, not normalized (as `encode_image`)."""
         tokens = self.embed(windows, resampling)
         for block in self.blocks[:-1]:
             tokens = block.forward(tokens)

@@ -179,7 +179,7 @@ def _cuts(name: str) -> list[int]:
 
 
 def _why_not_loaded(error: Exception) -> str:
-    """Say in own words why torch could not load a file; its own text is a page with colour codes."""
+    """Say in own words why torch could not load a file; its own text is a page with color codes."""
     text = str(error)
     named = re.search(r"GLOBAL ([\w.]{1,80})", text)
     if named:

@@ -40,7 +40,7 @@ class ClipModel:
     Attributes:
         model: The open_clip model, float32, evaluation mode, without gradients, on the CPU.
         tokenizer: Turns phrases into token ids.
-        image_mean: Channel means of the pixel normalisation, RGB, for pixels in [0, 1].
+        image_mean: Channel means of the pixel normalization, RGB, for pixels in [0, 1].
         image_std: Channel standard deviations.
         config: What was asked for.
     """

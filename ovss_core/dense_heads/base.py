@@ -48,7 +48,7 @@ class DenseHead(ABC):
     def features(
         self, encoder: ImageEncoder, trace: EncoderTrace
     ) -> Float[Tensor, "windows patches features"]:
-        """Return the patches' features in the joint space, not normalised, row by row."""
+        """Return the patches' features in the joint space, not normalized, row by row."""
 
 
 def proportional_layer(layer: int, depth: int) -> int:

@@ -1,4 +1,4 @@
-"""naclip: keys with keys, drawn to the patch's own neighbourhood (NACLIP, Hajimiri et al. 2025)."""
+"""naclip: keys with keys, drawn to the patch's own neighborhood (NACLIP, Hajimiri et al. 2025)."""
 
 from functools import lru_cache
 
@@ -11,11 +11,11 @@ from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.clip.trace import EncoderTrace
 from ovss_core.dense_heads.base import LastBlockHead
 
-NEIGHBOURHOOD_DEVIATION = 5.0
+NEIGHBORHOOD_DEVIATION = 5.0
 
 
 class NaClipHead(LastBlockHead):
-    """softmax(s k k^T + exp(-d^2 / (2 * 5^2))) v, projected; the class token gets no neighbourhood."""
+    """softmax(s k k^T + exp(-d^2 / (2 * 5^2))) v, projected; the class token gets no neighborhood."""
 
     name = "naclip"
 
@@ -32,15 +32,15 @@ class NaClipHead(LastBlockHead):
 def _bias_on(device: torch.device, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
     """Keep the table where it is used: bringing it there makes the host wait."""
     with torch.inference_mode(False):
-        return neighbourhood_bias(rows, columns).to(device, dtype)
+        return neighborhood_bias(rows, columns).to(device, dtype)
 
 
 @lru_cache(maxsize=32)
-def neighbourhood_bias(rows: int, columns: int) -> Float[Tensor, "tokens tokens"]:
+def neighborhood_bias(rows: int, columns: int) -> Float[Tensor, "tokens tokens"]:
     """Return exp(-d^2 / (2 * 5^2)) between patches, 0 in the class token's row and column; float32."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     places = torch.stack([row.flatten(), column.flatten()], 1).float()
     squared = (places[:, None] - places[None]).square().sum(-1)
     bias = torch.zeros(rows * columns + 1, rows * columns + 1)
-    bias[1:, 1:] = torch.exp(-squared / (2 * NEIGHBOURHOOD_DEVIATION**2))
+    bias[1:, 1:] = torch.exp(-squared / (2 * NEIGHBORHOOD_DEVIATION**2))
     return bias

@@ -36,7 +36,7 @@ from ovss_core.engine.finite import finite_rows, raise_first
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.pixels import ImagePixels
-from ovss_core.images.resize import normalise, resize_image
+from ovss_core.images.resize import normalize, resize_image
 from ovss_core.images.windows import WindowLayout
 from ovss_core.results import Segmentation
 from ovss_core.transfer import Download
@@ -259,7 +259,7 @@ class SegmentationEngine:
         features, attention = [], []
         for part in wave.parts(self.window_batch):
             with self._timed("windows"):
-                pixels = normalise(wave.pixels.cut_windows(part), *self.normalization)
+                pixels = normalize(wave.pixels.cut_windows(part), *self.normalization)
             with self._timed("encoder"):
                 trace = self.encoder.trace(pixels, self.request)
             with self._timed("dense_head"), self._products_as_exact_as_the_tower():

@@ -19,7 +19,7 @@ from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_fin
 from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, label_by_purified_maps
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.errors import ImageError
-from ovss_core.images.resize import normalise
+from ovss_core.images.resize import normalize
 from ovss_core.images.stitch import Stitcher, chunk_by_area
 from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
 from ovss_core.transfer import Download, upload
@@ -87,7 +87,7 @@ class Finisher:
             return none, none.bool()
         regions, encoded = proposals.decisions.regions, []
         for part in proposals.crops.split(self._crop_batch):
-            pixels = normalise(part.to(device), *self._normalization)
+            pixels = normalize(part.to(device), *self._normalization)
             encoded.append(
                 F.normalize(self._encoder.class_features(pixels, self._resampling).float(), dim=-1)
             )

@@ -90,7 +90,7 @@ class Proposals:
         ]
 
     def windows_of(self, images: slice) -> slice:
-        """Return the windows of some neighbouring images."""
+        """Return the windows of some neighboring images."""
         ends = np.cumsum([0, *self.window_counts])
         return slice(int(ends[images.start]), int(ends[images.stop]))
 

@@ -18,7 +18,7 @@ from ovss_core.config import SfpConfig, WindowConfig
 from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
 from ovss_core.engine.finite import raise_first
 from ovss_core.errors import ConfigError
-from ovss_core.images.resize import normalise
+from ovss_core.images.resize import normalize
 from ovss_core.results import Segmentation
 
 
@@ -127,7 +127,7 @@ class _Trunk:
         features: dict[_HeadKey, list[Tensor]] = {key: [] for key in heads}
         attention = []
         for part in wave.parts(first.window_batch):
-            pixels = normalise(wave.pixels.cut_windows(part), *first.normalization)
+            pixels = normalize(wave.pixels.cut_windows(part), *first.normalization)
             trace = first.encoder.trace(pixels, self.request)
             for key, head in heads.items():
                 features[key].append(F.normalize(head.features(first.encoder, trace).float(), dim=-1))

@@ -96,7 +96,7 @@ def measure(
     )
 
 
-def summarise(total: Measurement, vocabulary: Vocabulary) -> dict[str, Any]:
+def summarize(total: Measurement, vocabulary: Vocabulary) -> dict[str, Any]:
     """Turn summed counts into scores in [0, 1]; what has no value (no pixel at all) is None.
 
     Returns:

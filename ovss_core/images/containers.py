@@ -96,7 +96,7 @@ def missing_bytes(data: bytes, kind: str | None) -> int:
 def unwrap_icon(data: bytes) -> bytes:
     """Return the PNG inside an icon, which is then decoded as any PNG; an icon of bitmaps stays what it is.
 
-    Of several pictures it is the one that Pillow takes: the largest by the directory, of the most colours.
+    Of several pictures it is the one that Pillow takes: the largest by the directory, of the most colors.
     """
     offset = _icon_offset(data)
     return data[offset:] if offset is not None and data[offset : offset + 8] == _SIGNATURES[1][0] else data

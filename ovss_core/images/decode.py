@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ovss_core.errors import ImageError
-from ovss_core.images.grey_levels import lies_in_twelve_bits, to_colour_levels, to_grey_levels
+from ovss_core.images.gray_levels import lies_in_twelve_bits, to_color_levels, to_gray_levels
 from ovss_core.images.opening import check_size, one_line_errors, open_image
 
 _ORIENTATION_TAG = 0x0112
@@ -17,7 +17,7 @@ _SWAPPED = {
     "RGB;16B": "RGB;16L",
     "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
 }
-"""Pillow keeps the high bytes of 16-bit colours; read in the other byte order, these are the low ones."""
+"""Pillow keeps the high bytes of 16-bit colors; read in the other byte order, these are the low ones."""
 
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,22 +60,22 @@ class EncodedImage:
             swapped = _swapped_bytes(image)
             image.load()
             if swapped is not None and lies_in_twelve_bits(image):
-                return self._deep_colours(image, swapped)
+                return self._deep_colors(image, swapped)
             return to_rgb(_upright(image))
 
-    def _deep_colours(self, image: Image.Image, swapped: list[Any]) -> np.ndarray:
+    def _deep_colors(self, image: Image.Image, swapped: list[Any]) -> np.ndarray:
         """Decode the low bytes too, where the high ones that Pillow keeps hold hardly anything."""
         with open_image(self._data, self._max_pixels) as low:
             low.tile = swapped  # type: ignore[attr-defined]
             low.load()
-            return to_colour_levels(image, low)
+            return to_color_levels(image, low)
 
 
 def decode_image(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image file.
 
     The EXIF orientation is applied, an animation gives its first frame, transparency lies on white, wider samples
-    become 8 bits as `to_grey_levels` says.
+    become 8 bits as `to_gray_levels` says.
 
     Args:
         data: The whole file.
@@ -130,7 +130,7 @@ def picture_to_rgb(image: Image.Image, max_pixels: int) -> UInt8[np.ndarray, "he
 
 
 def _swapped_bytes(image: Image.Image) -> list[Any] | None:
-    """Return how to read the low bytes of a TIFF of 16-bit colours that is not loaded yet; None for other images."""
+    """Return how to read the low bytes of a TIFF of 16-bit colors that is not loaded yet; None for other images."""
     tiles = getattr(image, "tile", None)
     if image.format != "TIFF" or not tiles or not isinstance(tiles[0].args, tuple):
         return None
@@ -146,7 +146,7 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
         ImageError: A mode that has no RGB counterpart.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return np.repeat(to_grey_levels(image)[..., None], 3, axis=2)
+        return np.repeat(to_gray_levels(image)[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         opaque = image.convert("RGBA")
         white = Image.new("RGBA", opaque.size, "white")
@@ -154,7 +154,7 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     try:
         return np.asarray(image.convert("RGB"))
     except ValueError as error:
-        raise ImageError(f"colour mode {image.mode} cannot be converted to RGB: {error}") from error
+        raise ImageError(f"color mode {image.mode} cannot be converted to RGB: {error}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

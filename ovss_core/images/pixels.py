@@ -81,7 +81,7 @@ class ImagePixels:
     def cut_regions(
         self, image: Int[Tensor, " regions"], corners: Int[Tensor, "regions 4"], side: int
     ) -> UInt8[Tensor, "regions side side 3"]:
-        """Cut boxes out and resize them bilinearly, as torch's interpolate does, to whole grey levels.
+        """Cut boxes out and resize them bilinearly, as torch's interpolate does, to whole gray levels.
 
         Args:
             image: The image of each region.

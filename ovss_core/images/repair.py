@@ -62,7 +62,7 @@ def without_metadata(data: bytes, kind: str | None) -> Iterator[bytes]:
 
 
 def _jpeg_without(data: bytes, keep_exif: bool) -> bytes:
-    """Leave out the segments that decide no pixel; JFIF's and Adobe's say what the colours are."""
+    """Leave out the segments that decide no pixel; JFIF's and Adobe's say what the colors are."""
     parts = [data[:2]]
     for marker, start, end in jpeg_segments(data):
         if marker == 0xDA:

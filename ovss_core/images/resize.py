@@ -1,4 +1,4 @@
-"""Resizing images as the published protocols do, to the byte, and normalising them as CLIP expects."""
+"""Resizing images as the published protocols do, to the byte, and normalizing them as CLIP expects."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -50,7 +50,7 @@ def resize_bilinear(
 ) -> UInt8[np.ndarray, "new_height new_width channels"]:
     """Resize by bilinear interpolation without antialias: OpenCV's INTER_LINEAR, as the code of both papers does.
 
-    Other libraries round differently, by one grey level here and there (``golden/preprocessing.npz`` pins the bytes).
+    Other libraries round differently, by one gray level here and there (``golden/preprocessing.npz`` pins the bytes).
     Python's lock is released meanwhile, so that threads resize side by side.
 
     Args:
@@ -72,15 +72,15 @@ def resize_bilinear(
 
 
 @lru_cache(maxsize=16)
-def _grey_levels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Turn shares of white into grey levels, rounded to three decimals as the code of both papers has them."""
+def _gray_levels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Turn shares of white into gray levels, rounded to three decimals as the code of both papers has them."""
     with torch.inference_mode(
         False
     ):  # kept for all: a tensor made in inference mode cannot take part in training
         return torch.tensor([round(value * 255, 3) for value in values], device=device)[:, None, None]
 
 
-def normalise(
+def normalize(
     image: np.ndarray | UInt8[Tensor, "*batch height width 3"],
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
@@ -93,6 +93,6 @@ def normalise(
         std: Standard deviation of each channel, in the same unit.
     """
     pixels = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
-    center, spread = (_grey_levels(tuple(values), pixels.device) for values in (mean, std))
+    center, spread = (_gray_levels(tuple(values), pixels.device) for values in (mean, std))
     planes = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
     return planes.sub_(center).div_(spread)

@@ -14,7 +14,7 @@ from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.config import PurificationConfig
 from ovss_core.engine.engine import SegmentationEngine, Wave
 from ovss_core.engine.proposal import Proposals
-from ovss_core.images.resize import normalise
+from ovss_core.images.resize import normalize
 from ovss_core.images.stitch import Stitcher
 from pipelines.benchmark.timing import median_ratio, peak_megabytes, take_turns
 from pipelines.benchmark.window_loop import encode_window, label_picture, score_window
@@ -46,7 +46,7 @@ def gather_all(engine: SegmentationEngine, pictures: Sequence[np.ndarray]) -> li
 def batches_of(engine: SegmentationEngine, waves: Iterable[Wave]) -> list[Tensor]:
     """Normalize the windows of waves, in the tower's number format and batches of the engine's size."""
     return [
-        normalise(wave.pixels.cut_windows(part), *engine.normalization).to(engine.encoder.dtype)
+        normalize(wave.pixels.cut_windows(part), *engine.normalization).to(engine.encoder.dtype)
         for wave in waves
         for part in wave.parts(engine.window_batch)
     ]

@@ -53,7 +53,7 @@ def ray_over_engine(
 
     Start-up is taken out by labelling a tenth of the files first: a rate is the difference in files over the
     difference in seconds. The bare loop, which knows no start-up once it has run, takes that tenth once
-    before and once after the job, so that a machine whose speed drifts does not favour either.
+    before and once after the job, so that a machine whose speed drifts does not favor either.
 
     Args:
         config: How many files, and the number format.
@@ -170,7 +170,7 @@ def _job_seconds(
 
 
 def _small_picture(seed: int) -> bytes:
-    """Return a small JPEG of coloured noise."""
+    """Return a small JPEG of colored noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     with tempfile.SpooledTemporaryFile() as file:
         Image.fromarray(pixels).resize((SMALL_SIDE, SMALL_SIDE)).save(file, "JPEG")

@@ -29,10 +29,10 @@ def take_turns(candidates: Mapping[str, Callable[[], object]], repeats: int) -> 
 
 def seconds_of(run: Callable[[], object]) -> float:
     """Time one call, waiting for the accelerator where there is one."""
-    _synchronise()
+    _synchronize()
     start = time.perf_counter()
     run()
-    _synchronise()
+    _synchronize()
     return time.perf_counter() - start
 
 
@@ -66,6 +66,6 @@ def resident_megabytes(field: str = "VmRSS") -> float:
     return float("nan")
 
 
-def _synchronise() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

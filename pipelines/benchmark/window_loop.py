@@ -1,4 +1,4 @@
-"""The same work as the papers' released codes do it: one window at a time, every map materialised.
+"""The same work as the papers' released codes do it: one window at a time, every map materialized.
 
 This is what the engine is compared with. It is written for fidelity to that form, not for use: all attention maps of
 all blocks are kept, the transfer matrix is formed and masked anew for every class, and boxes are found class by class
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ovss_core.clip.trace import EncoderTrace
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.images.resize import normalise
+from ovss_core.images.resize import normalize
 from ovss_core.images.windows import WindowLayout
 
 ROUNDS = 3
@@ -37,7 +37,7 @@ def label_picture(engine: SegmentationEngine, picture: np.ndarray) -> Int[Tensor
     embeddings = engine.text.phrase_embeddings.to(engine.device)
     [wave] = engine.gather([picture])
     maps = []
-    for pixels in normalise(wave.pixels.cut_windows(slice(None)), *engine.normalization):
+    for pixels in normalize(wave.pixels.cut_windows(slice(None)), *engine.normalization):
         trace, attention = encode_window(engine, pixels[None])
         features = F.normalize(engine.head.features(engine.encoder, trace).float(), dim=-1)[0]
         refined, scores = score_window(attention, 100 * features @ embeddings.T, trace.grid)
@@ -82,9 +82,9 @@ def score_window(
     transfer = (attention + attention.T) / 2
     transfer = transfer @ transfer
     probability = logits.softmax(1).T
-    normalised = (probability - probability.min()) / (probability.max() - probability.min())
+    normalized = (probability - probability.min()) / (probability.max() - probability.min())
     refined, scores = [], []
-    for raw, level in zip(probability, normalised, strict=True):
+    for raw, level in zip(probability, normalized, strict=True):
         mask = torch.ones_like(level)
         if find_boxes:
             mask = torch.from_numpy(box_mask(level.view(grid).float().cpu().numpy())).to(level).flatten()

@@ -24,7 +24,7 @@ class CropBatch:
     """Crops of one size.
 
     Attributes:
-        images: float32 [batch, 3, resolution, resolution], normalised as CLIP's.
+        images: float32 [batch, 3, resolution, resolution], normalized as CLIP's.
         patch_shares: float32 [batch, patches, classes], each class's share of each patch.
         captions: One sentence a crop.
     """
@@ -34,15 +34,15 @@ class CropBatch:
     captions: list[str]
 
 
-def normalise(images: np.ndarray) -> Tensor:
-    """Turn uint8 [batch, height, width, 3] into CLIP's normalised float32 [batch, 3, height, width]."""
+def normalize(images: np.ndarray) -> Tensor:
+    """Turn uint8 [batch, height, width, 3] into CLIP's normalized float32 [batch, 3, height, width]."""
     return torch.from_numpy((images.astype(np.float32) - _MEAN) / _STD).permute(0, 3, 1, 2).contiguous()
 
 
 def draw_crops(
     store: np.ndarray, batch: int, resolution: int, sides: tuple[float, float], rng: random.Random
 ) -> CropBatch:
-    """Cut `batch` square crops from random scenes; half of them are centred on a thing.
+    """Cut `batch` square crops from random scenes; half of them are centerd on a thing.
 
     Args:
         store: uint8 [scenes, size, size, 4], see `open_scene_store`.
@@ -58,7 +58,7 @@ def draw_crops(
         images[index], labels[index] = _crop(scene, resolution, sides, rng)
     shares = patch_shares(labels)
     captions = [_caption(crop.mean(0), rng) for crop in shares]
-    return CropBatch(normalise(images), torch.from_numpy(shares), captions)
+    return CropBatch(normalize(images), torch.from_numpy(shares), captions)
 
 
 def patch_shares(labels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Initial weights that let a ViT learn from few pictures: smooth patch filters, and attention that starts out local.
 
-A tower with random weights spends most of a short training finding out that pictures are smooth and that neighbours
-belong together. Here the patch filters start as the lowest cosines of each colour axis, scaled so that every one
+A tower with random weights spends most of a short training finding out that pictures are smooth and that neighbors
+belong together. Here the patch filters start as the lowest cosines of each color axis, scaled so that every one
 varies alike over the scenes; positions start as sines and cosines; and queries, keys, values and output projections
 start as Trockman and Kolter's "Mimetic Initialization of Self-Attention Layers" (2023) sets them.
 """
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.demonstration.tower_reader import TowerReader
-from pipelines.demonstration.word_warmup import centre_norm
+from pipelines.demonstration.word_warmup import center_norm
 
 _QUERY_KEY = (0.7, 0.7)  # noise and identity in the product of queries and keys
 _VALUE_OUTPUT = (0.4, 0.4)  # noise and (negative) identity in the product of values and output projection
 _POSITION_AMPLITUDE = 0.5
-_COLOUR_AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
+_COLOR_AXES = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def set_initial_weights(visual: Any, samples: Tensor) -> None:
 
     Args:
         visual: An open_clip vision transformer with a square grid; its width a multiple of 3.
-        samples: float32 [pictures, 3, height, width], normalised; the filters' scale comes from them.
+        samples: float32 [pictures, 3, height, width], normalized; the filters' scale comes from them.
     """
     width, patch = visual.conv1.weight.shape[0], visual.conv1.weight.shape[-1]
     filters = _cosine_filters(width, patch)
@@ -45,11 +45,11 @@ def set_initial_weights(visual: Any, samples: Tensor) -> None:
     grid = (samples.shape[2] // patch, samples.shape[3] // patch)
     reader.patch_features(reader.trace(samples, reader.draw_positions(grid)), "clearclip")
     hook.remove()
-    centre_norm(visual.ln_post, seen[0])
+    center_norm(visual.ln_post, seen[0])
 
 
 def _cosine_filters(width: int, patch: int) -> Tensor:
-    """Return [width, 3, patch, patch]: the lowest two-dimensional cosines on three colour axes."""
+    """Return [width, 3, patch, patch]: the lowest two-dimensional cosines on three color axes."""
     per_axis = -(-width // 3)
     pixel = (torch.arange(patch) + 0.5) * math.pi / patch
     pairs = sorted(
@@ -58,7 +58,7 @@ def _cosine_filters(width: int, patch: int) -> Tensor:
     waves = torch.stack(
         [torch.outer((pixel * row).cos(), (pixel * column).cos()) for row, column in pairs[:per_axis]]
     )
-    axes = torch.tensor(_COLOUR_AXES)
+    axes = torch.tensor(_COLOR_AXES)
     return (axes[:, None, :, None, None] * waves[None, :, None]).flatten(0, 1)[:width]
 
 

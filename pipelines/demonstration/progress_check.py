@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.demonstration.crops import normalise
+from pipelines.demonstration.crops import normalize
 from pipelines.demonstration.objective import WordBank, encode_text
 from pipelines.demonstration.scene_store import HELD_OUT_SEED, SCENE_SIZE
 from pipelines.demonstration.scenes import render_scene
@@ -41,7 +41,7 @@ def check_progress(model: Any, bank: WordBank, scenes: int) -> dict[str, np.ndar
     for index in range(scenes):
         scene = render_scene(CHECK_SEED + index, SCENE_SIZE)
         windows = np.stack([scene.image[y : y + _WINDOW, x : x + _WINDOW] for y in starts for x in starts])
-        trace = reader.trace(normalise(windows), positions)
+        trace = reader.trace(normalize(windows), positions)
         for host in HOSTS:
             scores = reader.patch_features(trace, host) @ words.T
             label_map = _label_map(scores.transpose(1, 2).unflatten(2, reader.base_grid), starts)

@@ -34,7 +34,7 @@ class TowerReader:
         """Run blocks 1 to L-1 and keep every block's tokens, the attention statistics and the mean attention.
 
         Args:
-            images: Normalised pixels.
+            images: Normalized pixels.
             positions: A table for the images' grid, see `draw_positions`.
         """
         patches = self.visual.conv1(images)

@@ -50,8 +50,8 @@ def train_demo(folder: Path, config: TrainingConfig, stop_after: int | None = No
     folder.mkdir(parents=True, exist_ok=True)
     workers = config.workers or os.cpu_count() or 1
     store = open_scene_store(folder / "scenes.u8", config.scenes, TRAINING_SEED, workers)
-    model, optimiser = _create(config, store)
-    step = _resume(folder / "checkpoint.pt", config, model, optimiser)
+    model, optimizer = _create(config, store)
+    step = _resume(folder / "checkpoint.pt", config, model, optimizer)
     lanes = _Lanes(model, store, config)
     if step == 0:
         last = warm_up_words(model, lanes.bank, config.word_steps, config.learning_rate, config.seed)
@@ -59,7 +59,7 @@ def train_demo(folder: Path, config: TrainingConfig, stop_after: int | None = No
     end = config.steps if stop_after is None else min(stop_after, config.steps)
     started = time.monotonic()
     while step < end:
-        terms = lanes.step(optimiser, step)
+        terms = lanes.step(optimizer, step)
         step += 1
         if step % 10 == 0 or step == end:
             listed = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
@@ -67,7 +67,7 @@ def train_demo(folder: Path, config: TrainingConfig, stop_after: int | None = No
                 f"step {step}/{config.steps} {listed} scale {model.logit_scale.exp().item():.1f} seconds {time.monotonic() - started:.0f} of cpu {time.process_time():.0f}"
             )
         if step % config.checkpoint_every == 0 or step == end:
-            _save_checkpoint(folder / "checkpoint.pt", config, model, optimiser, step)
+            _save_checkpoint(folder / "checkpoint.pt", config, model, optimizer, step)
         if config.check_scenes and (step % config.check_every == 0 or step == config.steps):
             _report_check(model, lanes.bank, config.check_scenes)
     if step < config.steps:
@@ -110,7 +110,7 @@ def _create(config: TrainingConfig, store: np.ndarray) -> tuple[Any, torch.optim
 class _Lanes:
     """Computes the parts of a batch side by side, one thread each, and averages their gradients in a fixed order.
 
-    One synchronisation a step keeps the speed up on cores that others use too, where an operation spread over all
+    One synchronization a step keeps the speed up on cores that others use too, where an operation spread over all
     cores waits for the slowest of them.
     """
 
@@ -123,9 +123,9 @@ class _Lanes:
         torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(config.lanes, initializer=torch.set_num_threads, initargs=(1,))
 
-    def step(self, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
+    def step(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
         """Take one step and return the loss terms."""
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
         parts = list(self._pool.map(self._part, [step] * self.config.lanes, range(self.config.lanes)))
         for parameter, gradient, *others in zip(self.parameters, *(part[0] for part in parts), strict=True):
@@ -133,7 +133,7 @@ class _Lanes:
                 gradient.add_(other)
             parameter.grad = gradient.div_(len(parts))
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         return {name: sum(part[1][name] for part in parts) / len(parts) for name in parts[0][1]}
 
     def _part(self, step: int, lane: int) -> tuple[tuple[Tensor, ...], dict[str, float]]:
@@ -158,7 +158,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def _save_checkpoint(
-    path: Path, config: TrainingConfig, model: Any, optimiser: torch.optim.Optimizer, step: int
+    path: Path, config: TrainingConfig, model: Any, optimizer: torch.optim.Optimizer, step: int
 ) -> None:
     partial = path.with_suffix(".partial")
     state = {
@@ -166,13 +166,13 @@ def _save_checkpoint(
         "parts": [config.small_steps, config.large_steps],
         "step": step,
         "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "optimiser": optimizer.state_dict(),
     }
     torch.save(state, partial)
     partial.replace(path)
 
 
-def _resume(path: Path, config: TrainingConfig, model: Any, optimiser: torch.optim.Optimizer) -> int:
+def _resume(path: Path, config: TrainingConfig, model: Any, optimizer: torch.optim.Optimizer) -> int:
     """Load a checkpoint; the lengths of the parts may change as long as the first part is not over."""
     if not path.is_file():
         return 0
@@ -186,7 +186,7 @@ def _resume(path: Path, config: TrainingConfig, model: Any, optimiser: torch.opt
             f"{_recipe(config)} with {parts}; use its settings or another folder"
         )
     model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    optimizer.load_state_dict(state["optimiser"])
     _say(f"goes on from step {step} of {path}")
     return step
 

@@ -30,10 +30,10 @@ def warm_up_words(model: Any, bank: WordBank, steps: int, learning_rate: float, 
         seed: Of the words and wordings drawn.
     """
     parameters = [p for name, p in model.named_parameters() if not name.startswith(("visual.", "logit_"))]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
-    _centre(model, bank, random.Random(f"ovss words {seed}"))
+    _center(model, bank, random.Random(f"ovss words {seed}"))
     value = 0.0
     for step in range(steps):
         rng = random.Random(f"ovss words {seed} {step}")
@@ -42,18 +42,18 @@ def warm_up_words(model: Any, bank: WordBank, steps: int, learning_rate: float, 
         logits = _SCALE * first @ second.T
         target = torch.arange(len(logits))
         loss = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         value = float(loss.detach())
     return value
 
 
 @torch.no_grad()
-def centre_norm(norm: torch.nn.LayerNorm, outputs: Tensor) -> None:
+def center_norm(norm: torch.nn.LayerNorm, outputs: Tensor) -> None:
     """Set a fresh layer norm's weight and bias so that `outputs` [.., width] get mean 0 and deviation 1."""
     flat = outputs.flatten(0, -2)
     spread = flat.std(0).clamp(min=1e-2)
@@ -61,7 +61,7 @@ def centre_norm(norm: torch.nn.LayerNorm, outputs: Tensor) -> None:
     norm.bias.copy_(-flat.mean(0) / spread)
 
 
-def _centre(model: Any, bank: WordBank, rng: random.Random) -> None:
+def _center(model: Any, bank: WordBank, rng: random.Random) -> None:
     seen: list[Tensor] = []
     texts = _wordings(rng.sample(DISTRACTORS, _DISTRACTORS_A_STEP), rng)
     tokens = bank.tokens(texts)
@@ -72,7 +72,7 @@ def _centre(model: Any, bank: WordBank, rng: random.Random) -> None:
     with torch.no_grad():
         encode_text(model, tokens)
     hook.remove()
-    centre_norm(model.ln_final, seen[0])
+    center_norm(model.ln_final, seen[0])
 
 
 def _wordings(distractors: list[str], rng: random.Random) -> list[str]:

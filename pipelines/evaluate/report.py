@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ovss_core.config import SegmenterConfig
-from ovss_core.evaluation.measurement import doubts, summarise
+from ovss_core.evaluation.measurement import doubts, summarize
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.grid import GridRow
 from pipelines.evaluate.table import total_measurement, total_pixels
@@ -35,7 +35,7 @@ def score_variant(
     }
     total = total_measurement(statistics or empty, len(vocabulary))
     return {
-        **summarise(total, vocabulary),
+        **summarize(total, vocabulary),
         "warnings": doubts(total, vocabulary, total_pixels(statistics)),
         "settings": config.to_dict(),
         "vocabulary": {"name": vocabulary.name, "hash": vocabulary.content_hash, "classes": len(vocabulary)},

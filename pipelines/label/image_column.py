@@ -44,7 +44,7 @@ def image_items(batch: Batch, name: str) -> list[Item | OddValue | None]:
 
 
 def to_pixels(item: np.ndarray | Image.Image, max_pixels: int) -> np.ndarray:
-    """Return decoded pixels as uint8 RGB [height, width, 3]: grey ones repeated, transparency on white.
+    """Return decoded pixels as uint8 RGB [height, width, 3]: gray ones repeated, transparency on white.
 
     Raises:
         ImageError: They are no picture, or more than `max_pixels`.
@@ -54,15 +54,15 @@ def to_pixels(item: np.ndarray | Image.Image, max_pixels: int) -> np.ndarray:
     pixels = item
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
-    coloured = pixels.ndim == 3 and pixels.shape[2] in _CHANNELS
-    if pixels.dtype != np.uint8 or pixels.size == 0 or not (coloured or pixels.ndim == 2):
+    colored = pixels.ndim == 3 and pixels.shape[2] in _CHANNELS
+    if pixels.dtype != np.uint8 or pixels.size == 0 or not (colored or pixels.ndim == 2):
         raise ImageError(
             f"pixels of type {pixels.dtype} and shape {pixels.shape} are no picture; give uint8 [height, width, 3]"
         )
     height, width = pixels.shape[:2]
     if height * width > max_pixels:
         raise ImageError(f"{width} x {height} pixels are more than max_pixels ({max_pixels:,}); raise it")
-    if coloured and pixels.shape[2] == 3:
+    if colored and pixels.shape[2] == 3:
         return np.ascontiguousarray(pixels)
     return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 

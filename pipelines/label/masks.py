@@ -1,6 +1,6 @@
 """Label maps as PNG files with one channel.
 
-Neighbouring rows of a label map are nearly equal, so each row is stored as its difference from the one above
+Neighboring rows of a label map are nearly equal, so each row is stored as its difference from the one above
 and compressed by run lengths: as small as the best general setting, at ten times its speed.
 """
 

@@ -75,13 +75,13 @@ def write_previews(
 def _write_page(
     output: Folder, source: Source, manifest: Manifest, vocabulary: Vocabulary, count: int
 ) -> int:
-    colours = class_colours(vocabulary)
+    colors = class_colors(vocabulary)
     articles = []
     for number, (row, data) in enumerate(_choose(output, source, manifest, count)):
         try:
             picture = Image.fromarray(decode_image(data, _MAX_PIXELS))
-            drawn = draw(picture, row, colours, vocabulary.background_index)
-            article = _article(number, row, colours)
+            drawn = draw(picture, row, colors, vocabulary.background_index)
+            article = _article(number, row, colors)
         except (
             Exception
         ) as error:  # it was decoded before: the file has changed, or is too large for a preview
@@ -96,24 +96,24 @@ def _write_page(
     return len(articles)
 
 
-def class_colours(vocabulary: Vocabulary) -> np.ndarray:
-    """Give every class a colour, uint8 [classes, 3]; the background class is nearly black."""
-    colours = np.zeros((len(vocabulary), 3), np.uint8)
+def class_colors(vocabulary: Vocabulary) -> np.ndarray:
+    """Give every class a color, uint8 [classes, 3]; the background class is nearly black."""
+    colors = np.zeros((len(vocabulary), 3), np.uint8)
     for index in range(len(vocabulary)):
         hue, value = (index * 0.61803398875) % 1.0, (0.95, 0.7, 0.85)[index % 3]
         red, green, blue = colorsys.hsv_to_rgb(hue, (0.75, 0.9, 0.6)[index % 3], value)
-        colours[index] = round(255 * red), round(255 * green), round(255 * blue)
+        colors[index] = round(255 * red), round(255 * green), round(255 * blue)
     if vocabulary.background_index is not None:
-        colours[vocabulary.background_index] = 40
-    return colours
+        colors[vocabulary.background_index] = 40
+    return colors
 
 
 def draw(
-    picture: Image.Image, row: dict[str, Any], colours: np.ndarray, background: int | None = None
+    picture: Image.Image, row: dict[str, Any], colors: np.ndarray, background: int | None = None
 ) -> dict[str, Image.Image]:
-    """Draw a labelled image: as it is, its mask in colours, and both with the ambiguous regions."""
+    """Draw a labelled image: as it is, its mask in colors, and both with the ambiguous regions."""
     classes = decode_mask(row["mask"])
-    mask = Image.fromarray(colours[classes])
+    mask = Image.fromarray(colors[classes])
     scale = min(1.0, _SIDE / max(picture.size))
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     scene, flat = picture.resize(size), mask.resize(size, Image.Resampling.NEAREST)
@@ -123,10 +123,10 @@ def draw(
     for group in row["groups"]:
         for box in group["boxes"]:
             winner = box["winner"]
-            colour = "white" if winner is None else tuple(int(value) for value in colours[winner])
+            color = "white" if winner is None else tuple(int(value) for value in colors[winner])
             corners = [box["x0"] * scale, box["y0"] * scale, box["x1"] * scale - 1, box["y1"] * scale - 1]
             if corners[0] <= corners[2] and corners[1] <= corners[3]:
-                pen.rectangle(corners, outline=colour, width=2)
+                pen.rectangle(corners, outline=color, width=2)
     return {"image": scene, "mask": flat, "overlay": overlay}
 
 
@@ -193,17 +193,17 @@ def _failures(output: Folder, manifest: Manifest) -> list[dict[str, Any]]:
     return shown[:_FAILURES_SHOWN]
 
 
-def _article(number: int, row: dict[str, Any], colours: np.ndarray) -> str:
+def _article(number: int, row: dict[str, Any], colors: np.ndarray) -> str:
     figures = "".join(
         f'<figure><img src="{number:05d}-{kind}.png" alt="{kind}"><figcaption>{caption}</figcaption></figure>'
         for kind, caption in (
             ("image", "image"),
             ("mask", "mask"),
-            ("overlay", "overlay, with ambiguous regions in the winner's colour"),
+            ("overlay", "overlay, with ambiguous regions in the winner's color"),
         )
     )
     present = "".join(
-        f'<li><i style="background:rgb({",".join(str(int(value)) for value in colours[entry["index"]])})"></i>'
+        f'<li><i style="background:rgb({",".join(str(int(value)) for value in colors[entry["index"]])})"></i>'
         f"{escape(entry['name'])} {100 * entry['share']:.1f} %</li>"
         for entry in row["present"]
     )

@@ -25,7 +25,7 @@ _MAX_BLOCKS = 4096
 _MERGES_AT_ONCE = 4
 _BLOCK_BYTES, _STREAM_BLOCK_BYTES = 16 << 20, 2 << 20
 """A block goes to one actor; those of a streamed shard are smaller, for its few readers feed all actors."""
-_COLOURS = re.compile(r"\x1b\[\d+m")
+_COLORS = re.compile(r"\x1b\[\d+m")
 _ERROR_LINE = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*: \S")
 
 
@@ -183,7 +183,7 @@ def _context(job: Job) -> Iterator[None]:
 
 def root_cause(error: BaseException) -> str:
     """Find the line of Ray's report that names the error of our own code or of a library."""
-    text = _COLOURS.sub("", str(error))
+    text = _COLORS.sub("", str(error))
     named = [line for line in text.splitlines() if _ERROR_LINE.match(line)]
     lines = [line for line in text.splitlines() if line.strip()]
     return named[-1] if named else (lines[0] if lines else type(error).__name__)

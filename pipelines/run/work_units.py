@@ -54,7 +54,7 @@ Unit = Sequence[Slice] | ShardTask
 
 
 def pack_units(units: Sequence[Unit]) -> list[dict[str, bytes]]:
-    """Return units as rows of a data set, one column of bytes: they keep their form whatever a row's neighbours are."""
+    """Return units as rows of a data set, one column of bytes: they keep their form whatever a row's neighbors are."""
     return [{"unit": pickle.dumps(unit)} for unit in units]
 
 

@@ -101,7 +101,7 @@ class ImageFetcher:
         return fetched
 
     def _tar_span(self, stream: Any, rows: list[Row]) -> list[Fetched]:
-        """Read neighbouring members at once: a request to an object store costs more than the bytes between."""
+        """Read neighboring members at once: a request to an object store costs more than the bytes between."""
         try:
             check_size(rows[0]["length"], self.max_bytes)
         except ImageError as error:

@@ -78,7 +78,7 @@ def by_image(purified: Purified, batch: WindowBatch) -> list[Found]:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """L2-normalise rows."""
+    """L2-normalize rows."""
     return functional.normalize(vectors, dim=-1)
 
 
@@ -88,8 +88,8 @@ def make_texts(
     """Draw phrase embeddings around a common direction, as CLIP's text embeddings lie."""
     vocabulary = Vocabulary.from_names(lines)
     total = len(vocabulary.phrases) + nulls
-    centre = unit(torch.randn(channels, generator=generator))
-    rows = unit(centre + spread * unit(torch.randn(total, channels, generator=generator)))
+    center = unit(torch.randn(channels, generator=generator))
+    rows = unit(center + spread * unit(torch.randn(total, channels, generator=generator)))
     return Texts(vocabulary, rows[: total - nulls], vocabulary.phrase_class, rows[total - nulls :])
 
 

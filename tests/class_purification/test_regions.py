@@ -73,7 +73,7 @@ def test_a_snake_over_the_whole_map_is_one_part_or_said_to_be_incomplete() -> No
     assert not placed.complete or boxes_of(placed, 0) == {(0, 0, 31, 31)}
 
 
-def test_diagonal_neighbours_are_one_part() -> None:
+def test_diagonal_neighbors_are_one_part() -> None:
     found = bound_parts(drawn("#....", ".#...", ".....", "...#.", "....."))
     assert boxes_of(found, 0) == {(0, 0, 2, 2), (3, 3, 4, 4)}
 

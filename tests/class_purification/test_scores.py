@@ -52,7 +52,7 @@ def test_consistency_is_zero_for_an_empty_refined_map() -> None:
 
 
 @given(st.integers(0, 10_000))
-def test_consistency_is_the_soft_iou_of_both_normalised_maps(seed: int) -> None:
+def test_consistency_is_the_soft_iou_of_both_normalized_maps(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     raw = torch.rand(1, 12, generator=generator, dtype=torch.float64)
     refined = torch.rand(1, 12, generator=generator, dtype=torch.float64)

@@ -40,7 +40,7 @@ def test_prompts_cut_to_the_longest_encode_as_open_clip_encodes_them_whole(name:
         assert torch.allclose(encode_prompts(clip, subset, CPU), expected, atol=1e-5)
 
 
-def test_a_phrase_is_the_normalised_mean_of_its_normalised_prompts(tmp_path: Path) -> None:
+def test_a_phrase_is_the_normalized_mean_of_its_normalized_prompts(tmp_path: Path) -> None:
     clip = tiny_clip()
     embeddings = TextEncoder(clip, cache_dir=tmp_path).encode_phrases(["cat", "red sofa"])
     for phrase, row in zip(["cat", "red sofa"], embeddings, strict=True):

@@ -23,7 +23,7 @@ from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.finite import raise_first
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.errors import ConfigError, ImageError, ModelError
-from ovss_core.images.resize import normalise, resize_image
+from ovss_core.images.resize import normalize, resize_image
 from ovss_core.images.windows import WindowLayout
 from ovss_core.results import Segmentation
 from tests import oracles
@@ -166,7 +166,7 @@ def test_without_purification_the_labels_are_the_hosts_own(size: tuple[int, int]
     resized = resize_image(picture, 48, 160, 8)
     layout = WindowLayout.of(resized.shape[0], resized.shape[1], config.windows)
     encoder, head = ImageEncoder(tiny_clip().model.visual), build_head("naclip", HeadOptions())
-    windows = normalise(torch.from_numpy(layout.cut(resized)))
+    windows = normalize(torch.from_numpy(layout.cut(resized)))
     features = head.features(encoder, encoder.trace(windows, head.request(4))).double().numpy()
     phrases = engine.text.phrase_embeddings.double().numpy()
     rows, columns = (side // 8 for side in layout.window_size)
@@ -354,7 +354,7 @@ def test_crops_are_encoded_with_the_heads_own_positions(host: str, resampling: R
     nearest = {}
     for rule in (resampling, other):
         features = torch.nn.functional.normalize(
-            engine.encoder.class_features(normalise(crops), rule), dim=-1
+            engine.encoder.class_features(normalize(crops), rule), dim=-1
         )
         nearest[rule] = (features @ descriptions.T).argmax(1).tolist()
     count, words = len(crops), np.arange(len(WORDS))

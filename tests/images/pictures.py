@@ -97,7 +97,7 @@ def icon(picture: bytes) -> bytes:
 
 
 def progressive_jpeg(scans: int, side: int = 64) -> bytes:
-    """Encode a progressive JPEG of one grey that goes through its last scan again and again."""
+    """Encode a progressive JPEG of one gray that goes through its last scan again and again."""
     whole = encoded(Image.new("L", (side, side), 90), "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     tables = whole.rindex(b"\xff\xc4", 0, last) if b"\xff\xc4" in whole else last

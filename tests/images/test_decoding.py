@@ -63,7 +63,7 @@ def test_cmyk_is_converted() -> None:
     np.testing.assert_array_equal(decode_image(data, LIMIT)[4, 4], [255, 0, 0])
 
 
-def test_palette_and_grey_become_rgb() -> None:
+def test_palette_and_gray_become_rgb() -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((1, 0), 1)
@@ -80,7 +80,7 @@ def test_transparency_lies_on_white() -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_an_animation_gives_its_first_frame(kind: str) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "lime")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     np.testing.assert_array_equal(decode_image(data, LIMIT)[0, 0], [255, 0, 0])

@@ -1,4 +1,4 @@
-"""Resizing equals the reference bytes and a loop; normalising equals its formula."""
+"""Resizing equals the reference bytes and a loop; normalizing equals its formula."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ovss_core.errors import ConfigError
 from ovss_core.images.resize import (
-    normalise,
+    normalize,
     resize_bilinear,
     resize_image,
     resize_images,
@@ -31,8 +31,8 @@ def _picture(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 def _axis(position: int, length: int, new_length: int) -> tuple[int, float]:
-    centre = float(np.float32((position + 0.5) * (length / new_length) - 0.5))
-    return math.floor(centre), centre - math.floor(centre)
+    center = float(np.float32((position + 0.5) * (length / new_length) - 0.5))
+    return math.floor(center), center - math.floor(center)
 
 
 def loop_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -51,7 +51,7 @@ def loop_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized
 
 
-def test_every_reference_resize_and_normalisation_is_met_to_the_bit() -> None:
+def test_every_reference_resize_and_normalization_is_met_to_the_bit() -> None:
     report = Report()
 
     check_preprocessing(GOLDEN, report)
@@ -62,7 +62,7 @@ def test_every_reference_resize_and_normalisation_is_met_to_the_bit() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 25), st.integers(1, 25))
-def test_resizing_stays_within_one_grey_level_of_exact_bilinear_interpolation(
+def test_resizing_stays_within_one_gray_level_of_exact_bilinear_interpolation(
     height: int, width: int, new_height: int, new_width: int
 ) -> None:
     image = _picture(height, width)
@@ -150,10 +150,10 @@ def test_a_picture_without_pixels_is_refused() -> None:
         resize_image(np.zeros((0, 5, 3), np.uint8), 336, 2048)
 
 
-def test_normalising_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel() -> None:
+def test_normalizing_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel() -> None:
     image = _picture(3, 2)
 
-    planes = normalise(image)
+    planes = normalize(image)
 
     mean = np.array([122.771, 116.746, 104.094], np.float32)
     deviation = np.array([68.501, 66.632, 70.323], np.float32)
@@ -162,10 +162,10 @@ def test_normalising_subtracts_the_mean_and_divides_by_the_deviation_of_each_cha
     assert torch.equal(planes, torch.from_numpy(expected).permute(2, 0, 1))
 
 
-def test_normalising_a_batch_equals_normalising_each_picture() -> None:
+def test_normalizing_a_batch_equals_normalizing_each_picture() -> None:
     images = np.stack([_picture(5, 7), _picture(5, 7)[::-1]])
 
-    batch = normalise(torch.from_numpy(images.copy()))
+    batch = normalize(torch.from_numpy(images.copy()))
 
-    assert torch.equal(batch, torch.stack([normalise(image) for image in images]))
+    assert torch.equal(batch, torch.stack([normalize(image) for image in images]))
     assert batch.is_contiguous()

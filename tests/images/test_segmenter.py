@@ -67,19 +67,17 @@ def _files() -> dict[str, bytes]:
     return {
         "turned.jpg": encoded(picture, "JPEG", exif=exif),
         "cmyk.jpg": encoded(picture.convert("CMYK"), "JPEG"),
-        "grey.jpg": encoded(picture.convert("L"), "JPEG"),
+        "gray.jpg": encoded(picture.convert("L"), "JPEG"),
         "turned.tif": encoded(picture, "TIFF", exif=exif),
         "clear_palette.png": encoded(palette, transparency=3),
         "clear.png": encoded(clear),
-        "clear_grey.png": encoded(clear.convert("LA")),
+        "clear_gray.png": encoded(clear.convert("LA")),
         "turned.png": encoded(picture, exif=exif),
         "sixteen_bits.png": encoded(Image.fromarray(wide * 16)),
         "bits.png": encoded(picture.convert("1")),
         "twelve_bits.tif": encoded(Image.fromarray(wide), "TIFF"),
         "floats.tif": encoded(Image.fromarray(wide.astype(np.float32)), "TIFF"),
-        "twelve_bit_colours.tif": tiff(
-            (33, 47), (np.asarray(picture).astype("<u2") * 16).tobytes(), [16] * 3
-        ),
+        "twelve_bit_colors.tif": tiff((33, 47), (np.asarray(picture).astype("<u2") * 16).tobytes(), [16] * 3),
         "moving.gif": encoded(frames[0], "GIF", **many),
         "moving.png": encoded(frames[0], "PNG", **many),
         "moving.webp": encoded(frames[0], "WEBP", lossless=True, **many),
@@ -101,7 +99,7 @@ def test_one_picture_has_one_mask_whichever_way_it_comes_in(
             picture.seek(frame)
         for _ in range(2):  # unread, then loaded
             np.testing.assert_array_equal(segmenter.segment(picture).label_map, expected)
-            if name == "twelve_bit_colours.tif":
+            if name == "twelve_bit_colors.tif":
                 return  # once Pillow has loaded it, its low bytes are gone
             assert picture.tell() == min(frame, getattr(picture, "n_frames", 1) - 1)
 

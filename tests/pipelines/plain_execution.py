@@ -1,4 +1,4 @@
-"""The mean-colour job without Ray: the same rounds, plans, readers and sink, moved by a plain loop."""
+"""The mean-color job without Ray: the same rounds, plans, readers and sink, moved by a plain loop."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence

@@ -18,7 +18,7 @@ from pipelines.run.work_units import ShardTask
 from pipelines.sources import FolderSource, ImageRecord, ParquetSource, WebDatasetSource
 from pipelines.storage import Folder
 from tests.conftest import encode_image
-from tests.pipelines.mean_colour import MEANS, mean_job
+from tests.pipelines.mean_color import MEANS, mean_job
 from tests.pipelines.plain_execution import rows_of, run_plain
 from tests.pipelines.test_shards import images, write_shard
 

@@ -10,7 +10,7 @@ from pipelines.run.runner import plan_job
 from pipelines.run.work_units import ShardTask
 from pipelines.sources import ImageRecord
 from pipelines.storage import Folder
-from tests.pipelines.mean_colour import mean_job
+from tests.pipelines.mean_color import mean_job
 
 
 class Numbers:

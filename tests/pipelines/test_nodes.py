@@ -97,7 +97,7 @@ def lose(images: str, output: str) -> None:
     from pipelines.run.runner import run_job
     from pipelines.sources import FolderSource
     from pipelines.storage import Folder
-    from tests.pipelines.mean_colour import mean_job
+    from tests.pipelines.mean_color import mean_job
 
     quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     store = {"object_store_memory": 100_000_000}

@@ -21,7 +21,7 @@ from pipelines.sources.tar_stream import stream_tar
 from pipelines.storage import Folder, open_storage
 from tests.conftest import encode_image
 from tests.pipelines.faulty_storage import CountedFile
-from tests.pipelines.mean_colour import mean_job, mean_of
+from tests.pipelines.mean_color import mean_job, mean_of
 from tests.pipelines.plain_execution import PlainExecution, rows_of, run_plain
 
 

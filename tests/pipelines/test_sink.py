@@ -14,7 +14,7 @@ from pipelines.run.sink import WriteFragments, merge_part, reopen_part
 from pipelines.run.summary import add_statistics, write_summary
 from pipelines.sources import FolderSource
 from pipelines.storage import Folder
-from tests.pipelines.mean_colour import MEANS, SCHEMA
+from tests.pipelines.mean_color import MEANS, SCHEMA
 
 PART = "part-00000"
 

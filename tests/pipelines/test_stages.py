@@ -252,11 +252,11 @@ def test_tensors_of_one_shape_are_taken_from_arrow_ray_and_numpy() -> None:
     assert_masks(masks(list(stage()({"image": pictures})["result"])), expected)
 
 
-def test_grey_and_transparent_pixels_are_taken_as_their_files_are() -> None:
+def test_gray_and_transparent_pixels_are_taken_as_their_files_are() -> None:
     clear = np.dstack([random_picture(48, 64), np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)])
-    grey = random_picture(48, 64)[..., 0]
-    found = stage()({"image": object_array([clear, grey, grey[..., None]])})
-    expected = masks(stage()(table([png(clear), png(grey), png(grey)]))["result"].to_pylist())
+    gray = random_picture(48, 64)[..., 0]
+    found = stage()({"image": object_array([clear, gray, gray[..., None]])})
+    expected = masks(stage()(table([png(clear), png(gray), png(gray)]))["result"].to_pylist())
     assert_masks(masks(list(found["result"])), expected)
 
 

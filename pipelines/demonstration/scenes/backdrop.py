@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pipelines.demonstration.scenes.canvas import Canvas, Colour, Paint, Point, hsv
+from pipelines.demonstration.scenes.canvas import Canvas, Color, Paint, Point, hsv
 from pipelines.demonstration.words import CLASS_INDEX
 
 LANDS = ("grass", "field", "sand", "snow")
@@ -30,9 +30,9 @@ def fill_below(canvas: Canvas, edge: Sequence[Point], name: str, paint: Paint) -
 
 
 def paint_sky(canvas: Canvas, night: bool) -> None:
-    """Fill the picture with a sky that fades from top to bottom: blue, grey, evening or night."""
+    """Fill the picture with a sky that fades from top to bottom: blue, gray, evening or night."""
     rng = canvas.rng
-    kind = "night" if night else rng.choice(("blue", "blue", "grey", "evening", "pale"))
+    kind = "night" if night else rng.choice(("blue", "blue", "gray", "evening", "pale"))
     top, bottom = {
         "night": (
             hsv(rng.uniform(215, 270), 0.7, rng.uniform(0.08, 0.25)),
@@ -42,7 +42,7 @@ def paint_sky(canvas: Canvas, night: bool) -> None:
             hsv(rng.uniform(195, 225), rng.uniform(0.5, 0.8), rng.uniform(0.7, 0.95)),
             hsv(205, rng.uniform(0.1, 0.4), 0.97),
         ),
-        "grey": (
+        "gray": (
             hsv(220, rng.uniform(0, 0.15), rng.uniform(0.5, 0.75)),
             hsv(220, 0.05, rng.uniform(0.7, 0.9)),
         ),
@@ -61,14 +61,14 @@ def paint_sky(canvas: Canvas, night: bool) -> None:
 def water_paint(canvas: Canvas) -> Paint:
     """Draw the paint of a body of water; sea, river and lake share it, so only shape and place tell them apart."""
     rng = canvas.rng
-    colour = rng.choice(
+    color = rng.choice(
         (
             hsv(rng.uniform(190, 225), rng.uniform(0.4, 0.85), rng.uniform(0.35, 0.9)),
             hsv(rng.uniform(165, 195), rng.uniform(0.3, 0.7), rng.uniform(0.4, 0.8)),
             hsv(215, rng.uniform(0.05, 0.3), rng.uniform(0.35, 0.75)),
         )
     )
-    return Paint(colour, rng.choice(("waves", "ripples", "ripples")), rng.uniform(8, 20), rng.uniform(0, 12))
+    return Paint(color, rng.choice(("waves", "ripples", "ripples")), rng.uniform(8, 20), rng.uniform(0, 12))
 
 
 def land_paint(canvas: Canvas, name: str) -> Paint:
@@ -125,12 +125,12 @@ def paint_mountains(canvas: Canvas, horizon: float) -> None:
 
 
 def paint_hills(canvas: Canvas, horizon: float) -> None:
-    """Draw rounded hills on the horizon in the colours of grass and fields."""
+    """Draw rounded hills on the horizon in the colors of grass and fields."""
     rng, size = canvas.rng, canvas.size
     for _ in range(rng.randint(1, 3)):
         x, reach, rise = rng.uniform(0, size), rng.uniform(0.25, 0.55) * size, rng.uniform(0.08, 0.22) * size
         paint = land_paint(canvas, "grass")
-        paint = Paint(paint.colour, rng.choice(("soft", "blobs")), rng.uniform(8, 16), 8)
+        paint = Paint(paint.color, rng.choice(("soft", "blobs")), rng.uniform(8, 16), 8)
         arc = [
             (
                 x - reach * math.cos(math.pi * step / 16),
@@ -183,13 +183,13 @@ def paint_road(canvas: Canvas, horizon: float) -> None:
     """Draw a road: towards the viewer, or across the picture; asphalt or earth."""
     rng, size = canvas.rng, canvas.size
     dark = rng.random() < 0.6
-    colour: Colour = (
+    color: Color = (
         hsv(220, 0.08, rng.uniform(0.25, 0.55))
         if dark
         else hsv(rng.uniform(20, 45), rng.uniform(0.2, 0.5), rng.uniform(0.5, 0.8))
     )
     paint, line = (
-        Paint(colour, "fine", rng.uniform(8, 16)),
+        Paint(color, "fine", rng.uniform(8, 16)),
         Paint(rng.choice(((245, 245, 240), (240, 200, 60)))),
     )
     marked = dark and rng.random() < 0.75

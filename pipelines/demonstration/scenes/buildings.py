@@ -2,7 +2,7 @@
 
 import math
 
-from pipelines.demonstration.scenes.canvas import Brush, Canvas, Paint, any_colour, hsv
+from pipelines.demonstration.scenes.canvas import Brush, Canvas, Paint, any_color, hsv
 
 
 def draw_house(canvas: Canvas, x: float, y: float, height: float) -> None:
@@ -10,13 +10,13 @@ def draw_house(canvas: Canvas, x: float, y: float, height: float) -> None:
     rng, brush = canvas.rng, Brush(canvas, "house", x, y, height)
     half, eaves = rng.uniform(0.42, 0.75), rng.uniform(0.5, 0.68)
     texture = rng.choice(("bricks", "fine", "soft", "speckle"))
-    walls = Paint(any_colour(rng), texture, rng.uniform(8, 22), rng.uniform(5, 25))
+    walls = Paint(any_color(rng), texture, rng.uniform(8, 22), rng.uniform(5, 25))
     brush.box(-half, 0, half, eaves, walls)
     if rng.random() < 0.5:
         brush.box(half * 0.4, eaves, half * 0.6, 1.05, walls.darker(0.8))
     _roof(brush, half, eaves, 1.0)
     door_u, door_height = rng.uniform(-0.5, 0.5) * half, rng.uniform(0.3, 0.38)
-    door = Paint(any_colour(rng), rng.choice((None, "planks")), 12)
+    door = Paint(any_color(rng), rng.choice((None, "planks")), 12)
     brush.box(door_u - 0.1, 0, door_u + 0.1, door_height, door, "door")
     brush.box(door_u + 0.05, 0.14, door_u + 0.075, 0.17, Paint((240, 220, 120)), "door")
     side, top = rng.uniform(0.17, 0.24), eaves - rng.uniform(0.06, 0.1)
@@ -32,7 +32,7 @@ def draw_shed(canvas: Canvas, x: float, y: float, height: float) -> None:
     rng, brush = canvas.rng, Brush(canvas, "shed", x, y, height * 0.8)
     half, eaves = rng.uniform(0.42, 0.7), rng.uniform(0.6, 0.78)
     wood = hsv(rng.uniform(10, 45), rng.uniform(0.2, 0.7), rng.uniform(0.3, 0.75))
-    walls = Paint(wood if rng.random() < 0.7 else any_colour(rng), "planks", rng.uniform(14, 28), 8)
+    walls = Paint(wood if rng.random() < 0.7 else any_color(rng), "planks", rng.uniform(14, 28), 8)
     brush.box(-half, 0, half, eaves, walls)
     if rng.random() < 0.5:
         roof = _roof_paint(canvas)
@@ -48,7 +48,7 @@ def draw_shed(canvas: Canvas, x: float, y: float, height: float) -> None:
         )
     else:
         _roof(brush, half, eaves, 1.0)
-    door = Paint(any_colour(rng), "planks", 16)
+    door = Paint(any_color(rng), "planks", 16)
     brush.box(-0.17, 0, 0.17, 0.48, door, "door")
     if rng.random() < 0.35:
         _pane(brush, 0.22, 0.35, min(half - 0.02, 0.4), 0.52, _glass(canvas))
@@ -57,10 +57,10 @@ def draw_shed(canvas: Canvas, x: float, y: float, height: float) -> None:
 def draw_fence(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw a run of posts and rails."""
     rng, brush = canvas.rng, Brush(canvas, "fence", x, y, height)
-    colour = rng.choice(
-        ((235, 235, 230), hsv(rng.uniform(15, 40), 0.5, rng.uniform(0.3, 0.7)), any_colour(rng))
+    color = rng.choice(
+        ((235, 235, 230), hsv(rng.uniform(15, 40), 0.5, rng.uniform(0.3, 0.7)), any_color(rng))
     )
-    wood, length, step = Paint(colour), rng.uniform(1.2, 3.5), rng.uniform(0.26, 0.4)
+    wood, length, step = Paint(color), rng.uniform(1.2, 3.5), rng.uniform(0.26, 0.4)
     for v in (0.3, 0.68):
         brush.box(-length, v, length, v + 0.17, wood.darker(0.86))
     pointed = rng.random() < 0.6
@@ -100,7 +100,7 @@ def draw_bridge(canvas: Canvas, x: float, y: float, height: float) -> None:
 def draw_tent(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw a ridge tent with an open or closed flap."""
     rng, brush = canvas.rng, Brush(canvas, "tent", x, y, height * 0.8)
-    cloth = Paint(any_colour(rng), "soft", 10, rng.uniform(8, 20))
+    cloth = Paint(any_color(rng), "soft", 10, rng.uniform(8, 20))
     half, depth = rng.uniform(0.55, 0.8), rng.uniform(0.4, 0.9)
     brush.polygon([(0, 1), (depth, 0.92), (depth + half * 0.9, 0), (half, 0)], cloth.darker(0.75))
     brush.polygon([(-half, 0), (half, 0), (0, 1)], cloth)
@@ -112,7 +112,7 @@ def draw_bench(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw a bench with a back rest."""
     rng, brush = canvas.rng, Brush(canvas, "bench", x, y, height)
     slats = Paint(
-        hsv(rng.uniform(0, 50), 0.6, rng.uniform(0.35, 0.8)) if rng.random() < 0.6 else any_colour(rng)
+        hsv(rng.uniform(0, 50), 0.6, rng.uniform(0.35, 0.8)) if rng.random() < 0.6 else any_color(rng)
     )
     legs, half = slats.darker(0.5), rng.uniform(0.8, 1.15)
     for u in (-half + 0.08, half - 0.22):
@@ -125,7 +125,7 @@ def draw_lighthouse(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw a tall banded tower with a lantern."""
     rng, brush = canvas.rng, Brush(canvas, "lighthouse", x, y, height * 1.5)
     brush.lean = 0.0
-    first = rng.choice(((205, 45, 40), (30, 60, 150), (40, 40, 40), any_colour(rng)))
+    first = rng.choice(((205, 45, 40), (30, 60, 150), (40, 40, 40), any_color(rng)))
     paints = (Paint(first, "fine", 8, 20), Paint((240, 238, 230), "fine", 8, 20))
     bands = rng.randint(4, 7)
     for band in range(bands):
@@ -140,10 +140,10 @@ def draw_lighthouse(canvas: Canvas, x: float, y: float, height: float) -> None:
 def draw_windmill(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw a mill tower with four sails."""
     rng, brush = canvas.rng, Brush(canvas, "windmill", x, y, height * 1.15)
-    walls = Paint(any_colour(rng), rng.choice(("bricks", "planks", "soft")), 15, 18)
+    walls = Paint(any_color(rng), rng.choice(("bricks", "planks", "soft")), 15, 18)
     brush.polygon([(-0.27, 0), (0.27, 0), (0.17, 0.66), (-0.17, 0.66)], walls)
     brush.polygon([(-0.2, 0.64), (0.2, 0.64), (0.1, 0.8), (-0.1, 0.8)], walls.darker(0.55))
-    sail, turn = Paint(rng.choice(((245, 240, 225), any_colour(rng)))), rng.uniform(0, 1.57)
+    sail, turn = Paint(rng.choice(((245, 240, 225), any_color(rng)))), rng.uniform(0, 1.57)
     for quarter in range(4):
         _sail(brush, turn + quarter * 1.5708, sail)
 
@@ -161,8 +161,8 @@ def _sail(brush: Brush, angle: float, paint: Paint) -> None:
 def _roof_paint(canvas: Canvas) -> Paint:
     rng = canvas.rng
     usual = hsv(rng.uniform(-15, 30), rng.uniform(0.4, 0.85), rng.uniform(0.3, 0.8))
-    colour = usual if rng.random() < 0.5 else any_colour(rng)
-    return Paint(colour, rng.choice(("tiles", "tiles", "planks", "furrows")), rng.uniform(14, 28), 6)
+    color = usual if rng.random() < 0.5 else any_color(rng)
+    return Paint(color, rng.choice(("tiles", "tiles", "planks", "furrows")), rng.uniform(14, 28), 6)
 
 
 def _roof(brush: Brush, half: float, eaves: float, top: float) -> None:
@@ -178,7 +178,7 @@ def _glass(canvas: Canvas) -> Paint:
 
 
 def _pane(brush: Brush, u0: float, v0: float, u1: float, v1: float, glass: Paint) -> None:
-    frame = Paint((245, 245, 240)) if sum(glass.colour) < 560 else Paint((90, 60, 40))
+    frame = Paint((245, 245, 240)) if sum(glass.color) < 560 else Paint((90, 60, 40))
     brush.box(u0, v0, u1, v1, frame, "window")
     rim, middle = 0.025, (u0 + u1) / 2
     brush.box(u0 + rim, v0 + rim, middle - rim / 2, v1 - rim, glass, "window")

@@ -14,32 +14,32 @@ from pipelines.demonstration.words import CLASS_INDEX
 
 TILE = 512
 Point = tuple[float, float]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Paint:
-    """A colour with a texture: `amplitude` grey levels of the tile `texture`, `shade` levels from left to right."""
+    """A color with a texture: `amplitude` gray levels of the tile `texture`, `shade` levels from left to right."""
 
-    colour: Colour
+    color: Color
     texture: str | None = None
     amplitude: float = 0.0
     shade: float = 0.0
 
     def darker(self, factor: float) -> "Paint":
-        """Return the paint with its colour scaled by `factor` (below 1 is darker)."""
-        red, green, blue = (max(0, min(255, round(channel * factor))) for channel in self.colour)
+        """Return the paint with its color scaled by `factor` (below 1 is darker)."""
+        red, green, blue = (max(0, min(255, round(channel * factor))) for channel in self.color)
         return Paint((red, green, blue), self.texture, self.amplitude, self.shade)
 
 
-def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """Return an RGB colour; hue in degrees, saturation and value in [0, 1] (clipped)."""
+def hsv(hue: float, saturation: float, value: float) -> Color:
+    """Return an RGB color; hue in degrees, saturation and value in [0, 1] (clipped)."""
     red, green, blue = colorsys.hsv_to_rgb(hue % 360 / 360, min(max(saturation, 0), 1), min(max(value, 0), 1))
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def any_colour(rng: random.Random) -> Colour:
-    """Draw any colour but black."""
+def any_color(rng: random.Random) -> Color:
+    """Draw any color but black."""
     return hsv(
         rng.uniform(0, 360), rng.choice((0.05, 0.4, 0.7, 0.9)) + rng.uniform(-0.05, 0.1), rng.uniform(0.35, 1)
     )
@@ -98,7 +98,7 @@ class Canvas:
         if x1 < x0 or y1 < y0:
             return
         if paint.texture is None and not paint.shade:
-            self._picture.polygon(points, paint.colour)
+            self._picture.polygon(points, paint.color)
             self._map.polygon(points, CLASS_INDEX[name])
             return
         width, height = x1 - x0 + 1, y1 - y0 + 1
@@ -110,7 +110,7 @@ class Canvas:
     def line(self, points: Sequence[Point], width: float, name: str, paint: Paint) -> None:
         """Draw a line of `width` pixels through the points."""
         pixels = max(1, round(width))
-        self._picture.line(points, paint.colour, pixels)
+        self._picture.line(points, paint.color, pixels)
         self._map.line(points, CLASS_INDEX[name], pixels)
 
     def label_at(self, x: float, y: float) -> int:
@@ -128,8 +128,8 @@ class Canvas:
             value = tile[rows[:, None], columns] * np.float32(paint.amplitude)
         if paint.shade:
             value = value + np.linspace(-1, 1, width, dtype=np.float32) * np.float32(paint.shade * self.light)
-        colour = np.asarray(paint.colour, np.float32)
-        return Image.fromarray(np.clip(value[:, :, None] + colour, 0, 255).astype(np.uint8))
+        color = np.asarray(paint.color, np.float32)
+        return Image.fromarray(np.clip(value[:, :, None] + color, 0, 255).astype(np.uint8))
 
 
 class Brush:

@@ -2,13 +2,13 @@
 
 import math
 
-from pipelines.demonstration.scenes.canvas import Brush, Canvas, Colour, Paint, any_colour, hsv
+from pipelines.demonstration.scenes.canvas import Brush, Canvas, Color, Paint, any_color, hsv
 
 _EYE = Paint((20, 20, 20))
 
 
-def _coat(canvas: Canvas) -> Colour:
-    """Draw a fur colour that cats, dogs, horses, cows and birds share."""
+def _coat(canvas: Canvas) -> Color:
+    """Draw a fur color that cats, dogs, horses, cows and birds share."""
     rng = canvas.rng
     return rng.choice(
         (
@@ -32,7 +32,7 @@ def draw_horse(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw a horse: long legs, a raised neck with a mane, a hanging tail."""
     rng, brush = canvas.rng, Brush(canvas, "horse", x, y, height)
     coat = Paint(_coat(canvas), "soft", 12, 10)
-    mane = Paint(rng.choice(((30, 25, 20), (235, 220, 180), coat.darker(0.55).colour)))
+    mane = Paint(rng.choice(((30, 25, 20), (235, 220, 180), coat.darker(0.55).color)))
     _legs(brush, (-0.36, -0.24, 0.2, 0.32), 0.46, 0.09, coat)
     brush.disc(0, 0.54, 0.46, 0.17, coat)
     brush.polygon([(0.2, 0.55), (0.44, 0.5), (0.66, 0.86), (0.5, 0.93)], coat)
@@ -67,9 +67,9 @@ def draw_cow(canvas: Canvas, x: float, y: float, height: float) -> None:
 def draw_sheep(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw a sheep: a ball of wool on short legs."""
     rng, brush = canvas.rng, Brush(canvas, "sheep", x, y, height * 0.75)
-    colour = rng.choice((hsv(45, 0.08, 0.93), hsv(40, 0.2, 0.85), hsv(30, 0.1, 0.3), hsv(30, 0.35, 0.6)))
+    color = rng.choice((hsv(45, 0.08, 0.93), hsv(40, 0.2, 0.85), hsv(30, 0.1, 0.3), hsv(30, 0.35, 0.6)))
     wool, face = (
-        Paint(colour, "wool", 22, 8),
+        Paint(color, "wool", 22, 8),
         Paint(rng.choice(((40, 38, 38), (225, 205, 185), (110, 90, 80)))),
     )
     _legs(brush, (-0.38, -0.22, 0.16, 0.32), 0.32, 0.09, face.darker(0.9))
@@ -77,7 +77,7 @@ def draw_sheep(canvas: Canvas, x: float, y: float, height: float) -> None:
     brush.disc(0.6, 0.66, 0.19, 0.17, face)
     brush.disc(0.5, 0.82, 0.17, 0.11, wool, bumps=7)
     brush.polygon([(0.44, 0.7), (0.3, 0.6), (0.46, 0.6)], face.darker(0.8))
-    brush.disc(0.66, 0.7, 0.03, 0.03, _EYE if sum(face.colour) > 200 else Paint((240, 240, 240)))
+    brush.disc(0.66, 0.7, 0.03, 0.03, _EYE if sum(face.color) > 200 else Paint((240, 240, 240)))
 
 
 def draw_dog(canvas: Canvas, x: float, y: float, height: float) -> None:
@@ -85,17 +85,17 @@ def draw_dog(canvas: Canvas, x: float, y: float, height: float) -> None:
     rng, brush = canvas.rng, Brush(canvas, "dog", x, y, height * 0.75)
     coat = Paint(_coat(canvas), rng.choice(("soft", "fine", "spots")), rng.choice((10, 30)), 8)
     ear = coat.darker(rng.choice((0.55, 0.7)))
-    _legs(brush, (-0.44, -0.3, 0.2, 0.32), 0.4, 0.11, Paint(coat.colour))
+    _legs(brush, (-0.44, -0.3, 0.2, 0.32), 0.4, 0.11, Paint(coat.color))
     brush.disc(-0.05, 0.48, 0.46, 0.19, coat)
     brush.polygon([(-0.46, 0.52), (-0.62, 0.9), (-0.54, 0.93), (-0.36, 0.6)], coat)
     brush.polygon([(0.2, 0.5), (0.4, 0.45), (0.52, 0.75), (0.3, 0.8)], coat)
     brush.disc(0.46, 0.8, 0.2, 0.19, coat)
-    brush.box(0.5, 0.67, 0.82, 0.82, Paint(coat.colour))
+    brush.box(0.5, 0.67, 0.82, 0.82, Paint(coat.color))
     brush.disc(0.82, 0.8, 0.06, 0.05, _EYE)
     brush.polygon([(0.28, 0.92), (0.42, 0.9), (0.38, 0.55), (0.26, 0.6)], ear)
     brush.disc(0.54, 0.86, 0.03, 0.03, _EYE)
     if rng.random() < 0.4:
-        brush.box(0.24, 0.6, 0.48, 0.66, Paint(any_colour(rng)))
+        brush.box(0.24, 0.6, 0.48, 0.66, Paint(any_color(rng)))
 
 
 def draw_cat(canvas: Canvas, x: float, y: float, height: float) -> None:
@@ -103,7 +103,7 @@ def draw_cat(canvas: Canvas, x: float, y: float, height: float) -> None:
     rng, brush = canvas.rng, Brush(canvas, "cat", x, y, height * 0.75)
     coat = Paint(_coat(canvas), rng.choice(("soft", "furrows", "fine")), rng.choice((8, 20)), 8)
     brush.line(
-        [(-0.25, 0.06), (-0.55, 0.1), (-0.62, 0.35), (-0.5, 0.55)], 0.11, Paint(coat.colour).darker(0.9)
+        [(-0.25, 0.06), (-0.55, 0.1), (-0.62, 0.35), (-0.5, 0.55)], 0.11, Paint(coat.color).darker(0.9)
     )
     brush.polygon([(-0.34, 0), (0.3, 0), (0.26, 0.3), (0.14, 0.62), (-0.16, 0.62), (-0.32, 0.3)], coat)
     brush.disc(0.02, 0.74, 0.27, 0.23, coat)
@@ -115,13 +115,13 @@ def draw_cat(canvas: Canvas, x: float, y: float, height: float) -> None:
         brush.disc(0.02 + side * 0.1, 0.77, 0.02, 0.045, _EYE)
     brush.polygon([(-0.02, 0.7), (0.06, 0.7), (0.02, 0.65)], Paint((230, 150, 150)))
     if rng.random() < 0.6:
-        brush.disc(0.02, 0.35, 0.12, 0.2, Paint(coat.colour).darker(1.3))
+        brush.disc(0.02, 0.35, 0.12, 0.2, Paint(coat.color).darker(1.3))
 
 
 def draw_bird(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw a bird, flying with spread wings or standing."""
     rng, brush = canvas.rng, Brush(canvas, "bird", x, y, height * 0.6)
-    plumage = Paint(rng.choice((_coat(canvas), any_colour(rng))), "soft", 8)
+    plumage = Paint(rng.choice((_coat(canvas), any_color(rng))), "soft", 8)
     beak = Paint((240, 170, 40))
     if rng.random() < 0.55:
         lift = rng.uniform(0.2, 0.5)
@@ -154,7 +154,7 @@ def draw_person(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw a standing or walking person in any clothes, sometimes holding an umbrella."""
     rng, brush = canvas.rng, Brush(canvas, "person", x, y, height)
     skin = Paint(hsv(rng.uniform(15, 30), rng.uniform(0.25, 0.6), rng.uniform(0.35, 0.95)))
-    top, bottom = Paint(any_colour(rng), "soft", 8, 8), Paint(any_colour(rng), "soft", 8)
+    top, bottom = Paint(any_color(rng), "soft", 8, 8), Paint(any_color(rng), "soft", 8)
     hair = Paint(rng.choice(((40, 28, 20), (120, 75, 35), (225, 195, 110), (150, 150, 150), (170, 70, 40))))
     stride = rng.uniform(0.04, 0.13)
     if rng.random() < 0.65:
@@ -174,13 +174,13 @@ def draw_person(canvas: Canvas, x: float, y: float, height: float) -> None:
     brush.disc(0, 0.88, 0.11, 0.12, hair)
     brush.disc(0.02, 0.87, 0.09, 0.1, skin)
     if rng.random() < 0.3:
-        brush.polygon([(-0.18, 0.94), (0.18, 0.94), (0.08, 1.06), (-0.08, 1.06)], Paint(any_colour(rng)))
+        brush.polygon([(-0.18, 0.94), (0.18, 0.94), (0.08, 1.06), (-0.08, 1.06)], Paint(any_color(rng)))
 
 
 def draw_umbrella(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw an open parasol on a pole that stands in the ground."""
     rng, brush = canvas.rng, Brush(canvas, "umbrella", x, y, height * 0.95)
-    cloth = (Paint(any_colour(rng), None, 0, 10), Paint(any_colour(rng), None, 0, 10))
+    cloth = (Paint(any_color(rng), None, 0, 10), Paint(any_color(rng), None, 0, 10))
     brush.line([(0, 0), (0, 0.7)], 0.045, Paint((120, 90, 60)))
     reach, gores = rng.uniform(0.45, 0.65), rng.choice((4, 5, 6))
     for gore in range(gores):

@@ -2,11 +2,11 @@
 
 import math
 
-from pipelines.demonstration.scenes.canvas import Brush, Canvas, Colour, Paint, any_colour, hsv
+from pipelines.demonstration.scenes.canvas import Brush, Canvas, Color, Paint, any_color, hsv
 
 
-def foliage(canvas: Canvas) -> Colour:
-    """Draw a leaf colour: mostly greens, some autumn, blossom and snow-dusted ones; shared by trees and bushes."""
+def foliage(canvas: Canvas) -> Color:
+    """Draw a leaf color: mostly greens, some autumn, blossom and snow-dusted ones; shared by trees and bushes."""
     rng = canvas.rng
     kind = rng.random()
     if kind < 0.65:
@@ -51,7 +51,7 @@ def draw_bush(canvas: Canvas, x: float, y: float, height: float) -> None:
         )
     brush.box(-0.6, 0, 0.6, 0.22, leaves)
     if rng.random() < 0.3:
-        berry = Paint(any_colour(rng))
+        berry = Paint(any_color(rng))
         for _ in range(8):
             brush.disc(rng.uniform(-0.5, 0.5), rng.uniform(0.1, 0.7), 0.045, 0.045, berry)
 
@@ -59,7 +59,7 @@ def draw_bush(canvas: Canvas, x: float, y: float, height: float) -> None:
 def draw_flower(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw a clump of large picture-book flowers on stalks."""
     rng = canvas.rng
-    petals, heart = Paint(any_colour(rng)), Paint(rng.choice(((250, 210, 60), (90, 60, 30), (250, 250, 240))))
+    petals, heart = Paint(any_color(rng)), Paint(rng.choice(((250, 210, 60), (90, 60, 30), (250, 250, 240))))
     stalk = Paint(hsv(rng.uniform(80, 140), 0.7, rng.uniform(0.3, 0.6)))
     count = rng.choice((1, 2, 3, 5))
     for _ in range(count):
@@ -101,7 +101,7 @@ def draw_rock(canvas: Canvas, x: float, y: float, height: float) -> None:
 
 
 def draw_cloud(canvas: Canvas, x: float, y: float, height: float) -> None:
-    """Draw a cloud of several puffs: white, grey, or coloured by the evening."""
+    """Draw a cloud of several puffs: white, gray, or colored by the evening."""
     rng, brush = canvas.rng, Brush(canvas, "cloud", x, y, height)
     value = rng.uniform(0.55, 1.0)
     puff = Paint(hsv(rng.uniform(0, 360), rng.uniform(0, 0.18), value), "soft", 14)

@@ -179,9 +179,9 @@ def _place_water_things(canvas: Canvas) -> None:
 def _place_land_things(canvas: Canvas, horizon: float) -> None:
     rng, size = canvas.rng, canvas.size
     placed = []
-    favourites = rng.sample(tuple(_LAND_THINGS), 5)
+    favorites = rng.sample(tuple(_LAND_THINGS), 5)
     for _ in range(rng.randint(4, 10)):
-        name = rng.choice(favourites if rng.random() < 0.5 else tuple(_LAND_THINGS))
+        name = rng.choice(favorites if rng.random() < 0.5 else tuple(_LAND_THINGS))
         for _ in range(5):
             x, y = rng.uniform(0.03, 0.97) * size, horizon + rng.uniform(0.12, 1.05) * (size - horizon)
             if canvas.label_at(x, y) not in _WATER:

@@ -2,7 +2,7 @@
 
 import math
 
-from pipelines.demonstration.scenes.canvas import Brush, Canvas, Paint, any_colour
+from pipelines.demonstration.scenes.canvas import Brush, Canvas, Paint, any_color
 
 _TYRE, _HUB = Paint((35, 35, 38)), Paint((170, 170, 175))
 
@@ -17,7 +17,7 @@ def _wheel(brush: Brush, u: float, radius: float) -> None:
 
 
 def _body(canvas: Canvas) -> Paint:
-    return Paint(any_colour(canvas.rng), "soft", 8, canvas.rng.uniform(5, 18))
+    return Paint(any_color(canvas.rng), "soft", 8, canvas.rng.uniform(5, 18))
 
 
 def draw_car(canvas: Canvas, x: float, y: float, height: float) -> None:
@@ -61,7 +61,7 @@ def draw_truck(canvas: Canvas, x: float, y: float, height: float) -> None:
     kind = rng.random()
     if kind < 0.5:
         brush.box(
-            -half, 0.26, half * 0.42, 1, Paint(load.colour, rng.choice(("furrows", "soft", "planks")), 12)
+            -half, 0.26, half * 0.42, 1, Paint(load.color, rng.choice(("furrows", "soft", "planks")), 12)
         )
     elif kind < 0.75:
         brush.disc(-half * 0.3, 0.58, half * 0.72, 0.32, load)
@@ -83,7 +83,7 @@ def draw_boat(canvas: Canvas, x: float, y: float, height: float) -> None:
     brush.polygon([(-half, 0.28), (half * 1.1, 0.32), (half * 0.75, 0), (-half * 0.75, 0)], hull)
     brush.line([(-half, 0.28), (half * 1.1, 0.32)], 0.05, hull.darker(1.4))
     if rng.random() < 0.65:
-        sail = Paint(rng.choice(((245, 242, 230), any_colour(rng))), "soft", 8, 8)
+        sail = Paint(rng.choice(((245, 242, 230), any_color(rng))), "soft", 8, 8)
         brush.box(-0.03, 0.28, 0.03, 1.05, Paint((100, 75, 50)))
         brush.polygon([(0.06, 0.36), (half * 0.9, 0.4), (0.06, 1.02)], sail)
         brush.polygon([(-0.06, 0.36), (-half * 0.75, 0.4), (-0.06, 0.92)], sail.darker(0.9))
@@ -91,7 +91,7 @@ def draw_boat(canvas: Canvas, x: float, y: float, height: float) -> None:
     brush.box(-half * 0.55, 0.28, half * 0.45, 0.58, Paint((240, 240, 235), "fine", 6))
     for u in (-0.3, -0.1, 0.1):
         brush.disc(u * half * 1.6, 0.44, 0.06, 0.06, Paint((60, 80, 100)))
-    funnel = Paint(any_colour(rng))
+    funnel = Paint(any_color(rng))
     brush.box(-0.12, 0.58, 0.08, 0.95, funnel)
     brush.box(-0.12, 0.82, 0.08, 0.95, funnel.darker(0.4))
 
@@ -125,8 +125,8 @@ def draw_train(canvas: Canvas, x: float, y: float, height: float) -> None:
 def draw_aeroplane(canvas: Canvas, x: float, y: float, height: float) -> None:
     """Draw an aeroplane from the side with wings, tail and portholes."""
     rng, brush = canvas.rng, Brush(canvas, "aeroplane", x, y, height * 0.9)
-    hull = Paint(rng.choice(((240, 240, 242), any_colour(rng), any_colour(rng))), "soft", 6, 8)
-    trim = Paint(any_colour(rng))
+    hull = Paint(rng.choice(((240, 240, 242), any_color(rng), any_color(rng))), "soft", 6, 8)
+    trim = Paint(any_color(rng))
     brush.lean = 0.0
     tilt = rng.uniform(-0.2, 0.3)
 
@@ -146,10 +146,10 @@ def draw_aeroplane(canvas: Canvas, x: float, y: float, height: float) -> None:
 
 
 def draw_balloon(canvas: Canvas, x: float, y: float, height: float) -> None:
-    """Draw a hot-air balloon with coloured gores and a basket."""
+    """Draw a hot-air balloon with colored gores and a basket."""
     rng, brush = canvas.rng, Brush(canvas, "balloon", x, y, height * 1.15)
     brush.lean = 0.0
-    paints = (Paint(any_colour(rng), "soft", 6, 10), Paint(any_colour(rng), "soft", 6, 10))
+    paints = (Paint(any_color(rng), "soft", 6, 10), Paint(any_color(rng), "soft", 6, 10))
     brush.polygon([(-0.3, 0.5), (0.3, 0.5), (0.07, 0.2), (-0.07, 0.2)], paints[0].darker(0.8))
     for index, reach in enumerate((0.36, 0.24, 0.1)):
         brush.disc(0, 0.65, reach, 0.35, paints[index % 2])

@@ -1,4 +1,4 @@
-"""From samples wider than 8 bits to grey levels: what is white is what the file says, else what its values say."""
+"""From samples wider than 8 bits to gray levels: what is white is what the file says, else what its values say."""
 
 from typing import Any, NamedTuple
 
@@ -27,14 +27,14 @@ class _Levels(NamedTuple):
     white: float
 
 
-def to_grey_levels(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
+def to_gray_levels(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
     """Bring a loaded image of one wide channel (Pillow's modes I;16, I and F) to 8 bits.
 
     A TIFF's own words decide first (SMinSampleValue and SMaxSampleValue, MaxSampleValue, BitsPerSample), if they
     hold its values. Without them integers of 16 bits are taken as 8, 10 or 12 bits where a TIFF, or an image of
     unknown origin, holds no larger value; floats in [0, 1] and in [0, 255] as they are; everything else is stretched
     from its smallest to its largest value. Values that are not finite, the TIFF's no-data value (GDAL's tag) and the
-    usual ones for "nothing measured" decide nothing and become black. A constant image becomes one grey.
+    usual ones for "nothing measured" decide nothing and become black. A constant image becomes one gray.
 
     Raises:
         ImageError: Nothing was measured anywhere.
@@ -54,13 +54,13 @@ def to_grey_levels(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
 
 
 def lies_in_twelve_bits(high_bytes: Image.Image) -> bool:
-    """Say whether a TIFF of 16-bit colours, of which Pillow keeps the high bytes, has no value above 12 bits."""
+    """Say whether a TIFF of 16-bit colors, of which Pillow keeps the high bytes, has no value above 12 bits."""
     largest = int(np.asarray(high_bytes).max())
     return largest <= _DEPTHS[-1] >> 8
 
 
-def to_colour_levels(high_bytes: Image.Image, low_bytes: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    """Bring a TIFF of 16-bit colours to 8 bits as `to_grey_levels` does, all channels by the same black and white."""
+def to_color_levels(high_bytes: Image.Image, low_bytes: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """Bring a TIFF of 16-bit colors to 8 bits as `to_gray_levels` does, all channels by the same black and white."""
     tags = getattr(high_bytes, "tag_v2", None) or {}
     values = np.asarray(high_bytes).astype(np.uint16) << 8 | np.asarray(low_bytes)
     smallest, largest = float(values.min()), float(values.max())
@@ -99,18 +99,18 @@ def _scaled(
     black, white = levels
     span = max(white - black, np.finfo(np.float64).tiny)  # a constant image has none
 
-    def grey(samples: np.ndarray) -> np.ndarray:
+    def gray(samples: np.ndarray) -> np.ndarray:
         level = np.rint((samples.astype(np.float64) - black).clip(0, white - black) * 255 / span)
         return (255 - level if inverted else level).astype(np.uint8)
 
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        scaled: np.ndarray = grey(np.arange(65536))[values]
+        scaled: np.ndarray = gray(np.arange(65536))[values]
     else:
         scaled = np.empty(values.shape, np.uint8)
         for top in range(0, len(values), _STRIP_ROWS):
             rows = slice(top, top + _STRIP_ROWS)
             kept = values[rows] if measured is None else np.where(measured[rows], values[rows], black)
-            scaled[rows] = grey(kept)
+            scaled[rows] = gray(kept)
     if measured is not None:
         scaled[~measured] = 0
     return scaled

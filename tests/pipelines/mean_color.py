@@ -1,4 +1,4 @@
-"""A small real job for tests of the runner: the mean colour of each image, and ways to misbehave."""
+"""A small real job for tests of the runner: the mean color of each image, and ways to misbehave."""
 
 import io
 import os
@@ -35,7 +35,7 @@ def summarize(table: pa.Table) -> dict[str, float]:
 MEANS = OutputTable("means", SCHEMA, summarize)
 
 
-class MeanColour:
+class MeanColor:
     """Compute the mean of an image's pixels; `poison` ids kill the worker, `wrong` ids are a programming error."""
 
     def __init__(
@@ -91,7 +91,7 @@ def mean_of(data: bytes) -> float:
 
 
 def mean_job(output: str, source: Source, actors: int = 2, batch_size: int = 4, **arguments: object) -> Job:
-    stage = ActorStage("mean", MeanColour, arguments, Pool("mean", actors, 0.5), batch_size)
+    stage = ActorStage("mean", MeanColor, arguments, Pool("mean", actors, 0.5), batch_size)
     return Job(Folder(output), source, [stage], MEANS, fragment_rows=4, no_progress_s=60.0)
 
 
