@@ -229,8 +229,8 @@ def _require_devices(pools: PoolOptions) -> None:
     kind, _, number = pools.device.partition(":")
     if kind not in _DEVICES or (number and not number.isdigit()):
         raise ConfigError(f"unknown device {pools.device!r}; give auto, cpu, or cuda")
-    if kind == "cpu" and (pools.num_gpus or pools.resolve_gpus):
-        raise ConfigError("device is cpu, but num_gpus or resolve_gpus asks for GPUs; give one of them")
+    if kind == "cpu" and (pools.num_gpus or pools.finish_gpus):
+        raise ConfigError("device is cpu, but num_gpus or finish_gpus asks for GPUs; give one of them")
     if kind not in ("auto", "cpu") and pools.num_gpus == 0:
         raise ConfigError(
             f"device is {pools.device}, but num_gpus is 0, which computes on CPUs; give one of them"

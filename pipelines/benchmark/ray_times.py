@@ -89,7 +89,7 @@ def scaling(config: BenchmarkConfig) -> dict[str, object]:
                 vocabulary,
                 folders,
                 Path(root) / f"actors-{actors}",
-                PoolOptions(actors=actors, resolve_actors=0, torch_threads=1, num_gpus=share),
+                PoolOptions(actors=actors, finish_actors=0, torch_threads=1, num_gpus=share),
             )
             for actors in (1, 2)
         }

@@ -10,7 +10,7 @@ from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.pictures import write_previews
-from pipelines.label.stages import ProposeStage, ResolveStage, SegmentStage
+from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.table import LABEL_TABLE
 from pipelines.preflight import check_label, check_model, say_once
 from pipelines.preflight import read_descriptions as read_descriptions
@@ -99,12 +99,12 @@ def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
         "torch_threads": plan.torch_threads,
         "worker_threads": plan.worker_threads,
     }
-    if plan.resolve is None:
+    if plan.finish is None:
         return [ActorStage("segment", SegmentStage, arguments, plan.propose, plan.batch_size)]
     lighter = arguments | {"torch_threads": plan.torch_threads and 1}
     return [
         ActorStage("propose", ProposeStage, arguments, plan.propose, plan.batch_size),
-        ActorStage("resolve", ResolveStage, lighter, plan.resolve, plan.batch_size),
+        ActorStage("finish", FinishStage, lighter, plan.finish, plan.batch_size),
     ]
 
 

@@ -225,10 +225,10 @@ class ProposeStage(_EngineStage):
         return [outcomes[place] for place in range(len(items))]
 
 
-class ResolveStage(_EngineStage):
+class FinishStage(_EngineStage):
     """Stage 2: proposals to labels (column ``result``)."""
 
-    name = "resolve"
+    name = "finish"
     payload = "proposal"
 
     def work(self, items: Sequence[dict[str, Any]]) -> list[Any]:
@@ -282,7 +282,7 @@ def _proposals(rows: Batch, payload: str) -> list[Any]:
     if not all(value is None or isinstance(value, dict) for value in values):
         raise ConfigError(
             f"the batch has no column {payload!r} of proposals (it has {', '.join(map(str, rows.names)) or 'none'}); "
-            "ResolveStage works on what ProposeStage gives"
+            "FinishStage works on what ProposeStage gives"
         )
     return values
 

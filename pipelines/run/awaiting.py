@@ -171,9 +171,9 @@ def worker_bundles(options: PoolOptions, two_stages: bool) -> list[dict[str, flo
     """Return what the workers need, one entry for each of stage 1 with its share of stage 2; one where it is open."""
     gpus = 0.0
     if not options.wants_cpus:
-        shared = 1.0 if options.num_gpus is None else options.num_gpus + (options.resolve_gpus or 0.0)
+        shared = 1.0 if options.num_gpus is None else options.num_gpus + (options.finish_gpus or 0.0)
         gpus = shared if shared > 1 else 1.0
-    cpus = (options.num_cpus or 0.25) * (2 if two_stages and options.resolve_actors != 0 else 1)
+    cpus = (options.num_cpus or 0.25) * (2 if two_stages and options.finish_actors != 0 else 1)
     bundle = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
     return [bundle] * (options.actors or 1)
 

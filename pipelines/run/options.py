@@ -124,9 +124,9 @@ class PoolOptions:
 
     Attributes:
         actors: Workers of stage 1 (encoder and purification).
-        resolve_actors: Workers of stage 2 (ambiguous regions and masks); 0 lets those of stage 1 do both.
+        finish_actors: Workers of stage 2 (ambiguous regions and masks); 0 lets those of stage 1 do both.
         num_gpus: GPUs of a worker of stage 1, a fraction to share one; 0 computes on CPUs.
-        resolve_gpus: The same for stage 2.
+        finish_gpus: The same for stage 2.
         num_cpus: Logical CPUs that each worker reserves.
         torch_threads: Threads of a worker on CPUs.
         batch_size: Images that a worker takes at once; larger fills a GPU better and takes more memory.
@@ -134,9 +134,9 @@ class PoolOptions:
     """
 
     actors: int | None = None
-    resolve_actors: int | None = None
+    finish_actors: int | None = None
     num_gpus: float | None = None
-    resolve_gpus: float | None = None
+    finish_gpus: float | None = None
     num_cpus: float | None = None
     torch_threads: int | None = None
     batch_size: int | None = None
@@ -155,9 +155,9 @@ class PoolOptions:
     def __post_init__(self) -> None:
         for name, least in (
             ("actors", 1),
-            ("resolve_actors", 0),
+            ("finish_actors", 0),
             ("num_gpus", 0),
-            ("resolve_gpus", 0),
+            ("finish_gpus", 0),
             ("num_cpus", 0),
             ("torch_threads", 1),
             ("batch_size", 1),

@@ -8,7 +8,7 @@ from ovss_core.errors import ClusterError
 from pipelines.run.capacity import Node, Pool, check_capacity
 from pipelines.run.options import PoolOptions
 
-_GPU_SHARE, _GPU_SHARE_RESOLVE = 0.75, 0.25
+_GPU_SHARE, _GPU_SHARE_FINISH = 0.75, 0.25
 _WORKERS_A_GPU = 2
 GPU_BATCH, CPU_BATCH = 64, 8
 _DECODE_THREADS = 2
@@ -22,14 +22,14 @@ class WorkerPlan:
     """The pools of a labelling job.
 
     Attributes:
-        propose: Stage 1, or both stages where `resolve` is None.
+        propose: Stage 1, or both stages where `finish` is None.
         torch_threads: Threads of a worker of stage 1 on CPUs; None on GPUs.
         batch_size: Images of one call.
         worker_threads: Threads of a worker that decode images or encode masks.
     """
 
     propose: Pool
-    resolve: Pool | None
+    finish: Pool | None
     torch_threads: int | None
     batch_size: int
     worker_threads: int
@@ -37,7 +37,7 @@ class WorkerPlan:
     @property
     def pools(self) -> list[Pool]:
         """Both pools."""
-        return [self.propose, self.resolve] if self.resolve else [self.propose]
+        return [self.propose, self.finish] if self.finish else [self.propose]
 
     @property
     def on_gpus(self) -> bool:
@@ -58,17 +58,17 @@ def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) 
         nodes: What the cluster has.
         two_stages: Whether stage 2 has work of its own.
     """
-    split = two_stages and options.resolve_actors != 0
+    split = two_stages and options.finish_actors != 0
     on_gpus = not options.wants_cpus and any(node.gpus for node in nodes)
     actors, threads = _actors_and_threads(options, nodes, on_gpus)
     together = _WORKERS_A_GPU if options.actors is None and options.num_gpus is None else 1
     share = options.num_gpus if options.num_gpus is not None else (_GPU_SHARE if split else 1.0) / together
-    share_resolve = options.resolve_gpus if options.resolve_gpus is not None else _GPU_SHARE_RESOLVE
-    resolvers = options.resolve_actors or (actors if on_gpus else math.ceil(actors / 2))
+    share_finish = options.finish_gpus if options.finish_gpus is not None else _GPU_SHARE_FINISH
+    finishers = options.finish_actors or (actors if on_gpus else math.ceil(actors / 2))
     actors *= together if on_gpus else 1
     plan = WorkerPlan(
         Pool("propose" if split else "segment", actors, _LEAST_CPUS, share if on_gpus else 0.0),
-        Pool("resolve", resolvers, _LEAST_CPUS, share_resolve if on_gpus else 0.0) if split else None,
+        Pool("finish", finishers, _LEAST_CPUS, share_finish if on_gpus else 0.0) if split else None,
         threads,
         options.batch_size or (GPU_BATCH if on_gpus else CPU_BATCH),
         max(4, math.floor(sum(node.cpus for node in nodes) / actors)) if on_gpus else _DECODE_THREADS,
@@ -99,8 +99,8 @@ def _larger_first(plan: WorkerPlan, most: float) -> Iterator[WorkerPlan]:
 
 
 def _with_cpus(plan: WorkerPlan, num_cpus: float) -> WorkerPlan:
-    resolve = replace(plan.resolve, num_cpus=num_cpus) if plan.resolve else None
-    return replace(plan, propose=replace(plan.propose, num_cpus=num_cpus), resolve=resolve)
+    finish = replace(plan.finish, num_cpus=num_cpus) if plan.finish else None
+    return replace(plan, propose=replace(plan.propose, num_cpus=num_cpus), finish=finish)
 
 
 def _fits(plan: WorkerPlan, nodes: Sequence[Node]) -> bool:

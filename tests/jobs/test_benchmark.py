@@ -87,7 +87,7 @@ def test_operations_of_a_window_are_those_that_torch_counts_where_its_attention_
 
 
 def test_the_ray_job_is_measured_beside_the_bare_engine(ray_session: None) -> None:
-    pools = PoolOptions(actors=1, resolve_actors=0, torch_threads=1)
+    pools = PoolOptions(actors=1, finish_actors=0, torch_threads=1)
     rates = ray_over_engine(BenchmarkConfig(ray_images=10), "demo", pools)
     assert set(rates) == {"ray_over_engine", "engine_images_a_second", "ray_images_a_second"}
     assert 0.1 < rates["engine_images_a_second"] < 1000

@@ -172,7 +172,7 @@ def test_the_command_labels_and_reports(
     output = images.parent / "out"
     flags = f"label --images {images} --vocabulary {images.parent}/words.txt --output {output} --model demo"
     flags += (
-        f" --pretrained random --descriptions {images.parent}/descriptions.json --actors 1 --resolve-actors 0"
+        f" --pretrained random --descriptions {images.parent}/descriptions.json --actors 1 --finish-actors 0"
     )
     assert cli.main(flags.split()) == 0
     printed = capsys.readouterr()

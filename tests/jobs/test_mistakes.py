@@ -33,7 +33,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("label --outptu=x", "unknown flag --outptu; did you mean --output?"),
         ("label -images x", "unknown flag -images; did you mean --images?"),
         ("label \u2014images x", "unknown flag \u2014images; did you mean --images?"),
-        ("label --gpus 1", "unknown flag --gpus; did you mean --num-gpus or --resolve-gpus?"),
+        ("label --gpus 1", "unknown flag --gpus; did you mean --num-gpus or --finish-gpus?"),
         ("label --short_side 3", "unknown flag --short_side; did you mean --windows.short_side?"),
         ("label --sfp.varient paper", "unknown flag --sfp.varient; did you mean --sfp.variant?"),
         ("label --xyzzy 1", "unknown flag --xyzzy; ovss label --help lists them all"),

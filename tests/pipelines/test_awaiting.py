@@ -72,7 +72,7 @@ def test_the_report_of_an_autoscaler_says_what_starts_and_how_many_gpus_that_bri
 def test_the_autoscaler_is_asked_for_workers_of_both_stages_on_one_gpu() -> None:
     assert worker_bundles(PoolOptions(), True) == [{"CPU": 0.5, "GPU": 1.0}]
     assert worker_bundles(PoolOptions(actors=3, num_cpus=2), False) == [{"CPU": 2, "GPU": 1.0}] * 3
-    assert worker_bundles(PoolOptions(num_gpus=2, resolve_actors=0), True) == [{"CPU": 0.25, "GPU": 2}]
+    assert worker_bundles(PoolOptions(num_gpus=2, finish_actors=0), True) == [{"CPU": 0.25, "GPU": 2}]
     assert worker_bundles(PoolOptions(device="cpu", actors=2), True) == [{"CPU": 0.5}] * 2
 
 

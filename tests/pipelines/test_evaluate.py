@@ -84,7 +84,7 @@ def test_counts_equal_a_loop_over_the_masks_that_labelling_writes(pairs: Path) -
         RunOptions(str(pairs / "labels"), shard_size=3, no_progress_s=120.0),
         VOCABULARY,
         SEGMENTER,
-        pools=replace(POOLS, resolve_actors=0),
+        pools=replace(POOLS, finish_actors=0),
     )
     run_label(label)
 

@@ -31,7 +31,7 @@ SEGMENTER = SegmenterConfig(
     windows=WindowConfig(size=32, stride=32, short_side=32),
     window_batch=8,
 )
-ONE_POOL = PoolOptions(actors=1, resolve_actors=0, batch_size=4, torch_threads=1)
+ONE_POOL = PoolOptions(actors=1, finish_actors=0, batch_size=4, torch_threads=1)
 
 
 def job(images: str | Path, output: str | Path, **changes: object) -> LabelJob:
@@ -88,7 +88,7 @@ def test_a_folder_with_every_kind_of_bad_file_is_labelled_and_the_rest_of_the_li
         images,
         output,
         run=RunOptions(str(output), shard_size=8, previews=3),
-        pools=replace(ONE_POOL, resolve_actors=1),
+        pools=replace(ONE_POOL, finish_actors=1),
     )
 
     summary = run_label(work)

@@ -23,7 +23,7 @@ from ovss_core.images.decode import decode_image
 from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.masks import decode_mask
-from pipelines.label.stages import ProposeStage, ResolveStage, SegmentStage
+from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.table import label_row, summarize_labels
 from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, result_type
 from tests.tiny import WORDS, random_picture, tiny_clip, tiny_config
@@ -65,8 +65,8 @@ def test_one_at_a_time_a_batch_and_two_stages_give_the_engines_labels(method: st
     whole = SegmentStage(settings, text(), "cpu")
     batch = whole(table(images))["result"].to_pylist()
     singles = [whole(table([data]))["result"].to_pylist()[0] for data in images]
-    propose, resolve = ProposeStage(settings, text().to_bytes(), "cpu"), ResolveStage(settings, text(), "cpu")
-    staged = resolve(propose(table(images)))["result"].to_pylist()
+    propose, finish = ProposeStage(settings, text().to_bytes(), "cpu"), FinishStage(settings, text(), "cpu")
+    staged = finish(propose(table(images)))["result"].to_pylist()
 
     for number, label_map in enumerate(expected):
         for rows in (batch, singles, staged):
@@ -106,7 +106,7 @@ def test_seconds_of_all_steps_travel_with_the_first_row() -> None:
     settings = config()
     rows = ProposeStage(settings, text(), "cpu")(table(photographs()))
     assert rows.schema.field("proposal").type == PROPOSAL
-    rows = ResolveStage(settings, text(), "cpu")(rows)
+    rows = FinishStage(settings, text(), "cpu")(rows)
     first, *others = rows["seconds"].to_pylist()
     assert {"decode", "encoder", "purification", "finish", "mask_encoding"} <= dict(first).keys()
     assert all(seconds >= 0 for _, seconds in first)
@@ -160,7 +160,7 @@ USERS = {
 @pytest.mark.parametrize("form", ["pyarrow", "numpy", "pandas"])
 def test_columns_of_the_users_own_names_are_kept_and_the_stages_stand_beside_them(form: str) -> None:
     names = ["ovss_failure", "ovss_seconds", "ovss_result"]
-    for stages in ([stage()], [stage(ProposeStage), stage(ResolveStage)]):
+    for stages in ([stage()], [stage(ProposeStage), stage(FinishStage)]):
         batch: Any = table(photographs(), **USERS)
         if form == "numpy":
             batch = {name: object_array(batch[name].to_pylist()) for name in batch.column_names}
@@ -186,11 +186,11 @@ def test_numpy_and_pandas_batches_are_given_back_as_they_came(form: str, method:
     batch: Any = {"image": object_array(images), "caption": np.arange(7)}
     if form == "pandas":
         batch = pd.DataFrame(batch)
-    propose, resolve = (kind(config(method), text(), "cpu") for kind in (ProposeStage, ResolveStage))
+    propose, finish = (kind(config(method), text(), "cpu") for kind in (ProposeStage, FinishStage))
     proposed = propose(batch)
     assert isinstance(proposed, type(batch))
     assert proposed["proposal"][0]["maps"]
-    found = resolve(proposed)
+    found = finish(proposed)
     assert isinstance(found, type(batch))
     assert list(found) == ["caption", "failure", "seconds", "result"]
     assert list(found["caption"]) == list(range(7))
@@ -313,7 +313,7 @@ def test_tensors_of_other_numbers_are_refused() -> None:
 def test_the_second_stage_says_that_it_wants_the_first() -> None:
     for batch in (table(photographs()), pa.table({"proposal": ["text"]})):
         with pytest.raises(ConfigError, match=r"no column 'proposal' of proposals.*what ProposeStage gives"):
-            stage(ResolveStage)(batch)
+            stage(FinishStage)(batch)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_an_empty_batch_stays_one(empty: Any) -> None:
         assert all(len(found[name]) == 0 for name in names)
 
 
-@pytest.mark.parametrize("kinds", [(SegmentStage,), (ProposeStage, ResolveStage)])
+@pytest.mark.parametrize("kinds", [(SegmentStage,), (ProposeStage, FinishStage)])
 def test_an_image_whose_features_are_not_finite_fails_alone(
     kinds: tuple[type, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
