@@ -77,6 +77,10 @@ def test_a_case_can_be_read_again_and_kept(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "case.png").stat().st_size > 0
 
 
+def test_with_a_target_that_does_not_exist_nothing_is_read() -> None:
+    assert fuzz(load_planted, seconds=60.0, only="nobody").cases.total() == 0
+
+
 def test_targets_that_cannot_be_loaded_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="cannot be loaded"):
         fuzz(load_nothing, seconds=1.0)

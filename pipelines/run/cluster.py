@@ -78,6 +78,8 @@ def connected(
 def _start(remote: str | None, verbose: bool, mark: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_KEEP_IDLE_MS))
+    # else Ray starts workers at once and waits for each, for ever where one of them is killed, deaf to any signal
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     os.environ.setdefault(
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1"
     )  # a signal ends a run cleanly, not in a stack

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(outcome.fault is not None)
         load = partial(load_for_campaign, Path(folder))
         report = fuzz(load, given.seconds, given.seed, given.target, given.cases)
+    if not report.cases:
+        parser.error("no file was read: there is no such target, or no time")
     print(as_text(report))
     return int(bool(report.findings))
 

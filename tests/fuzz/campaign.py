@@ -140,10 +140,10 @@ def fuzz(
     """
     report, spent, turns = Report(), defaultdict[str, float](float), Counter[str]()
     reader = _Reader(load, case_s)
-    names = [only] if only else sorted(reader.seed_files)
+    names = [name for name in sorted(reader.seed_files) if only in (None, name)]
     end = time.monotonic() + seconds
     try:
-        while (begun := time.monotonic()) < end and report.cases.total() != cases:
+        while names and (begun := time.monotonic()) < end and report.cases.total() != cases:
             name = min(names, key=spent.__getitem__)
             files = reader.seed_files[name]
             case = Case(name, files[turns[name] % len(files)], seed)

@@ -173,3 +173,29 @@ def test_a_ray_that_dies_ends_the_run_with_one_line_and_nothing_of_it_is_left(
     assert "has died (was it killed, or is memory short?); the same command goes on" in said.splitlines()[-1]
     assert foreign_lines(said) == []
     assert processes_with(mark) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in Linux's /proc")
+def test_a_worker_that_is_killed_while_it_starts_does_not_hold_up_the_run(
+    image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    mark = uuid.uuid4().hex
+    run = label(image_folder(5), tmp_path / "out", **{_MARK: mark})
+    starting: list[int] = []
+    while not starting and run.poll() is None:
+        commands = processes_with(mark)
+        starting = [number for number, command in commands.items() if is_starting_worker(command)]
+    os.kill(starting[0], signal.SIGKILL)
+    try:
+        printed, said = run.communicate(timeout=100)
+    finally:
+        run.kill()
+    assert run.returncode == 0, said
+    assert printed.startswith("5 images: 5 labelled, 0 failed")
+
+
+def is_starting_worker(command: str) -> bool:
+    """Say whether a process is a worker that has no title yet; the raylet's own command names the program, too."""
+    program, *arguments = command.split() or [""]
+    return "python" in program and any(word.endswith("/default_worker.py") for word in arguments[:3])
