@@ -15,6 +15,7 @@ html_title = f"ovss {release}"
 html_copy_source = False
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
+highlight_language = "text"  # of blocks that name none
 default_role = "py:obj"  # `name` in a docstring is code, and a link where the name is documented
 napoleon_use_ivar = True
 napoleon_use_rtype = False
