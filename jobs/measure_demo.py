@@ -6,9 +6,10 @@ from jobs.arguments import RUN, START, make_parser
 from jobs.flags import Flag
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
-from ovss_core.config import ModelConfig
+from ovss_core.check import validate
+from ovss_core.config import ModelConfig, SegmenterConfig
 from ovss_core.errors import ConfigError
-from ovss_core.head_names import host_names, require_host
+from ovss_core.head_names import host_names
 
 
 def build_parser() -> CommandParser:
@@ -38,8 +39,9 @@ def main(arguments: Arguments = None) -> int:
     """Measure, print the table, and return the exit status."""
     given = build_parser().parse_args(arguments)
     hosts = [name.strip() for name in given.hosts.split(",")]
-    for name in hosts:
-        require_host(name)
+    model = ModelConfig(name="demo", pretrained=given.pretrained)
+    for host in hosts:
+        validate(SegmenterConfig(model, host))
     for name in ("count", "threads"):
         if given[name] is not None and given[name] < 1:
             raise ConfigError(f"--{name} is {given[name]}; give at least 1")
@@ -49,7 +51,6 @@ def main(arguments: Arguments = None) -> int:
 
     if given.threads:
         torch.set_num_threads(given.threads)
-    model = ModelConfig(name="demo", pretrained=given.pretrained)
     cells = measure_demo(hosts, given.count, model, report=_progress)
     print(as_table(cells, given.count))
     return 0

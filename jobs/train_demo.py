@@ -41,6 +41,9 @@ def main(arguments: Arguments = None) -> int:
     """Run the training and return the exit status."""
     given = build_parser().parse_args(arguments)
     config = TrainingConfig(**vars(given.training))
+    from pipelines.preflight import require_place  # brings Arrow, which help does not need
+
+    require_place(str(given.folder), "--folder")
     from pipelines.demonstration.training import train_demo  # brings torch, which help does not need
 
     print(f"wrote {train_demo(given.folder, config, given.stop_after)}")

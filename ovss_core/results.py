@@ -1,6 +1,8 @@
 """The result for one image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -32,6 +34,50 @@ class ScoredClass:
     index: int
     name: str
     score: float
+
+
+class ScoredClasses(Sequence[ScoredClass]):
+    """Scored classes as arrays, each made into a `ScoredClass` when it is asked for.
+
+    Of a large vocabulary every image lists nearly all; what only passes through to a table is never made at all.
+
+    Args:
+        names: Of the whole vocabulary.
+        indices: Classes that are listed, ascending.
+        scores: Of the same classes.
+    """
+
+    def __init__(self, names: Sequence[str], indices: np.ndarray, scores: np.ndarray) -> None:
+        self.indices, self.scores = indices, scores
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, place: int) -> ScoredClass: ...
+    @overload
+    def __getitem__(self, place: slice) -> "ScoredClasses": ...
+    def __getitem__(self, place: int | slice) -> "ScoredClass | ScoredClasses":
+        if isinstance(place, slice):
+            return ScoredClasses(self._names, self.indices[place], self.scores[place])
+        index = int(self.indices[place])
+        return ScoredClass(index, self._names[index], float(self.scores[place]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_dicts(self) -> list[dict[str, object]]:
+        """Return index, name and score of each."""
+        return [
+            {"index": index, "name": self._names[index], "score": score}
+            for index, score in zip(self.indices.tolist(), self.scores.tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -72,8 +118,8 @@ class Segmentation:
 
     label_map: np.ndarray
     present: tuple[PresentClass, ...]
-    kept: tuple[ScoredClass, ...] = ()
-    removed: tuple[ScoredClass, ...] = ()
+    kept: Sequence[ScoredClass] = ()
+    removed: Sequence[ScoredClass] = ()
     groups: tuple[AmbiguityGroup, ...] = ()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ovss_core.errors import VocabularyError, nearest
 from ovss_core.vocabulary_files import (
     BACKGROUND_NAME,
+    brief,
     is_background,
     parse_class_line,
     read_entries,
@@ -64,14 +65,20 @@ class Vocabulary:
         for position, entry in enumerate(self.classes):
             if entry.name in seen:
                 raise VocabularyError(
-                    f"class {entry.name!r} appears twice (classes {seen[entry.name] + 1} and {position + 1}"
+                    f"class {brief(entry.name)} appears twice (classes {seen[entry.name] + 1} and {position + 1}"
                     f"{f' of {self.name}' if self.name else ''}); give each class one line and put its synonyms "
                     "on that line, separated by commas"
                 )
             if not entry.name.strip() or not all(phrase.strip() for phrase in entry.phrases):
-                raise VocabularyError(f"class {position + 1} has an empty name or phrase: {entry}; remove it")
+                raise VocabularyError(
+                    f"class {position + 1} has an empty name or phrase: {_told(entry)}; remove it"
+                )
+            if not _is_text(entry):
+                raise VocabularyError(
+                    f"class {position + 1} has a sign in it that is no text: {_told(entry)}; write it as UTF-8"
+                )
             if not entry.phrases and not is_background(entry.name):
-                raise VocabularyError(f"class {entry.name!r} has no phrase; give it at least one")
+                raise VocabularyError(f"class {brief(entry.name)} has no phrase; give it at least one")
             seen[entry.name] = position
         backgrounds = [entry.name for entry in self.classes if is_background(entry.name)]
         if len(backgrounds) > 1:
@@ -194,6 +201,19 @@ class Vocabulary:
         )
 
 
+def _told(entry: VocabularyClass) -> str:
+    return brief(f"{entry.name}: {', '.join(entry.phrases)}")
+
+
+def _is_text(entry: VocabularyClass) -> bool:
+    """Say whether names can be written down: halves of characters (surrogates) cannot."""
+    try:
+        "".join((entry.name, *entry.phrases)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _class_lines(text: str) -> list[str]:
     return [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
 
@@ -202,6 +222,6 @@ def _unknown(spec: str, shipped: list[str]) -> str:
     if os.path.isdir(spec):  # noqa: PTH112 (as above)
         return f"the vocabulary {spec!r} is a folder; give a file with one class a line"
     return (
-        f"unknown vocabulary {spec!r}{nearest(spec, shipped)}: no such file, and the shipped names are "
+        f"unknown vocabulary {brief(spec)}{nearest(spec, shipped)}: no such file, and the shipped names are "
         f"{', '.join(shipped)}; words of your own go here too, separated by commas"
     )

@@ -7,7 +7,7 @@ name on every pixel.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ _BACKGROUND_SPELLINGS = (BACKGROUND_NAME, "bg")
 _FORM = "give one class a line: its name, and synonyms behind commas"
 _DATA_FORM = 'give a list of names, such as ["cat", "dog"], or an object of phrases by name, such as {"cat": ["cat", "kitten"]}'
 _CVAT = re.compile(r"([^:]+):(?:\d+,\d+,\d+)?:[^:]*:[^:]*")
-_NUMBERED = re.compile(r"(\d+)\s*([:,;\t])\s*(.+)")
-_NUMBERED_BY_SPACE = re.compile(r"(\d+)( +)(\D.*)")
-_NUMBER_LAST = re.compile(r"([^:,;\t]*[^\d:,;\t][^:,;\t]*?)\s*([:,;\t])\s*(\d+)")
+_POSITION = re.compile(r"\d{1,9}")
+_NUMBERED = re.compile(r"(\d{1,9})\s*([:,;\t])\s*(.+)")
+_NUMBERED_BY_SPACE = re.compile(r"(\d{1,9})( +)(\D.*)")
+_NUMBER_LAST = re.compile(r"([^:,;\t]*[^\d:,;\t][^:,;\t]*?)\s*([:,;\t])\s*(\d{1,9})")
 _TABLE_HEAD = re.compile(
     r"(\w*(id|idx|index|value|number|name|label|class)\w*)\s*[,;\t]\s*\w*(id|idx|index|value|name|label|class)\w*",
     re.I,
@@ -30,6 +31,8 @@ _TABLE_HEAD = re.compile(
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _STRANGE = re.compile(r"[\t;{}<>|\[\]]")
 _KEYS_OF_CLASSES = ("categories", "names", "classes", "labels", "id2label")
+_YAML_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What PyYAML lets through where a text such as ``!!int`` has the wrong form for its type."""
 
 Lines = list[tuple[int, str]]
 """Number (from 1) and text of the lines that count."""
@@ -54,6 +57,11 @@ def class_entry(name: str, phrases: Sequence[str]) -> Entry:
     return name, tuple(phrases)
 
 
+def brief(text: str) -> str:
+    """Return a name as it stands in messages: quoted, and not all of it where it is long."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
 def split_words(text: str) -> list[str]:
     """Split words that were given inline, one class each, at line ends or else at commas."""
     return [word for word in map(str.strip, text.split("\n" if "\n" in text else ",")) if word]
@@ -69,9 +77,9 @@ def read_entries(path: Path) -> list[Entry]:
     data = path.read_bytes()
     text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     if path.suffix.lower() == ".json" or text.lstrip()[:1] in ("[", "{"):
-        return _from_data(_parse_json(path, text), path)
+        return _from_parsed(_parse_json, path, text)
     if path.suffix.lower() in (".yaml", ".yml"):
-        return _from_data(_parse_yaml(path, text), path)
+        return _from_parsed(_parse_yaml, path, text)
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     return _from_lines([(number, line) for number, line in lines if line and not line.startswith("#")], path)
 
@@ -111,7 +119,7 @@ def _require_positions(numbers: Sequence[int], what: str, lines: Lines | None = 
     """Refuse numbers that are not the positions 0, 1, 2, ... of their classes."""
     for position, number in enumerate(numbers):
         if number != position:
-            where = f" (line {lines[position][0]}: {lines[position][1]!r})" if lines else ""
+            where = f" (line {lines[position][0]}: {brief(lines[position][1])})" if lines else ""
             raise VocabularyError(
                 f"{what} are not 0, 1, 2, ... in order: class {position} has {number}{where}; in ovss a class's value is "
                 "its position from 0, so write the names alone, one a line, in the order of the values you want"
@@ -123,12 +131,24 @@ def _require_class(number: int, line: str, path: Path) -> None:
     strange = _STRANGE.search(line)
     parts = [part.strip() for part in re.split("[,:]", line)]
     numeric = [part for part in parts if _NUMBER.fullmatch(part)]
-    shown = line if len(line) <= 60 else f"{line[:57]}..."
+    shown = brief(line)
     if strange:
         what = "a tab" if strange[0] == "\t" else f"a {strange[0]!r}"
-        raise VocabularyError(f"line {number} of {path} has {what} in it ({shown!r}); {_FORM}")
+        raise VocabularyError(f"line {number} of {path} has {what} in it ({shown}); {_FORM}")
     if _CVAT.fullmatch(line) or len(numeric) > 1 or (len(parts) > 1 and numeric and parts[0] == numeric[0]):
-        raise VocabularyError(f"line {number} of {path} has numbers beside a name ({shown!r}); {_FORM}")
+        raise VocabularyError(f"line {number} of {path} has numbers beside a name ({shown}); {_FORM}")
+
+
+def _from_parsed(parse: Callable[[Path, str], Any], path: Path, text: str) -> list[Entry]:
+    """Read JSON or YAML; values that no parser or number type can hold are no vocabulary either."""
+    try:
+        return _from_data(parse(path, text), path)
+    except VocabularyError:
+        raise
+    except (*_YAML_FAULTS, RecursionError) as error:
+        raise VocabularyError(
+            f"{path} holds something else than a vocabulary ({str(error)[:100] or type(error).__name__}); {_DATA_FORM}"
+        ) from error
 
 
 def _parse_json(path: Path, text: str) -> Any:
@@ -196,7 +216,7 @@ def _from_objects(data: list[dict[str, Any]], path: Path) -> list[Entry]:
 
 
 def _from_mapping(data: dict[Any, Any], path: Path) -> list[Entry]:
-    if data and all(str(key).isdigit() for key in data):
+    if data and all(_POSITION.fullmatch(str(key)) for key in data):
         ordered = sorted(data.items(), key=lambda pair: int(pair[0]))
         _require_positions([int(key) for key, _ in ordered], f"the numbers of {path}")
         return [_from_item(value, position, path) for position, (_, value) in enumerate(ordered)]
@@ -211,7 +231,9 @@ def _phrases_by_name(data: dict[Any, Any], path: Path) -> Iterator[Entry]:
     for name, phrases in data.items():
         listed = [phrases] if isinstance(phrases, str) else [] if phrases is None else phrases
         if not isinstance(listed, list) or not all(isinstance(phrase, str) for phrase in listed):
-            raise VocabularyError(f"{name!r} of {path} has {_kind(phrases)} for phrases; {_DATA_FORM}")
+            raise VocabularyError(
+                f"{brief(str(name))} of {path} has {_kind(phrases)} for phrases; {_DATA_FORM}"
+            )
         yield class_entry(str(name), [phrase.strip() for phrase in listed])
 
 

@@ -22,9 +22,9 @@ from ovss_core.config import ModelConfig, SegmenterConfig, SfpConfig
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.vocabulary import Vocabulary
-from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.options import FETCH_SHARE, PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.listing import matches
-from pipelines.storage import redact
+from pipelines.storage import Folder, redact
 from pipelines.transport.addresses import local_path
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def check_label(
     _require_devices(pools)
     given = {"--images": source.images, "--parquet": source.parquet, "--webdataset": source.webdataset}
     require_apart(given, run.output)
-    return warnings
+    return [*warnings, *_shortened_wait(source.fetch_timeout_s, run)]
 
 
 def check_evaluate(
@@ -92,7 +92,7 @@ def check_evaluate(
             "the masks are read as positions in the vocabulary, from 0; the data set's own masks, where 0 is ignored, "
             f"want --benchmark {pairs.benchmark} --root instead",
         ]
-    return warnings
+    return [*warnings, *_shortened_wait(pairs.fetch_timeout_s, run)]
 
 
 def check_model(
@@ -131,7 +131,8 @@ def read_descriptions(path: str | None) -> dict[str, list[str]] | None:
         return None
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        json.dumps(values, ensure_ascii=False).encode()  # halves of characters (surrogates) are no text
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read the descriptions {path}: {error}; give a JSON object") from error
     if not isinstance(values, dict) or not all(
         isinstance(entry, list) and all(isinstance(sentence, str) for sentence in entry)
@@ -185,29 +186,42 @@ def _check_grid(
 
 
 def _require_run(run: RunOptions) -> None:
-    _require_place(run.output)
+    require_place(run.output)
     for name, least in (("cluster_wait_s", 0.0), ("no_progress_s", 1.0), ("progress_s", 0.1)):
         value = getattr(run, name)
         if math.isnan(value) or value < least:
             raise ConfigError(f"{name} is {value}; give at least {least:g} seconds")
 
 
-def _require_place(output: str) -> None:
-    """Refuse a local output that cannot become a folder; what only writing can tell, the run's first file does."""
+def _shortened_wait(fetch_timeout_s: float, run: RunOptions) -> list[str]:
+    most = run.no_progress_s / FETCH_SHARE
+    if fetch_timeout_s <= most:
+        return []
+    return [
+        f"an image may take {most:g} s to arrive and not {fetch_timeout_s:g} (fetch_timeout_s), since the run gives up "
+        f"after {run.no_progress_s:g} s without progress; raise no_progress_s as well"
+    ]
+
+
+def require_place(output: str, flag: str = "--output") -> None:
+    """Refuse an output that cannot become a folder; what only writing can tell, the run's first file does.
+
+    Raises:
+        StorageError: A file or a lack of permission stands in the way, or the store cannot be reached.
+    """
     place = local_path(output)
     if place is None:
+        Folder(output).exists()  # asks for a while, as the run would
         return
     above = os.path.abspath(place)  # noqa: PTH100 (it may be no text)
     while not os.path.lexists(above):
         above = os.path.dirname(above)  # noqa: PTH120
     shown = redact(above)
     if not os.path.isdir(above):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
-        raise StorageError(
-            f"cannot write under {redact(output)}: {shown} is a file; give a folder as --output"
-        )
+        raise StorageError(f"cannot write under {redact(output)}: {shown} is a file; give a folder as {flag}")
     if not os.access(above, os.W_OK | os.X_OK):
         raise StorageError(
-            f"cannot write under {redact(output)}: no permission to write into {shown}; give another --output"
+            f"cannot write under {redact(output)}: no permission to write into {shown}; give another {flag}"
         )
 
 

@@ -269,3 +269,37 @@ def test_a_mistyped_name_or_path_is_not_taken_for_a_word(tmp_path: Path) -> None
         Vocabulary.load("a,b/words.txt")
     with pytest.raises(VocabularyError, match="is a folder; give a file"):
         Vocabulary.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("deep.txt", "[" * 100_000, "deep.txt holds something else than a vocabulary"),
+        ("deep.json", '{"names":' * 100_000, "deep.json holds something else than a vocabulary"),
+        ("deep.yaml", "- " * 5000, "deep.yaml holds something else than a vocabulary"),
+        ("itself.yaml", "names: &n\n  names: *n\n", "itself.yaml holds something else than a vocabulary"),
+        ("date.yaml", "cat: 2001-99-99\n", "date.yaml holds something else than a vocabulary"),
+        ("huge.yaml", f"? 0x{'f' * 9000}\n: cat\n", "huge.yaml holds something else than a vocabulary"),
+        ("huge.csv", f"{'9' * 5000},cat\n", "line 1 of .*huge.csv has numbers beside a name"),
+        ("long.json", json.dumps({"c" * 9000: {}}), r"'c{57}\.\.\.' of .*long.json has an object"),
+        ("long.txt", f"{'c' * 9000}\n" * 2, r"class 'c{57}\.\.\.' appears twice"),
+        ("powers.json", '{"²": "cat"}', None),
+        ("half.json", r'["cat", "\ud83d"]', r"class 2 has a sign in it that is no text: '\\ud83d: \\ud83d'"),
+    ],
+)
+def test_values_that_no_parser_or_number_holds_are_refused_in_one_line(
+    tmp_path: Path, name: str, content: str, message: str | None
+) -> None:
+    (tmp_path / name).write_text(content)
+    if message is None:
+        assert Vocabulary.from_file(tmp_path / name).names == ["²"]
+        return
+    with pytest.raises(VocabularyError, match=message) as caught:
+        Vocabulary.from_file(tmp_path / name)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+def test_words_that_are_no_text_are_refused() -> None:
+    with pytest.raises(VocabularyError, match="class 1 has a sign in it that is no text"):
+        Vocabulary.load("caf\udce9,tea")  # as Python hands on what a terminal sends in another encoding

@@ -7,10 +7,13 @@ more than the attributes it was saved with.
 """
 
 import pickle
+import struct
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -39,11 +42,11 @@ class ArchiveError(ValueError):
 
 
 def is_torchscript(path: Path) -> bool:
-    """Say whether a file is a TorchScript archive, old or new."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(entry.split("/")[1:2] == ["constants.pkl"] for entry in archive.namelist())
+    """Say whether a file is a TorchScript archive, old or new; one that cannot be opened is none."""
+    if zipfile.is_zipfile(path):
+        with suppress(ArchiveError), _opened(path) as archive:
+            return any(entry.split("/")[1:2] == ["constants.pkl"] for entry in archive.namelist())
+    return False
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -51,15 +54,15 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
     Raises:
         ArchiveError: The archive is damaged, or its tree holds more than modules, tensors and plain values.
-        zipfile.BadZipFile, OSError: The file cannot be read.
+        OSError: The file cannot be read.
     """
-    with zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         tree = next((name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]), None)
         if tree is None:
             raise ArchiveError("it has no tree of modules (data.pkl)")
         folder = tree.removesuffix("data.pkl")
         order = f"{folder}byteorder"
-        if order in archive.namelist() and archive.read(order).decode() != sys.byteorder:
+        if order in archive.namelist() and archive.read(order) != sys.byteorder.encode():
             raise ArchiveError(f"its numbers are not in this machine's byte order ({sys.byteorder})")
         if archive.getinfo(tree).file_size > _MAX_PICKLE:
             raise ArchiveError("its tree of modules is too large for a model")
@@ -70,6 +73,18 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             raise
         except Exception as error:  # a damaged pickle fails in any way it likes
             raise ArchiveError(f"its tree of modules is damaged ({type(error).__name__})") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an archive; whatever `zipfile` and what it builds on raise for a damaged one becomes one kind of error."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except ArchiveError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError) as error:
+        raise ArchiveError(f"it is a damaged archive ({error})") from error
 
 
 class _Module:
@@ -120,7 +135,7 @@ class _TreeReader(pickle.Unpickler):
             return _STORAGE_TYPES[name]
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
-        raise ArchiveError(f"its tree of modules asks for {module}.{name}, which no weights need")
+        raise ArchiveError(f"its tree of modules asks for {f'{module}.{name}'[:80]}, which no weights need")
 
     def persistent_load(self, pid: Any) -> Tensor:
         kind, dtype, key, _, count = pid

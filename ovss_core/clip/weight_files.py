@@ -5,7 +5,6 @@ without executing them (`torchscript`).
 """
 
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from ovss_core.clip.torchscript import ArchiveError, is_torchscript, read_torchs
 from ovss_core.clip.weight_sources import is_safetensors, require_weight_file, unreadable
 from ovss_core.errors import WeightsError
 
+_LONGEST_REASON = 300
 _ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 _WRAPPERS = ("module", "_orig_mod")
 """Components that data-parallel training and torch.compile put into names, at any depth."""
@@ -68,14 +68,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if is_torchscript(path):
             tensors = read_torchscript(path)
             return {key: value for key, value in tensors.items() if key not in _ARCHIVE_EXTRAS}
-    except (
-        SafetensorError,
-        ArchiveError,
-        zipfile.BadZipFile,
-        OSError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:
+    except (SafetensorError, ArchiveError, OSError, RuntimeError) as error:
         raise WeightsError(unreadable(path, _first_line(error))) from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -188,13 +181,17 @@ def _cuts(name: str) -> list[int]:
 def _why_not_loaded(error: Exception) -> str:
     """Say in own words why torch could not load a file; its own text is a page with colour codes."""
     text = str(error)
-    named = re.search(r"GLOBAL ([\w.]+)", text)
+    named = re.search(r"GLOBAL ([\w.]{1,80})", text)
     if named:
         return (
             f"it is a pickled object ({named[1]}), which would run code, not a state dict; save the weights alone with "
             "torch.save(model.state_dict(), PATH)"
         )
-    if isinstance(error, EOFError) or "PytorchStreamReader" in text or "unexpected EOF" in text:
+    if (
+        isinstance(error, EOFError | UnicodeDecodeError)
+        or "PytorchStreamReader" in text
+        or "unexpected EOF" in text
+    ):
         return "it is damaged, or its end is missing; copy or download it again"
     if "Weights only load failed" in text or "Invalid magic number" in text or "invalid load key" in text:
         return "it is no file of PyTorch's, or it is damaged"
@@ -203,4 +200,4 @@ def _why_not_loaded(error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return text.splitlines()[0][:_LONGEST_REASON] if text else type(error).__name__

@@ -262,7 +262,7 @@ class SegmentationEngine:
                 pixels = normalise(wave.pixels.cut_windows(part), *self.normalization)
             with self._timed("encoder"):
                 trace = self.encoder.trace(pixels, self.request)
-            with self._timed("dense_head"):
+            with self._timed("dense_head"), self._products_as_exact_as_the_tower():
                 features.append(F.normalize(self.head.features(self.encoder, trace).float(), dim=-1))
             if trace.mean_attention is not None:
                 attention.append(trace.mean_attention)

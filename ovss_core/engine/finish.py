@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
@@ -21,7 +21,7 @@ from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.errors import ImageError
 from ovss_core.images.resize import normalise
 from ovss_core.images.stitch import Stitcher, chunk_by_area
-from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
+from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
 from ovss_core.transfer import Download, upload
 
 CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
@@ -195,35 +195,33 @@ class Finisher:
 
     def _describe(
         self, proposals: Proposals, decisions: Decisions, winners: Int[np.ndarray, " areas"]
-    ) -> list[tuple[tuple[ScoredClass, ...], tuple[ScoredClass, ...], tuple[AmbiguityGroup, ...]]]:
+    ) -> list[tuple[ScoredClasses, ScoredClasses, tuple[AmbiguityGroup, ...]]]:
         """List kept and removed classes, and the groups with boxes in pixels of each image."""
         regions = decisions.regions
         owner = np.full(len(regions), NOBODY)
         owner[regions.has_area] = regions.members[regions.group[regions.has_area], winners]
         corners = regions.on_image([layout.origins for layout in proposals.layouts])
-        boxes = scale_boxes(corners, np.array(proposals.scales)[regions.image])
+        boxes = scale_boxes(corners, np.array(proposals.scales)[regions.image]).tolist()
+        taken = [None if winner == NOBODY else winner for winner in owner.tolist()]
+        decided: list[list[BoxDecision]] = [[] for _ in regions.members]
+        for group, (x0, y0, x1, y1), winner in zip(regions.group.tolist(), boxes, taken, strict=True):
+            decided[group].append(BoxDecision(int(x0), int(y0), int(x1), int(y1), winner))
         groups: list[list[AmbiguityGroup]] = [[] for _ in proposals.sizes]
-        for group, members in enumerate(regions.members):
-            rows = np.flatnonzero(regions.group == group)
-            taken = [None if owner[row] == NOBODY else int(owner[row]) for row in rows]
-            decided = tuple(
-                BoxDecision(int(x0), int(y0), int(x1), int(y1), winner)
-                for (x0, y0, x1, y1), winner in zip(boxes[rows], taken, strict=True)
-            )
-            classes = tuple(int(index) for index in members if index != NOBODY)
-            groups[regions.group_image[group]].append(AmbiguityGroup(classes, decided))
-        facts = []
-        for image, found in enumerate(groups):
-            kept = set(decisions.classes[image].tolist())
-            scored = [
-                ScoredClass(index, name, float(score))
-                for index, (name, score) in enumerate(
-                    zip(self._vocabulary.names, decisions.scores[image], strict=True)
-                )
-                if index in kept or not np.isnan(score)
-            ]
-            stays, goes = (
-                [entry for entry in scored if (entry.index in kept) is side] for side in (True, False)
-            )
-            facts.append((tuple(stays), tuple(goes), tuple(found)))
-        return facts
+        for image, members, places in zip(
+            regions.group_image.tolist(), regions.members.tolist(), decided, strict=True
+        ):
+            classes = tuple(index for index in members if index != NOBODY)
+            groups[image].append(AmbiguityGroup(classes, tuple(places)))
+        kept = np.zeros((len(groups), len(self._vocabulary) + 1), bool)
+        np.put_along_axis(kept, decisions.classes, True, 1)  # what is nobody's lies in the last column
+        kept = kept[:, :-1]
+        removed = ~kept & ~np.isnan(decisions.scores)
+        return [
+            (self._scored(kept[image], scores), self._scored(removed[image], scores), tuple(found))
+            for image, (scores, found) in enumerate(zip(decisions.scores, groups, strict=True))
+        ]
+
+    def _scored(
+        self, listed: Bool[np.ndarray, " classes"], scores: Float[np.ndarray, " classes"]
+    ) -> ScoredClasses:
+        return ScoredClasses(self._vocabulary.names, np.flatnonzero(listed), scores[listed])

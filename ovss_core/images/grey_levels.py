@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ovss_core.errors import ImageError
+
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _SMALLEST, _LARGEST = (340, 280), (341, 281)
 _NO_DATA = 42113
@@ -33,6 +35,9 @@ def to_grey_levels(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
     unknown origin, holds no larger value; floats in [0, 1] and in [0, 255] as they are; everything else is stretched
     from its smallest to its largest value. Values that are not finite, the TIFF's no-data value (GDAL's tag) and the
     usual ones for "nothing measured" decide nothing and become black. A constant image becomes one grey.
+
+    Raises:
+        ImageError: Nothing was measured anywhere.
     """
     tags = getattr(image, "tag_v2", None) or {}
     values = np.asarray(image)
@@ -41,7 +46,7 @@ def to_grey_levels(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
         values = values.view(np.uint32)
     measured = _measured(values, _no_data(tags))
     if measured is not None and not measured.any():
-        return np.zeros(values.shape, np.uint8)
+        raise ImageError("no pixel of the picture holds a value: all are NaN, infinite or the no-data value")
     counted = values if measured is None else values[measured]
     smallest, largest = float(np.min(counted)), float(np.max(counted))
     levels = _declared(tags, image.mode, smallest, largest) or _guessed(image, smallest, largest)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -13,19 +13,6 @@ from ovss_core.errors import ConfigError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-_WEIGHT_BITS = 11
-_WEIGHT_ONE = np.float32(1 << _WEIGHT_BITS)
-_STRIP_ROWS = 64
-
-
-class _Taps(NamedTuple):
-    """The two source samples of every output sample along one axis, and their integer weights."""
-
-    first: np.ndarray
-    second: np.ndarray
-    first_weight: np.ndarray
-    second_weight: np.ndarray
 
 
 def resized_size(size: tuple[int, int], short_side: int, long_side: int, minimum: int = 1) -> tuple[int, int]:
@@ -61,11 +48,10 @@ def resize_images(
 def resize_bilinear(
     image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_height new_width channels"]:
-    """Resize by bilinear interpolation in 11-bit fixed point without antialias, as OpenCV's INTER_LINEAR does.
+    """Resize by bilinear interpolation without antialias: OpenCV's INTER_LINEAR, as the code of both papers does.
 
-    Columns are combined first, in 19 bits of which the lowest 4 are dropped; then rows, each product cut to its
-    upper 16 bits before the sum is rounded. Other roundings differ by one grey level here and there
-    (``golden/preprocessing.npz`` pins the bytes).
+    Other libraries round differently, by one grey level here and there (``golden/preprocessing.npz`` pins the bytes).
+    Python's lock is released meanwhile, so that threads resize side by side.
 
     Args:
         image: uint8, any number of channels, at least one pixel.
@@ -79,70 +65,10 @@ def resize_bilinear(
             f"a picture of type {image.dtype} and shape {image.shape} cannot be resized; "
             "give uint8 [height, width, channels]"
         )
-    height, width, channels = image.shape
-    if (height, width) == size:
+    if image.shape[:2] == size:
         return image
-    columns, rows = _column_taps(width, size[1], channels), _row_taps(height, size[0])
-    lines = np.ascontiguousarray(image).reshape(height, width * channels)
-    resized = np.empty((size[0], size[1] * channels), np.uint8)
-    for start in range(0, size[0], _STRIP_ROWS):
-        part = slice(start, start + _STRIP_ROWS)
-        resized[part] = _resize_strip(lines, columns, _Taps(*(tap[part] for tap in rows)))
-    return resized.reshape(*size, channels)
-
-
-def _resize_strip(lines: np.ndarray, columns: _Taps, rows: _Taps) -> np.ndarray:
-    """Resize the rows of one strip; only the source rows that it reads are resized along the columns."""
-    used, place = np.unique(np.concatenate([rows.first, rows.second]), return_inverse=True)
-    first_place, second_place = np.split(place, 2)
-    source = lines[used]
-    wide = source.take(columns.first, 1, mode="clip") * columns.first_weight
-    wide += source.take(columns.second, 1, mode="clip") * columns.second_weight
-    wide >>= 4
-    strip: np.ndarray = wide.take(first_place, 0)
-    strip *= rows.first_weight[:, None]
-    strip >>= 16
-    below = wide.take(second_place, 0)
-    below *= rows.second_weight[:, None]
-    below >>= 16
-    strip += below
-    strip += 2
-    strip >>= 2
-    return strip
-
-
-@lru_cache(maxsize=512)
-def _column_taps(length: int, new_length: int, channels: int) -> _Taps:
-    """Return taps into interleaved channels; outside the picture one border sample has all the weight."""
-    first, fraction = _positions(length, new_length)
-    fraction[(first < 0) | (first >= length - 1)] = 0
-    first = first.clip(0, length - 1)
-    second = (first + 1).clip(max=length - 1)
-    interleaved = (
-        (tap[:, None] * channels + np.arange(channels)).ravel().astype(np.intp) for tap in (first, second)
-    )
-    return _Taps(*interleaved, *(weight.repeat(channels) for weight in _weights(fraction)))
-
-
-@lru_cache(maxsize=512)
-def _row_taps(length: int, new_length: int) -> _Taps:
-    """Return taps of rows; outside the picture both are the border row and the weights stay as they are."""
-    first, fraction = _positions(length, new_length)
-    return _Taps(first.clip(0, length - 1), (first + 1).clip(0, length - 1), *_weights(fraction))
-
-
-def _positions(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sample before each output sample's centre, and how far the centre lies past it (float32)."""
-    scale = 1.0 / (new_length / length)
-    centre = ((np.arange(new_length) + 0.5) * scale - 0.5).astype(np.float32)
-    first = np.floor(centre)
-    return first.astype(np.int64), centre - first
-
-
-def _weights(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both weights in 11 bits, each rounded half to even on its own (the sum may be off by one)."""
-    first = np.rint((np.float32(1) - fraction) * _WEIGHT_ONE).astype(np.int32)
-    return first, np.rint(fraction * _WEIGHT_ONE).astype(np.int32)
+    resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized).reshape(*size, image.shape[2])
 
 
 @lru_cache(maxsize=16)

@@ -8,6 +8,7 @@ compile them for a card that need not be there.
 from functools import lru_cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 
@@ -19,3 +20,10 @@ def _has_triton() -> bool:
 def use_kernel(tensor: Tensor) -> bool:
     """Say whether a kernel can work on this tensor."""
     return tensor.device.type == "cuda" and _has_triton()
+
+
+def shared_memory(device: torch.device) -> int:
+    """Return the bytes that a program's tables may take on a GPU's chip; 0 where there is none."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)

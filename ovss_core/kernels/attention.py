@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ovss_core.kernels import use_kernel
+from ovss_core.kernels import shared_memory, use_kernel
 
 MOST_TOKENS = 1024
 """Beyond these some rows of a map do not fit into a processor's registers."""
@@ -42,5 +42,4 @@ def attend_with_mean(
 def _fits_on_chip(key: Tensor) -> bool:
     """Say whether the keys of one head of one window fit into the memory that a program shares."""
     tokens, depth = (1 << (side - 1).bit_length() for side in key.shape[2:])
-    room = torch.cuda.get_device_properties(key.device).shared_memory_per_block_optin
-    return bool(max(tokens, 16) * max(depth, 16) * key.element_size() < room)
+    return max(tokens, 16) * max(depth, 16) * key.element_size() < shared_memory(key.device)

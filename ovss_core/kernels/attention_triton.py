@@ -5,10 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ovss_core.kernels import shared_memory
+
 _TILE = 1 << 14
 """Numbers of the mean that one program holds; with the scores of the head at hand they fill its registers."""
-_PIPELINED = 1 << 15
-"""Bytes of a head's keys up to which the next head's are fetched while one is worked on."""
+_MOST_STAGES = 3
+"""Heads whose tables are fetched ahead while one is worked on; more did not pay on an H200."""
 
 
 @triton.jit
@@ -65,7 +67,7 @@ def launch_head_mean(query: Tensor, key: Tensor, scale: float) -> Tensor:
     columns = max(triton.next_power_of_2(tokens), 16)
     rows = min(max(_TILE // columns, 16), 64)
     depth_padded = max(triton.next_power_of_2(depth), 16)
-    bytes_of_keys = columns * depth_padded * key.element_size()
+    stage = (columns + rows) * depth_padded * key.element_size()
     mean = torch.empty(windows, tokens, tokens, dtype=torch.float32, device=query.device)
     head_mean_kernel[(windows, triton.cdiv(tokens, rows))](
         query,
@@ -81,6 +83,6 @@ def launch_head_mean(query: Tensor, key: Tensor, scale: float) -> Tensor:
         COLUMNS=columns,
         DEPTH=depth_padded,
         num_warps=8,
-        num_stages=2 if bytes_of_keys <= _PIPELINED else 1,
+        num_stages=max(1, min(_MOST_STAGES, shared_memory(key.device) // stage)),
     )
     return mean

@@ -12,6 +12,7 @@ from pipelines.demonstration.options import ScenesConfig
 from pipelines.demonstration.scenes import SCENES_VERSION
 from pipelines.demonstration.words import CLASS_NAMES
 from pipelines.run.progress import ProgressReport
+from pipelines.run.state_files import read_json
 from pipelines.storage import Folder
 
 SETTINGS = "scenes.json"
@@ -77,7 +78,7 @@ def _claim(output: Folder, config: ScenesConfig) -> None:
     settings = {key: value for key, value in asdict(config).items() if key not in ("output", "workers")}
     settings["scenes_version"] = SCENES_VERSION
     if output.exists(SETTINGS):
-        earlier = json.loads(output.read(SETTINGS))
+        earlier = read_json(output, SETTINGS, {})
         if earlier != settings:
             raise OutputMismatchError(
                 f"{output.public_uri} holds scenes drawn with {earlier}, now asked for with {settings}; give another "

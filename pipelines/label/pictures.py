@@ -22,11 +22,12 @@ from ovss_core.images.decode import decode_image
 from ovss_core.vocabulary import Vocabulary
 from pipelines.faults import Failure
 from pipelines.label.masks import decode_mask
-from pipelines.run.manifest_files import Manifest, read_part
+from pipelines.run.manifest_files import Manifest, read_part, shard_of
 from pipelines.run.record import PREVIEWS
+from pipelines.run.shards import images_of_shard
 from pipelines.run.sink import FAILED
 from pipelines.run.summary import read_markers
-from pipelines.sources import ParquetSource, Source
+from pipelines.sources import ParquetSource, Source, WebDatasetSource
 from pipelines.sources.fetch import ImageFetcher
 from pipelines.storage import Folder
 
@@ -34,6 +35,7 @@ _LOG = logging.getLogger(__name__)
 _SIDE = 420
 _FAINT, _STRONG = 70, 150
 _MAX_PIXELS = 100_000_000
+_MAX_BYTES = 1 << 28
 _FAILURES_SHOWN = 50
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:0;background:#f6f6f4;color:#222}
@@ -147,11 +149,33 @@ def _choose(
             listed = read_part(output, parts[place])
             names = pa.array([row["image_id"] for row in picked], pa.string())
             records = listed.filter(pc.is_in(listed["image_id"], names)).to_pylist()
-            fetched = fetcher.fetch(records, threads)
-            data = {record["image_id"]: found for record, found in zip(records, fetched, strict=True)}
+            placed = [record for record in records if not _is_streamed(record)]
+            fetched = fetcher.fetch(placed, threads)
+            data: dict[str, Any] = {
+                record["image_id"]: found for record, found in zip(placed, fetched, strict=True)
+            }
+            if streamed := [record["image_id"] for record in records if _is_streamed(record)]:
+                data |= _stream(source, manifest, parts[place], streamed)
             yield from (
                 (row, found) for row in picked if isinstance(found := data.get(row["image_id"]), bytes)
             )
+
+
+def _is_streamed(record: dict[str, Any]) -> bool:
+    """Say whether an image's bytes are no range of its shard's file, which is compressed or has holes."""
+    return record["container"] == "tar" and record["offset"] is None
+
+
+def _stream(source: Source, manifest: Manifest, part: str, image_ids: Sequence[str]) -> dict[str, bytes]:
+    number = shard_of(part)
+    if number is None or not isinstance(source, WebDatasetSource):
+        return {}
+    shard = manifest.containers[number]
+    try:
+        return images_of_shard(source.uri, shard, source.fields, image_ids, _MAX_BYTES)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        _LOG.warning("no preview of %s: %s", shard, Failure.of(PREVIEWS, error).reason)
+        return {}
 
 
 def _read(output: Folder, name: str) -> pa.Table:

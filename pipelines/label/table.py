@@ -1,10 +1,11 @@
 """One labelled image as a row of the table ``labels``; free of torch, so that storing workers start fast."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from ovss_core.results import Segmentation
+from ovss_core.results import ScoredClass, ScoredClasses, Segmentation
 from pipelines.label.masks import encode_mask
 from pipelines.run.schema import LABELS
 from pipelines.run.sink import OutputTable
@@ -19,13 +20,17 @@ def label_row(result: Segmentation) -> dict[str, Any]:
         "width": width,
         "mask": encode_mask(result.label_map),
         "present": [vars(entry) for entry in present],
-        "kept": [vars(entry) for entry in result.kept],
-        "removed": [vars(entry) for entry in result.removed],
+        "kept": _listed(result.kept),
+        "removed": _listed(result.removed),
         "groups": [
             {"classes": list(group.classes), "boxes": [vars(box) for box in group.boxes]}
             for group in result.groups
         ],
     }
+
+
+def _listed(classes: Sequence[ScoredClass]) -> list[dict[str, object]]:
+    return classes.to_dicts() if isinstance(classes, ScoredClasses) else [vars(entry) for entry in classes]
 
 
 def summarize_labels(table: pa.Table) -> dict[str, Any]:

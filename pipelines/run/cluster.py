@@ -9,7 +9,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from ovss_core.errors import ClusterError
 from pipelines.run.capacity import cluster_nodes
 from pipelines.run.compute import pick_device
 from pipelines.run.progress import LINE_INTERVAL_S, announced
+from pipelines.run.ray_processes import end_leftovers, marked, watched
 
 _CONNECT_S = 20.0
 _KEEP_IDLE_MS = 600_000
@@ -35,8 +35,6 @@ _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _LEAST_FREE_BYTES = 200 << 20
 _OWN_NEWS = re.compile(rb"\[[^\]]* I \d+ \d+\] logging\.cc:\d+: Set ray log level from environment variable")
 """What Ray's core says at its start because it was told to say nothing."""
-_MARK = "OVSS_STARTED_BY"
-_GRACE_S = 2.0
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -70,10 +68,11 @@ def connected(
         try:
             with _own_stderr() as stream, announced(step, interval_s, stream):
                 _start(remote, verbose, mark)
-            yield bool(remote)
+            with watched(mark):
+                yield bool(remote)
         finally:
             ray.shutdown()
-            _end_leftovers(mark)
+            end_leftovers(mark)
 
 
 def _start(remote: str | None, verbose: bool, mark: str) -> None:
@@ -90,7 +89,7 @@ def _start(remote: str | None, verbose: bool, mark: str) -> None:
         options |= {"address": "local", "include_dashboard": False, "_temp_dir": temporary_folder()}
     try:
         _check_reachable(remote)
-        with _marked(mark), _own_signals(), _without_own_news(verbose):
+        with marked(mark), _own_signals(), _without_own_news(verbose):
             ray.init(**options)
     except ClusterError:
         raise
@@ -116,40 +115,6 @@ def _quiet(verbose: bool) -> Iterator[None]:
     finally:
         for name, logger in loggers.items():
             logger.setLevel(levels[name])
-
-
-@contextmanager
-def _marked(mark: str) -> Iterator[None]:
-    """Let processes that are started inside the block, and theirs, carry a mark in their environment."""
-    os.environ[_MARK] = mark
-    try:
-        yield
-    finally:
-        del os.environ[_MARK]
-
-
-def _end_leftovers(mark: str) -> None:
-    """End what carries the mark still: agents of a node that ended while they started would stay for a while."""
-    begin, empty = time.monotonic(), 0
-    while (
-        empty < 2 and time.monotonic() < begin + 5 * _GRACE_S
-    ):  # twice: a process that is just born shows no mark
-        left = _marked_processes(mark)
-        empty = 0 if left else empty + 1
-        if time.monotonic() >= begin + _GRACE_S:
-            for process in left:
-                with suppress(OSError):
-                    os.kill(process, signal.SIGKILL)
-        time.sleep(0.1)
-
-
-def _marked_processes(mark: str) -> list[int]:
-    found, wanted = [], f"{_MARK}={mark}".encode()
-    for folder in Path("/proc").glob("[0-9]*"):  # empty where there is no Linux
-        with suppress(OSError):
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-    return found
 
 
 @contextmanager

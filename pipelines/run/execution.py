@@ -14,6 +14,7 @@ from ovss_core.errors import OvssError
 from pipelines.run.capacity import READ_CPUS, WRITE_CPUS, Pool
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.manifest import is_streamed
+from pipelines.run.options import FETCH_SHARE
 from pipelines.run.reading import ReadImages
 from pipelines.run.sink import OutputTable, WriteFragments, merge_part
 from pipelines.run.work_units import Unit, pack_units
@@ -24,7 +25,6 @@ _MAX_BLOCKS = 4096
 _MERGES_AT_ONCE = 4
 _BLOCK_BYTES, _STREAM_BLOCK_BYTES = 16 << 20, 2 << 20
 """A block goes to one actor; those of a streamed shard are smaller, for its few readers feed all actors."""
-_FETCH_SHARE = 3
 _COLOURS = re.compile(r"\x1b\[\d+m")
 _ERROR_LINE = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*: \S")
 
@@ -109,7 +109,7 @@ class RayExecution:
             job.source.uri,
             job.image_column,
             job.max_bytes,
-            timeout_s=min(job.fetch_timeout_s, job.no_progress_s / _FETCH_SHARE),
+            timeout_s=min(job.fetch_timeout_s, job.no_progress_s / FETCH_SHARE),
             fields=getattr(job.source, "fields", None),
             shard_size=job.shard_size,
             ledger=self._ledger,

@@ -121,12 +121,14 @@ def _prepare_listed(
 ) -> Manifest:
     if kept is None:
         output.remove_folder(FOLDER)
-        parts = _write_parts(output, chain.from_iterable(distinct(source.records(), IdSet())), 0, shard_size)
+        everything = chain.from_iterable(distinct(source.records(), IdSet()))
+        parts, digests = _write_parts(output, everything, 0, shard_size)
         if not parts:
             raise StorageError(
                 f"no image in {source.describe()['uri']} ({source.ignored} other files passed over); check the path"
             )
-        return _complete(output, Manifest(parts, tuple(source.containers() or ()), ignored=source.ignored))
+        tables = tuple(source.containers() or ())
+        return _complete(output, Manifest(parts, tables, ignored=source.ignored, digests=digests))
     known = KnownImages.load(output, kept, sound)
     containers = source.containers()
     missing = [name for name in containers or () if name not in set(kept.containers)]
@@ -137,7 +139,7 @@ def _prepare_listed(
     else:
         new = iter(())
     first = 1 + max((int(match[1]) for match in map(PART.fullmatch, kept.parts) if match), default=-1)
-    added = _write_parts(output, new, first, shard_size)
+    added, digests = _write_parts(output, new, first, shard_size)
     known.rescue(output)
     merged = Manifest(
         {**known.parts, **added},
@@ -145,6 +147,7 @@ def _prepare_listed(
         ignored=source.ignored,
         appended=sum(added.values()),
         gone=sum(known.parts.values()) - known.found if containers is None else 0,
+        digests={**known.digests, **digests},
     )
     if not merged.parts:
         raise StorageError(f"no image in {source.describe()['uri']}; check the path")
@@ -160,18 +163,20 @@ def _records_beside(source: Source, skip: tuple[str, ...], taken: IdSet) -> Iter
 
 def _write_parts(
     output: Folder, records: Iterable[ImageRecord], first: int, shard_size: int
-) -> dict[str, int]:
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Write lists from number `first` on; return the images of each part, and the digest of its list."""
     parts: dict[str, int] = {}
+    digests: dict[str, str] = {}
     rows: list[ImageRecord] = []
     for row in chain(records, [None]):
         if row is not None:
             rows.append(row)
         if rows and (row is None or len(rows) == shard_size):
             name = part_name(first + len(parts))
-            write_part(output, name, rows)
+            digests[name] = write_part(output, name, rows)
             parts[name] = len(rows)
             rows = []
-    return parts
+    return parts, digests
 
 
 def _complete(output: Folder, manifest: Manifest) -> Manifest:

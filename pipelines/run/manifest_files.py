@@ -5,10 +5,9 @@ named alike. Images that are listed before the work are in ``part-00003``; a sha
 that streams it is cut into chunks: images ``i`` of shard 3 with ``i // shard_size == 1`` are ``part-00003-00001``.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from typing import Any
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovss_core.errors import OutputMismatchError
-from pipelines.run.state_files import DamagedFileError, read_json, read_table
+from pipelines.run.state_files import DamagedFileError, read_json, read_table, write_json
 from pipelines.sources.record import MANIFEST_SCHEMA, ImageRecord
 from pipelines.storage import Folder
 
@@ -58,6 +57,7 @@ class Manifest:
         ignored: Files that were passed over because they are no images.
         appended: Images that the last listing added to an existing manifest.
         gone: Images of the manifest that the last listing did not find again (plain files only).
+        digests: What `digest_of_list` gives for each part that was listed before the work.
     """
 
     parts: Mapping[str, int]
@@ -67,6 +67,7 @@ class Manifest:
     ignored: int = 0
     appended: int = 0
     gone: int = 0
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -107,11 +108,11 @@ def read_part(output: Folder, part: str, columns: Sequence[str] | None = None) -
     Raises:
         DamagedFileError: The list is gone, cut, or something else.
     """
-    return read_table(output, part_file(part), None if columns else MANIFEST_SCHEMA, columns)
+    return read_table(output, part_file(part), MANIFEST_SCHEMA, columns)
 
 
-def write_part(output: Folder, part: str, rows: Sequence[ImageRecord]) -> None:
-    """Write the list of one part.
+def write_part(output: Folder, part: str, rows: Sequence[ImageRecord]) -> str:
+    """Write the list of one part, and return its digest.
 
     Raises:
         ValueError: An id comes twice; it would get two rows.
@@ -125,6 +126,7 @@ def write_part(output: Folder, part: str, rows: Sequence[ImageRecord]) -> None:
         pa.table(columns, schema=MANIFEST_SCHEMA), sink, compression="zstd", write_page_checksum=True
     )
     output.write(part_file(part), sink.getvalue().to_pybytes())
+    return digest_of_list(b"".join(map(digest, ids)))
 
 
 def shard_file(shard: int) -> str:
@@ -148,7 +150,7 @@ def read_listing(output: Folder, shard: int) -> ShardListing:
 
 def write_listing(output: Folder, shard: int, listing: ShardListing) -> None:
     """Say that a shard is listed to its end; its parts must be written before."""
-    output.write(shard_file(shard), json.dumps(asdict(listing)).encode())
+    write_json(output, shard_file(shard), asdict(listing))
 
 
 def read_complete(output: Folder) -> Manifest:
@@ -164,7 +166,12 @@ def read_complete(output: Folder) -> Manifest:
     else:
         parts = read_json(output, COMPLETE, {"parts": dict, "streamed": bool})["parts"]
     sound = all(PART.fullmatch(name) and _is_count(count) for name, count in parts.items())
-    if not sound or not all(isinstance(name, str) for name in values["containers"]):
+    digests = values.get("digests", {})  # older versions wrote none
+    if (
+        not sound
+        or not isinstance(digests, dict)
+        or not all(isinstance(name, str) for name in values["containers"])
+    ):
         raise DamagedFileError(output, COMPLETE, "its parts or containers are something else")
     if values.get("version", _VERSION) != _VERSION:
         raise OutputMismatchError(
@@ -172,7 +179,7 @@ def read_complete(output: Folder) -> Manifest:
             "--overwrite to replace what is there"
         )
     streamed = values.get("streamed", False)
-    return Manifest(parts, tuple(values["containers"]), streamed, None, values["ignored"])
+    return Manifest(parts, tuple(values["containers"]), streamed, None, values["ignored"], digests=digests)
 
 
 def write_complete(output: Folder, manifest: Manifest, identity: str | None) -> None:
@@ -187,10 +194,11 @@ def write_complete(output: Folder, manifest: Manifest, identity: str | None) -> 
         "images": None if manifest.streamed else manifest.images,
         "streamed": manifest.streamed,
         "parts": {} if manifest.streamed else dict(manifest.parts),
+        "digests": {} if manifest.streamed else dict(manifest.digests),
         "containers": list(manifest.containers),
         "ignored": 0 if manifest.streamed else manifest.ignored,
     }
-    output.write(COMPLETE, json.dumps(values).encode())
+    write_json(output, COMPLETE, values)
 
 
 def _is_count(value: object) -> bool:
@@ -200,3 +208,8 @@ def _is_count(value: object) -> bool:
 def digest(image_id: str) -> bytes:
     """Return the 16 bytes that stand for an id where many are kept."""
     return blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def digest_of_list(digests: bytes) -> str:
+    """Return a short text that differs where a list holds other ids, from their digests one after the other."""
+    return blake2b(digests, digest_size=8).hexdigest()

@@ -18,6 +18,7 @@ from pipelines.run.id_set import IdSet, digests_of
 from pipelines.run.manifest_files import (
     FOLDER,
     Manifest,
+    digest_of_list,
     part_file,
     read_listing,
     read_part,
@@ -41,12 +42,14 @@ class KnownImages:
     Attributes:
         ids: All ids.
         parts: Images of each part whose list is sound.
+        digests: The digests of these lists.
         damaged: Records by id of the parts whose list is to be made again.
         found: Images that the source has still.
     """
 
     ids: IdSet
     parts: dict[str, int]
+    digests: dict[str, str]
     damaged: dict[str, dict[str, ImageRecord]]
     found: int = 0
 
@@ -67,14 +70,20 @@ class KnownImages:
             if sound and len(ids) != kept.parts[part]:
                 _LOG.warning("%s lists %d images instead of %d; it is listed again", *_sizes(part, ids, kept))
                 return None
+            if kept.digests.get(part, written := digest_of_list(ids.tobytes())) != written:
+                _LOG.warning(
+                    "%s lists other images than were written there; it is listed again", part_file(part)
+                )
+                return None
             return ids
 
-        known = cls(IdSet(), {}, {})
+        known = cls(IdSet(), {}, {}, {})
         arrays = []
         with ThreadPoolExecutor(_THREADS) as threads:
             for part, found in zip(kept.parts, threads.map(digests, kept.parts), strict=True):
                 if found is not None:
                     arrays.append(found)
+                    known.digests[part] = digest_of_list(found.tobytes())
                 known.parts[part] = 0 if found is None else len(found)
         known.ids.add(np.concatenate([np.empty(0, "S16"), *arrays]))
         for part in [part for part, count in known.parts.items() if count == 0]:
@@ -104,7 +113,7 @@ class KnownImages:
         for part, rows in self.damaged.items():
             del self.parts[part]
             if rows:
-                write_part(output, part, list(rows.values()))
+                self.digests[part] = write_part(output, part, list(rows.values()))
                 self.parts[part] = len(rows)
             else:
                 output.remove(f"{DONE}/{part}.json")

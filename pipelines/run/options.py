@@ -8,6 +8,9 @@ from ovss_core.errors import ConfigError
 if TYPE_CHECKING:
     from pipelines.sources import Source
 
+FETCH_SHARE = 3
+"""What share of `no_progress_s` one image may take to arrive: a server that is silent must not end the run."""
+
 
 @dataclass(frozen=True)
 class SourceOptions:

@@ -19,7 +19,7 @@ from pipelines.run.fragments import FRAGMENTS
 from pipelines.run.manifest_files import COMPLETE
 from pipelines.run.manifest_files import FOLDER as MANIFEST
 from pipelines.run.sink import DONE, FAILED
-from pipelines.run.state_files import DamagedFileError, read_json
+from pipelines.run.state_files import DamagedFileError, read_json, write_json
 from pipelines.storage import Folder
 
 RUN = "run.json"
@@ -158,7 +158,7 @@ def write_run(output: Folder, identity: Mapping[str, Any], details: Mapping[str,
         "machine": machine_facts(),
         "starts": [*starts, started],
     }
-    output.write(RUN, json.dumps(record, indent=2, ensure_ascii=False).encode())
+    write_json(output, RUN, record, indent=2)
 
 
 def remove_run(output: Folder, table: str) -> None:

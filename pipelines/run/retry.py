@@ -54,7 +54,7 @@ def _list_broken_anew(
     shard_size: int,
 ) -> Manifest:
     """Take the rows that stand for whole tables out of the lists, and list those tables once more."""
-    parts, again = dict(manifest.parts), set()
+    parts, digests, again = dict(manifest.parts), dict(manifest.digests), set()
     for part in reopened if manifest.containers else ():
         rows = [ImageRecord(**row) for row in read_part(output, part).to_pylist()]
         tables = {
@@ -65,7 +65,7 @@ def _list_broken_anew(
             kept = [row for row in rows if row.image_id not in tables]
             parts[part] = len(kept)
             if kept:
-                write_part(output, part, kept)
+                digests[part] = write_part(output, part, kept)
             else:
                 del parts[part]
                 for name in (part_file(part), finished_file(FAILED, part), finished_file(table.name, part)):
@@ -73,5 +73,6 @@ def _list_broken_anew(
     if not again:
         return manifest
     containers = tuple(name for name in manifest.containers if name not in again)
-    write_complete(output, replace(manifest, parts=parts, containers=containers), stored_identity(output))
+    kept_manifest = replace(manifest, parts=parts, containers=containers, digests=digests)
+    write_complete(output, kept_manifest, stored_identity(output))
     return prepare_manifest(output, source, shard_size, relist=True)

@@ -7,7 +7,7 @@ a whole becomes its last row, a failure with the shard's name; the images before
 
 import io
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, BinaryIO, TypeVar, cast
@@ -88,7 +88,7 @@ class ShardReader:
 
     def open(self, name: str) -> BinaryIO:
         """Open a shard; reading goes on where it was after a fault of the connection."""
-        return cast(BinaryIO, io.BufferedReader(PatientStream(self.source, name, self.timeout_s), _BUFFER))
+        return _open_shard(self.source, name, self.timeout_s)
 
 
 class _Reading:
@@ -257,6 +257,32 @@ def _noted(items: Iterator[Item], shard: str, ledger: Attempts) -> Iterator[Item
                 return
             yield item
         ledger.end(_STAGE, [window])
+
+
+def images_of_shard(
+    source: str, shard: str, fields: ImageFields, image_ids: Collection[str], max_bytes: int
+) -> dict[str, bytes]:
+    """Return images of one shard by their ids, wherever its file has them: it is read up to the last of them.
+
+    Args:
+        source: URI of the source's root.
+        fields: Which members are images.
+        max_bytes: Larger images are left out, as are those that cannot be had.
+    """
+    left, found = set(image_ids), dict[str, bytes]()
+    with _open_shard(source, shard) as stream:
+        items = stream_tar(stream, fields, max_bytes, lambda key: f"{shard}/{key}" in left)
+        while left and isinstance(item := next(items, None), TarImage):
+            image_id = f"{shard}/{item.key}"
+            if image_id in left:
+                left.discard(image_id)
+                if item.data is not None:
+                    found[image_id] = item.data
+    return found
+
+
+def _open_shard(source: str, name: str, timeout_s: float = 60.0) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(PatientStream(source, name, timeout_s), _BUFFER))
 
 
 def shard_bytes(source: str, name: str) -> int | None:

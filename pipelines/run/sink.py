@@ -5,7 +5,6 @@ after that its fragments go. Whatever moment the run is killed at, the files tha
 missing. A marker holds the rows and bytes of its files, so that one that is cut or gone is found (`pipelines.run.verify`).
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 from pipelines.run.fragments import FRAGMENTS, encode_parquet, read_fragments, write_fragment
 from pipelines.run.manifest_files import read_part
 from pipelines.run.schema import FAILURES, ROW_NAMES
-from pipelines.run.state_files import DamagedFileError, read_json, read_table
+from pipelines.run.state_files import DamagedFileError, read_json, read_table, write_json
 from pipelines.storage import Folder
 
 DONE = "_done"
@@ -128,7 +127,7 @@ def merge_part(output_uri: str, part: str, table: OutputTable) -> dict[str, Any]
         "statistics": table.summarize(labelled),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    output.write(marker_file(part), json.dumps(marker).encode())
+    write_json(output, marker_file(part), marker)
     output.remove_folder(f"{FRAGMENTS}/{part}")
     return marker
 

@@ -6,6 +6,7 @@ the output suffices; a storage that does not answer raises plain `StorageError`,
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,9 @@ import pyarrow.parquet as pq
 
 from ovss_core.errors import StorageError
 from pipelines.storage import Folder
+from pipelines.transport.causes import one_line
+
+_CHECKSUM = "checksum"
 
 
 class DamagedFileError(StorageError):
@@ -57,8 +61,20 @@ def read_file(output: Folder, name: str) -> bytes:
     return data
 
 
+def write_json(output: Folder, name: str, values: Mapping[str, Any], indent: int | None = None) -> None:
+    """Write a JSON object with a checksum over its members: changed ones often are sound JSON, too."""
+    members = json.loads(json.dumps(values))  # as they will be read
+    text = json.dumps({**members, _CHECKSUM: _checksum(members)}, indent=indent, ensure_ascii=False)
+    output.write(name, text.encode("utf-8", "backslashreplace"))  # surrogates become JSON's own escapes
+
+
+def _checksum(members: Mapping[str, Any]) -> str:
+    plain = json.dumps(members, sort_keys=True)
+    return blake2b(plain.encode(), digest_size=8).hexdigest()
+
+
 def read_json(output: Folder, name: str, wanted: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    """Read a JSON object that has the wanted members, each of its type.
+    """Read a JSON object that has the wanted members, each of its type; a checksum is compared if it has one.
 
     Raises:
         DamagedFileError: It holds something else.
@@ -70,6 +86,8 @@ def read_json(output: Folder, name: str, wanted: Mapping[str, type | tuple[type,
         raise DamagedFileError(output, name, f"no JSON ({one_line(error)})") from error
     if not isinstance(values, dict):
         raise DamagedFileError(output, name, "no JSON object")
+    if values.pop(_CHECKSUM, None) not in (None, _checksum(values)):
+        raise DamagedFileError(output, name, "its content is not what was written (checksum)")
     for member, kind in wanted.items():
         if not isinstance(values.get(member), kind) or (kind is int and isinstance(values[member], bool)):
             raise DamagedFileError(output, name, f"its member {member!r} is missing or of another kind")
@@ -82,24 +100,22 @@ def read_table(
     """Read a Parquet file: as `schema`, or some columns of it.
 
     Raises:
-        DamagedFileError: It is no Parquet file, or one with other columns.
+        DamagedFileError: It is no Parquet file, or one that lacks columns, also of the schema's others.
     """
     data = read_file(output, name)
-    wanted = list(columns) if columns is not None else (schema.names if schema is not None else None)
+    needed = [*(schema.names if schema is not None else ()), *(columns or ())]
+    wanted = list(columns) if columns is not None else (needed or None)
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=wanted, page_checksum_verification=True)
-        if not set(wanted or ()) - set(table.column_names):
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read(wanted)
+        lacking = set(needed) - set(file.schema_arrow.names)
+        if not lacking:
             return _as_schema(table, schema) if schema is not None and columns is None else table
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DamagedFileError(output, name, one_line(error)) from error
-    raise DamagedFileError(output, name, f"it has no columns {', '.join(wanted or ())}")
+    raise DamagedFileError(output, name, f"it has no columns {', '.join(sorted(lacking))}")
 
 
 def _as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     metadata = {**(table.schema.metadata or {}), **(schema.metadata or {})}
     return table.cast(schema).replace_schema_metadata(metadata or None)
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, or its class."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from ovss_core.errors import ImageError, StorageError
-from pipelines.faults import Failure
+from pipelines.faults import Failure, clean_reason
 from pipelines.sources.image_list import address_at
 from pipelines.sources.parquet_rows import ParquetRows
 from pipelines.storage import open_storage
+from pipelines.transport.limits import check_size
 from pipelines.transport.whole import read_address, read_inside
 
 STAGE = "read"
@@ -54,7 +55,9 @@ class ImageFetcher:
             elif container == "tar":
                 fetched.extend(self._tar_members(members))
             elif container == "broken":
-                fetched.extend(Failure("list", "StorageError", row["reason"]) for row in members)
+                fetched.extend(
+                    Failure("list", "StorageError", clean_reason(row["reason"])) for row in members
+                )
             else:
                 fetched.extend(pool.map(self._file, members))
         return fetched
@@ -87,10 +90,6 @@ class ImageFetcher:
         """
         return read_address(address, self.max_bytes, self.timeout_s)
 
-    def _check_size(self, size: int) -> None:
-        if size > self.max_bytes:
-            raise ImageError(f"the file has {size:,} bytes, more than max_bytes ({self.max_bytes:,})")
-
     def _tar_members(self, rows: list[Row]) -> list[Fetched]:
         fetched: list[Fetched] = []
         try:
@@ -104,7 +103,7 @@ class ImageFetcher:
     def _tar_span(self, stream: Any, rows: list[Row]) -> list[Fetched]:
         """Read neighbouring members at once: a request to an object store costs more than the bytes between."""
         try:
-            self._check_size(rows[0]["length"])
+            check_size(rows[0]["length"], self.max_bytes)
         except ImageError as error:
             return [Failure.of(STAGE, error)]
         start = rows[0]["offset"]

@@ -187,3 +187,37 @@ def test_records_that_would_blow_up_when_unpacked_are_refused(tmp_path: Path) ->
     path = _rewritten(_archive(tmp_path / "weights.pt"), lambda name, old: old, zipfile.ZIP_DEFLATED)
     with pytest.raises(ArchiveError, match="compressed, which PyTorch does not do"):
         read_torchscript(path)
+
+
+@pytest.mark.parametrize("record", [b"/byteorder", b"/constants.pkl"])
+def test_an_archive_whose_table_of_contents_is_damaged_is_refused_in_one_line(
+    record: bytes, tmp_path: Path
+) -> None:
+    path = _archive(tmp_path / "weights.pt")
+    content = path.read_bytes()
+    entry = content.index(record, content.index(b"PK\x01\x02"))
+    flags = content.rindex(b"PK\x01\x02", 0, entry) + 8
+    named = content[:flags] + b"\x00\x08" + content[flags + 2 : entry] + b"/\xff" + content[entry + 2 :]
+    path.write_bytes(named)  # names in UTF-8, and one that is none
+    with pytest.raises(WeightsError, match=r"cannot read weights from .*weights\.pt: .*damaged"):
+        load_clip(ModelConfig(NAME, str(path)))
+
+
+def test_an_archive_whose_byte_order_is_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = _rewritten(
+        _archive(tmp_path / "weights.pt"), lambda name, old: b"\xff" if name.endswith("/byteorder") else old
+    )
+    with pytest.raises(WeightsError, match="not in this machine's byte order"):
+        load_clip(ModelConfig(NAME, str(path)))
+
+
+def test_a_compressed_tree_that_is_damaged_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = _rewritten(_archive(tmp_path / "weights.pt"), lambda name, old: old, zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+    start = entry.header_offset + 30 + len(entry.filename)
+    content[start : start + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="it is a damaged archive"):
+        load_clip(ModelConfig(NAME, str(path)))

@@ -170,6 +170,10 @@ NOT_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: torch.save(QuickGELU(), path),
         "a pickled object (open_clip.transformer.QuickGELU)",
     ),
+    "wordy.pt": (
+        lambda path: path.write_bytes(b"\x80\x02ccollections\n" + b"9" * 5000 + b"\n)R."),
+        f"a pickled object (collections.{'9' * 68})",
+    ),
 }
 
 
@@ -180,6 +184,7 @@ def test_a_file_that_holds_no_weights_is_named_for_what_it_is(name: str, tmp_pat
     line = _refusal(ModelConfig(NAME, str(tmp_path / name)))
     assert line.startswith(f"cannot read weights from {tmp_path / name}: ")
     assert message in line
+    assert len(line) < 600
 
 
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.999])

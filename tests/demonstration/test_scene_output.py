@@ -11,7 +11,7 @@ from PIL import Image
 
 import pipelines.demonstration.formats as formats
 from jobs.scenes import main
-from ovss_core.errors import ConfigError, OutputMismatchError
+from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
 from ovss_core.vocabulary import Vocabulary
 from pipelines.demonstration.drawing import draw_scenes
 from pipelines.demonstration.formats import WRITERS
@@ -119,6 +119,13 @@ def test_a_run_that_dies_leaves_no_half_file_under_a_final_name(
     assert sorted(read_webdataset(tmp_path)) == ["000000000", "000000001"]
     assert draw_scenes(config(tmp_path, format="webdataset")) == 3
     assert len(read_webdataset(tmp_path)) == COUNT
+
+
+def test_settings_that_are_damaged_are_named(tmp_path: Path) -> None:
+    draw_scenes(config(tmp_path))
+    (tmp_path / "scenes.json").write_bytes(b'{"count": ')
+    with pytest.raises(StorageError, match=r"scenes\.json of .* is damaged: no JSON"):
+        draw_scenes(config(tmp_path))
 
 
 def test_an_output_of_other_settings_is_not_mixed_with_these(tmp_path: Path) -> None:

@@ -110,12 +110,18 @@ def test_a_benchmark_sets_its_constants_and_flags_still_win(purify: str) -> None
 
 
 def test_an_evaluation_without_an_output_gets_a_folder_named_by_its_settings(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, text in {"ImageSets/Segmentation/val.txt": "a\n", "SegmentationClass/a.png": ""}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
     jobs: list[EvaluateJob] = []
     monkeypatch.setattr(pipelines.evaluate.job, "run_evaluate", jobs.append)
     monkeypatch.setattr(pipelines.evaluate.job, "describe_result", lambda job, report: 0)
     benchmark = ["--benchmark", "voc21", "--root", "VOC2012"]
+    monkeypatch.setattr(pipelines.evaluate.job, "run_evaluate", jobs.append)
+    monkeypatch.setattr(pipelines.evaluate.job, "describe_result", lambda job, report: 0)
+    benchmark = ["--benchmark", "voc21", "--root", str(tmp_path)]
     for flags in (["--host", "sfp", "--purify", "freecp"], ["--grid"], ["--output", "mine"]):
         assert evaluate.main([*benchmark, *flags]) == 0
     assert [job.run.output for job in jobs] == ["out/voc21-sfp-freecp", "out/voc21-grid", "mine"]
@@ -154,7 +160,7 @@ def test_a_renamed_command_still_works_and_names_the_new_one_in_one_line(
     printed = capsys.readouterr()
     assert printed.out.startswith("usage: ovss benchmark ")
     assert printed.err == "ovss: warning: ovss measure is called ovss benchmark now; use that name\n"
-    assert "  measure " not in cli.usage()
+    assert "\n  measure " not in cli.usage()
 
 
 def test_the_command_labels_and_reports(

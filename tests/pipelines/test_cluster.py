@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,15 @@ def foreign_lines(said: str) -> list[str]:
     return [line for line in said.splitlines() if not line.startswith("ovss: ") and " images (" not in line]
 
 
-def processes_with(mark: str) -> Iterator[str]:
+def processes_with(mark: str) -> dict[int, str]:
+    """Return the command lines of the processes that carry a mark, by their ids."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(OSError):
             if mark.encode() in (folder / "environ").read_bytes():
-                yield (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-        except OSError:
-            continue
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                found[int(folder.name)] = command
+    return found
 
 
 def test_a_folder_that_is_too_long_for_sockets_is_replaced_by_a_short_one(
@@ -149,4 +152,24 @@ def test_a_signal_ends_the_run_with_one_line_and_nothing_of_ray_is_left(
     name = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
     assert said.splitlines()[-1] == f"ovss: {name}; the same command goes on where it stopped"
     assert foreign_lines(said) == []
-    assert list(processes_with(mark)) == []
+    assert processes_with(mark) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in Linux's /proc")
+@pytest.mark.parametrize("program", ["gcs_server", "raylet"])
+def test_a_ray_that_dies_ends_the_run_with_one_line_and_nothing_of_it_is_left(
+    image_folder: ImageFolder, tmp_path: Path, program: str
+) -> None:
+    mark = uuid.uuid4().hex
+    run = label(image_folder(300), tmp_path / "out", **{_MARK: mark})
+    assert run.stderr
+    assert any("starting workers" in line for line in run.stderr)
+    commands = processes_with(mark)
+    [core] = [number for number, command in commands.items() if command.split()[0].endswith(f"/{program}")]
+    os.kill(core, signal.SIGKILL)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 1, said
+    assert "has died (was it killed, or is memory short?); the same command goes on" in said.splitlines()[-1]
+    assert foreign_lines(said) == []
+    assert processes_with(mark) == {}

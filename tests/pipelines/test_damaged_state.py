@@ -103,6 +103,55 @@ def test_any_one_file_that_is_damaged_is_made_good_without_losing_a_row(
         assert start(job) is None, name
 
 
+@pytest.mark.parametrize("state", ["finished", "interrupted"])
+def test_a_list_in_the_place_of_another_is_found_out(
+    outputs: Callable[[str, str, Path], Job], tmp_path: Path, state: str
+) -> None:
+    names = [
+        name
+        for name in state_files(Path(outputs("folder", state, tmp_path / "names").output.uri))
+        if name.endswith(".parquet")
+    ]
+    lists = [name for name in names if name.startswith("manifest")]
+    pairs = [(name, other) for name in lists for other in names if other != name]
+    assert len(pairs) > 5
+    for number, (name, other) in enumerate(pairs):
+        job = outputs("folder", state, output := tmp_path / f"{number}")
+        shutil.copyfile(output / other, output / name)
+        assert start(job) is None, (name, other)
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "before", "after"),
+    [
+        ("shards finished", "manifest/complete.json", b"a.tar", b"c.tar"),
+        ("shards interrupted", "manifest/complete.json", b"a.tar", b"c.tar"),
+        ("shards interrupted", "manifest/complete.json", b'"streamed": true', b'"streamed": false'),
+        ("folder finished", "manifest/complete.json", b'"part-00001"', b'"part-00007"'),
+        ("shards finished", "manifest/shard-00000.json", b'"0": 3', b'"2": 3'),
+        ("shards finished", "_done/part-00000-00000.json", b'"labelled": 3', b'"labelled": 7'),
+        ("folder finished", "_done/part-00000.json", b'"rows": 3', b'"rows": 1'),
+        ("folder interrupted", "run.json", b'"job": "means"', b'"job": "beans"'),
+    ],
+)
+def test_a_file_that_was_changed_and_is_still_sound_json_is_found_and_made_good(
+    outputs: Callable[[str, str, Path], Job],
+    tmp_path: Path,
+    output: str,
+    name: str,
+    before: bytes,
+    after: bytes,
+) -> None:
+    kind, _, state = output.partition(" ")
+    job = outputs(kind, state, tmp_path / "out")
+    path = tmp_path / "out" / name
+    content = path.read_bytes()
+    assert before in content
+    path.write_bytes(content.replace(before, after))
+    assert any(name in problem for problem in verify_output(job.output).problems)
+    assert start(job) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("state", ["finished", "interrupted"])
@@ -177,6 +226,9 @@ def test_verify_reads_everything_on_demand(outputs: Callable[[str, str, Path], J
     assert verify_output(job.output).problems == []
     [problem] = verify_output(job.output, content=True).problems
     assert "means/part-00000.parquet" in problem
+    assert problem.endswith("; remove _done/part-00000.json, and the same command does the part again")
+    (tmp_path / "out/_done/part-00000.json").unlink()
+    assert start(job) is None
 
 
 def test_verify_names_what_is_no_output_or_not_finished(
@@ -214,6 +266,7 @@ def test_a_damaged_list_keeps_the_rows_of_images_that_the_source_has_lost(
     moved = folder_job(tmp_path / "in", tmp_path / "out")
     run = json.loads((tmp_path / "out/run.json").read_text())
     run["identity"]["source"] = moved.source.describe()
+    del run["checksum"]
     (tmp_path / "out/run.json").write_text(json.dumps(run))
     run_plain(moved)
     assert len(rows_of(job.output, "means")) == 5
@@ -226,7 +279,7 @@ def test_an_older_marker_without_sizes_is_checked_by_its_footer(
     job = outputs("folder", "finished", tmp_path / "out")
     for path in (tmp_path / "out/_done").iterdir():
         marker = json.loads(path.read_text())
-        del marker["files"]
+        del marker["files"], marker["checksum"]
         path.write_text(json.dumps(marker))
     run_plain(job)
     path = tmp_path / "out/means/part-00000.parquet"

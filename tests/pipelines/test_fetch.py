@@ -37,6 +37,18 @@ def fetch(*addresses: str, source: str = "/", **options: Any) -> list[bytes | Fa
         return ImageFetcher(source, **{"timeout_s": 5.0, **options}).fetch(rows, threads)
 
 
+def test_a_reason_from_the_listing_is_made_one_readable_line() -> None:
+    row = {
+        "container": "broken",
+        "reason": "no file a\0b.parquet\nsecond line",
+        "path": None,
+        "row_group": None,
+    }
+    with ThreadPoolExecutor(1) as threads:
+        [outcome] = ImageFetcher("/").fetch([row], threads)
+    assert outcome == Failure("list", "StorageError", "no file a\N{REPLACEMENT CHARACTER}b.parquet")
+
+
 def failure(address: str, **options: Any) -> Failure:
     [outcome] = fetch(address, **options)
     assert isinstance(outcome, Failure)
@@ -189,9 +201,9 @@ def test_an_address_that_no_parser_takes_is_a_failure_of_its_own(address: str) -
 
 
 def test_an_image_inside_a_data_address_is_decoded_and_never_repeated() -> None:
-    assert fetch("data:image/png;base64,aGVsbG8=", "data:,a%20b") == [b"hello", b"a b"]
+    assert fetch("data:image/png;base64,aGVsbG8=", "Data:;base64,aGVs%0AbG8%3D") == [b"hello", b"hello"]
     broken = "data:image/png;base64," + "iVBORw0KGgo!" * 40
-    assert failure(broken).reason == "the data: address holds no sound base64"
+    assert failure(broken).reason == "the data: address is no valid base64 (Only base64 data is allowed)"
 
 
 def test_text_that_is_taken_for_a_path_is_cut_short() -> None:

@@ -1,5 +1,6 @@
 """`--images` given a list, a COCO file, a web address or something else."""
 
+import base64
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,23 @@ def test_a_text_list_is_read_line_by_line_relative_to_its_folder(
     assert source.describe() == {"kind": "list", "uri": f"{tmp_path}/lists/train.TXT"}
 
 
+def test_names_that_no_file_can_have_cost_themselves_alone(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg")
+    names = ["half\ud800.jpg", "file:///half\ud800.jpg", "file:///caf\udce9.jpg", "a.jpg"]
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    assert read(SourceOptions(images=str(tmp_path / "names.json")).open(), tmp_path / "json") == {
+        "half\\ud800.jpg": "the name holds half of a character (a surrogate)",
+        "file:///half\\ud800.jpg": "the name holds bytes that are no UTF-8; write them as %XX",
+        "file:///caf\\xe9.jpg": "the name holds bytes that are no UTF-8; write them as %XX",
+        "a.jpg": b"a.jpg",
+    }
+    (tmp_path / "names.txt").write_bytes(b"file:///caf\xe9.jpg\na.jpg\n")
+    assert read(SourceOptions(images=str(tmp_path / "names.txt")).open(), tmp_path / "txt") == {
+        "file:///caf\\xe9.jpg": "the name holds bytes that are no UTF-8; write them as %XX",
+        "a.jpg": b"a.jpg",
+    }
+
+
 def test_secrets_of_listed_addresses_stay_in_the_list(tmp_path: Path, server: LoopbackServer) -> None:
     address = f"http://jo:S3CR3T@{server.host}/good"
     lines = [
@@ -103,6 +121,20 @@ def test_secrets_of_listed_addresses_stay_in_the_list(tmp_path: Path, server: Lo
     assert (first, third) == (BODY, BODY)
     assert isinstance(second, Failure)
     assert "the list of images changed after it was listed" in second.reason
+
+
+def test_images_written_into_a_list_are_decoded_and_never_repeated(tmp_path: Path) -> None:
+    encoded = base64.b64encode(BODY).decode()
+    path = tmp_path / "list.txt"
+    path.write_text(f"data:image/jpeg;base64,{encoded}\nDATA:image/jpeg;base64,{encoded[:-4]}\ndata:,x\n")
+    found = read(SourceOptions(images=str(path)).open(), tmp_path / "out")
+    assert found == {
+        "data:image/jpeg;base64": BODY,
+        "DATA:image/jpeg;base64": BODY[: len(base64.b64decode(encoded[:-4]))],
+        "data:": "a data: address without base64; ovss takes data:image/...;base64 or bytes",
+    }
+    for part in (tmp_path / "out/manifest").glob("*.parquet"):
+        assert encoded[:12] not in str(pq.read_table(part).to_pylist())
 
 
 def test_secrets_of_addresses_in_a_table_stay_in_the_table(tmp_path: Path, server: LoopbackServer) -> None:
@@ -200,6 +232,7 @@ def test_a_json_list_of_paths_is_a_list(tmp_path: Path) -> None:
         ("a.json", "{}", "neither a list of paths nor a COCO file"),
         ("a.json", "[1]", "neither a list of paths nor a COCO file"),
         ("a.json", "{", "is no JSON"),
+        ("a.json", "[" * 100_000, "is no JSON"),
     ],
 )
 def test_another_container_says_which_flag_takes_it(

@@ -32,7 +32,7 @@ from ovss_core.errors import (
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.job import EvaluateJob, PairOptions, run_evaluate
 from pipelines.label.job import LabelJob, run_label
-from pipelines.preflight import check_evaluate, check_label, check_model, require_apart
+from pipelines.preflight import check_evaluate, check_label, check_model, read_descriptions, require_apart
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.run.record import holds_images, write_run
@@ -252,6 +252,15 @@ def test_masks_of_a_benchmark_that_ignores_zero_are_a_warning_where_they_are_giv
     assert check_evaluate(voc, RunOptions("out"), PoolOptions(), DEMO, Vocabulary.load("voc21")) == []
 
 
+def test_a_wait_for_one_image_that_would_end_the_run_is_shortened_with_a_word() -> None:
+    patient = SourceOptions(images="images", fetch_timeout_s=300)
+    assert check_label(patient, RunOptions("out", no_progress_s=900), PoolOptions(), DEMO, WORDS) == []
+    [warning] = check_label(patient, RunOptions("out"), PoolOptions(), DEMO, WORDS)
+    assert warning.startswith("an image may take 200 s to arrive and not 300 (fetch_timeout_s)")
+    pairs = PairOptions(images="images", masks="masks", fetch_timeout_s=300)
+    assert check_evaluate(pairs, RunOptions("out"), PoolOptions(), DEMO, WORDS) == [warning]
+
+
 def test_an_output_below_a_file_or_without_permission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +324,8 @@ OWN = "--images HERE/images --vocabulary cat,dog"
         ),
         (f"label {OWN} --output HERE/images/out", "lies inside --images"),
         (f"label {OWN} --output HERE/file/out --model demo", "file is a file; give a folder as --output"),
+        (f"label {OWN} --output nosuch://out --model demo", "Protocol not known: nosuch"),
+        ("train-demo --folder HERE/file/out", "file is a file; give a folder as --folder"),
         (f"evaluate {OWN} --masks HERE/nowhere --output HERE/out --model demo", "nowhere; check --masks"),
         (
             "evaluate --benchmark voc21 --root HERE/images --output HERE/out --model demo",
@@ -367,3 +378,10 @@ def test_a_run_that_stopped_before_its_first_image_does_not_block_a_corrected_on
     assert row == {"image_id": "a.png"}
     with pytest.raises(OutputMismatchError, match=r"belongs to another run: config\.host"):
         run_label(replace(job, segmenter=replace(small, host="maskclip")))
+
+
+@pytest.mark.parametrize("content", ['{"cat": [', "[" * 100_000, r'{"cat": ["\ud83d"]}', '"cat"', "\xff"])
+def test_descriptions_that_are_something_else_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "d.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"d\.json"):
+        read_descriptions(str(tmp_path / "d.json"))

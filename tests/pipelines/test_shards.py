@@ -100,7 +100,6 @@ def test_listing_reads_no_byte_of_a_shard_and_a_run_reads_each_byte_once(
     for module in (
         "pipelines.run.shards",
         "pipelines.transport.patient_stream",
-        "pipelines.sources.webdataset",
         "pipelines.sources.listing",
     ):
         monkeypatch.setattr(f"{module}.open_storage", counted)
