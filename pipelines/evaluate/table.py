@@ -33,13 +33,25 @@ _MEASUREMENT = pa.struct(
         ("oracle", _COUNTS),
     ]
 )
+_MEANINGS = {
+    "image_id": "stable name of the image, unique in the run",
+    "uri": "where the image was read",
+    "height": "height of mask and image in pixels, orientation applied",
+    "width": "width of mask and image in pixels, orientation applied",
+    "measurements": "for each variant pixels counted by class (confusion; boundary: in a band along the classes' edges; "
+    "oracle: with only the present classes offered), and classes found, wrongly found and missed (predicted_classes: in "
+    "the label map; purified_classes: kept by purification); classes that do not occur are left out",
+}
 MEASUREMENTS = pa.schema(
     [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("measurements", pa.list_(_MEASUREMENT), nullable=False),
+        pa.field(name, kind, nullable=False, metadata={b"description": _MEANINGS[name].encode()})
+        for name, kind in (
+            ("image_id", pa.string()),
+            ("uri", pa.string()),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
+            ("measurements", pa.list_(_MEASUREMENT)),
+        )
     ],
     metadata={b"ovss_schema": b"measurements/1"},
 )
