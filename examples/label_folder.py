@@ -14,7 +14,7 @@ from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 
 
 def main(
-    images: str, words: str, output: str, model: str = "ViT-B-16", pools: PoolOptions | None = None
+    images: str, words: str, output: str, model: str = "ViT-B-16", *, pools: PoolOptions | None = None
 ) -> dict[str, Any]:
     """Label every image below a folder and return the summary."""
     job = LabelJob(
@@ -32,4 +32,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]
+    main(*sys.argv[1:])

@@ -16,7 +16,7 @@ from pipelines.label.stages import SegmentStage
 
 
 def main(
-    images: str, words: str, model: str = "ViT-B-16", actors: int = 1, gpus: float = 0
+    images: str, words: str, model: str = "ViT-B-16", *, actors: int = 1, gpus: float = 0
 ) -> list[dict[str, Any]]:
     """Label the files of a folder, and return the path of each with the names of its classes, largest first."""
     config = SegmenterConfig(model=ModelConfig(name=model))
@@ -45,4 +45,4 @@ def _classes(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]
+    main(*sys.argv[1:])

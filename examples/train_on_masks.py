@@ -62,7 +62,7 @@ class LabelledImages(IterableDataset[tuple[Tensor, Tensor]]):
                 yield torch.from_numpy(np.array(upright)).permute(2, 0, 1), torch.from_numpy(classes)
 
 
-def main(images: str, output: str, least_confidence: float = 0.0) -> int:
+def main(images: str, output: str, least_confidence: float | str = 0.0) -> int:
     """Read all images once, print what a training step would get, and return their number."""
     dataset = LabelledImages(images, output, float(least_confidence))
     count = 0
@@ -74,4 +74,4 @@ def main(images: str, output: str, least_confidence: float = 0.0) -> int:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]
+    main(*sys.argv[1:])

@@ -27,7 +27,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def output(ray_session: None, images: Path) -> Path:
     """What the folder's script leaves behind."""
     place = images.parent / "out"
-    summary = label_folder.main(str(images), WORDS, str(place), "demo", ONE_POOL)
+    summary = label_folder.main(str(images), WORDS, str(place), "demo", pools=ONE_POOL)
     assert (summary["images"], summary["labelled"], summary["failed"]) == (3, 2, 1)
     return place
 
