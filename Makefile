@@ -7,7 +7,7 @@ DEMO_OUTPUT := out/demo
 DEMO_METHOD := --host clearclip --variant released --purification.thresholds fixed \
 	--purification.redundancy_threshold 0.05 --purification.ambiguity_threshold 0.8
 
-.PHONY: setup demo test check format test-slow test-gpu clean
+.PHONY: setup demo test check docs format test-slow test-gpu clean
 
 setup: $(VENV)/installed
 
@@ -23,13 +23,18 @@ demo: setup
 	@echo "Open $(DEMO_OUTPUT)/labels/previews/index.html"
 
 test: setup check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+# every page, the reference out of the code included; a warning is an error
+docs: setup
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs out/docs
 
 format: setup
 	$(BIN)/ruff format .

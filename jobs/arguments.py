@@ -11,9 +11,9 @@ from jobs.parser import CommandParser
 from ovss_core.config import PurificationMethod, SegmenterConfig
 from ovss_core.errors import ConfigError, VocabularyError
 from ovss_core.evaluation.benchmarks import BENCHMARKS, protocol_config
-from ovss_core.host_names import host_names
+from ovss_core.head_names import host_names
 from ovss_core.vocabulary import Vocabulary
-from pipelines.options import PoolOptions, RunOptions
+from pipelines.run.options import PoolOptions, RunOptions
 
 Settings = TypeVar("Settings")
 

@@ -12,9 +12,11 @@ COMMANDS = {
     "verify": ("jobs.verify", "check that an output is whole"),
     "scenes": ("jobs.scenes", "paint synthetic scenes with exact labels"),
     "train-demo": ("jobs.train_demo", "train the small model that ships with ovss"),
-    "measure": ("jobs.measure", "measure speed against plain open_clip"),
+    "benchmark": ("jobs.benchmark", "measure speed against plain open_clip"),
     "measure-demo": ("jobs.measure_demo", "measure the demonstration model on scenes it never saw"),
 }
+RENAMED = {"measure": "benchmark"}
+"""Commands of the release before by their old names, which still work and are not listed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(versions())
         return 0
+    if given[0] in RENAMED:
+        name = RENAMED[given[0]]
+        print(f"ovss: warning: ovss {given[0]} is called ovss {name} now; use that name", file=sys.stderr)
+        given[0] = name
     if given[0] not in COMMANDS:
         print(f"ovss: error: {_unknown(given[0])}", file=sys.stderr)
         return 2

@@ -21,8 +21,8 @@ from jobs.arguments import (
 from jobs.flags import flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
-from pipelines.evaluation.options import PairOptions
-from pipelines.options import PoolOptions, RunOptions
+from pipelines.evaluate.options import PairOptions
+from pipelines.run.options import PoolOptions, RunOptions
 
 _START = (
     "benchmark",
@@ -72,12 +72,13 @@ def main(arguments: Arguments = None) -> int:
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
     # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
     from pipelines.preflight import check_evaluate, read_descriptions
-    from pipelines.progress import announced
+    from pipelines.run.progress import announced
 
     descriptions = read_descriptions(values.descriptions)
     check_evaluate(pairs, run, pools, segmenter, vocabulary, descriptions)
+    pairs.open(vocabulary)  # says at once where nothing is there
     with announced("ovss: loading torch and Ray"):
-        from pipelines.evaluate import EvaluateJob, describe_result, run_evaluate
+        from pipelines.evaluate.job import EvaluateJob, describe_result, run_evaluate
 
     job = EvaluateJob(pairs, run, vocabulary, segmenter, descriptions, pools)
     return describe_result(job, run_evaluate(job))

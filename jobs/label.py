@@ -17,7 +17,7 @@ from jobs.arguments import (
 from jobs.flags import flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 
 _START = ("images", "parquet", "webdataset", "vocabulary", "output", "model", "pretrained", "previews")
 
@@ -51,13 +51,13 @@ def main(arguments: Arguments = None) -> int:
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
     # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
     from pipelines.preflight import check_label, read_descriptions
-    from pipelines.progress import announced
+    from pipelines.run.progress import announced
 
     descriptions = read_descriptions(values.descriptions)
     check_label(source, run, pools, segmenter, vocabulary, descriptions)
     source.open()  # says at once where nothing is there
     with announced("ovss: loading torch and Ray"):
-        from pipelines.label import LabelJob, describe_result, run_label
+        from pipelines.label.job import LabelJob, describe_result, run_label
 
     job = LabelJob(source, run, vocabulary, segmenter, descriptions, pools)
     return describe_result(job, run_label(job))

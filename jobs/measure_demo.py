@@ -4,12 +4,12 @@ import sys
 
 from jobs.arguments import RUN, START, make_parser
 from jobs.flags import Flag
-from jobs.near_names import did_you_mean
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
-from ovss_core.config import ModelConfig
+from ovss_core.check import validate
+from ovss_core.config import ModelConfig, SegmenterConfig
 from ovss_core.errors import ConfigError
-from ovss_core.host_names import host_names
+from ovss_core.head_names import host_names
 
 
 def build_parser() -> CommandParser:
@@ -39,20 +39,18 @@ def main(arguments: Arguments = None) -> int:
     """Measure, print the table, and return the exit status."""
     given = build_parser().parse_args(arguments)
     hosts = [name.strip() for name in given.hosts.split(",")]
-    for name in hosts:
-        if name not in host_names():
-            near = did_you_mean(name, host_names())
-            raise ConfigError(f"--hosts names {name!r}; give some of {', '.join(host_names())}{near}")
+    model = ModelConfig(name="demo", pretrained=given.pretrained)
+    for host in hosts:
+        validate(SegmenterConfig(model, host))
     for name in ("count", "threads"):
         if given[name] is not None and given[name] < 1:
             raise ConfigError(f"--{name} is {given[name]}; give at least 1")
     import torch
 
-    from ovss_core.demonstration.measurement import as_table, measure_demo
+    from pipelines.demonstration.measurement import as_table, measure_demo
 
     if given.threads:
         torch.set_num_threads(given.threads)
-    model = ModelConfig(name="demo", pretrained=given.pretrained)
     cells = measure_demo(hosts, given.count, model, report=_progress)
     print(as_table(cells, given.count))
     return 0

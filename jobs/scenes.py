@@ -4,7 +4,7 @@ from jobs.arguments import RUN, make_parser, take_fields
 from jobs.flags import flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
-from pipelines.scene_options import ScenesConfig
+from pipelines.demonstration.options import ScenesConfig
 
 
 def build_parser() -> CommandParser:
@@ -24,7 +24,9 @@ def build_parser() -> CommandParser:
 def main(arguments: Arguments = None) -> int:
     """Draw the scenes and return the exit status."""
     config = take_fields(build_parser().parse_args(arguments), ScenesConfig)
-    from pipelines.scenes import draw_scenes  # brings Arrow and the painter, which help does not need
+    from pipelines.demonstration.drawing import (
+        draw_scenes,  # brings Arrow and the painter, which help does not need
+    )
 
     print(f"drew {draw_scenes(config)} scenes into {config.output}")
     return 0

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from jobs.near_names import did_you_mean
-from jobs.typed import shown
+from jobs.typed import current_name, shown
 from ovss_core.errors import ConfigError
 
 YAML_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -62,7 +62,7 @@ def _flatten(
     values: Mapping[Any, Any], known: Collection[str], place: str, prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        name = f"{prefix}{key}"
+        name = current_name(f"{prefix}{key}", known)
         if name in known:
             yield name, value
             continue

@@ -6,7 +6,7 @@ from jobs.arguments import RUN, START, make_parser
 from jobs.flags import Flag, flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
-from ovss_core.demonstration.recipe import TrainingConfig
+from pipelines.demonstration.recipe import TrainingConfig
 
 RECIPE = "the recipe"
 
@@ -41,7 +41,10 @@ def main(arguments: Arguments = None) -> int:
     """Run the training and return the exit status."""
     given = build_parser().parse_args(arguments)
     config = TrainingConfig(**vars(given.training))
-    from ovss_core.demonstration.training import train_demo  # brings torch, which help does not need
+    from pipelines.preflight import require_place  # brings Arrow, which help does not need
+
+    require_place(str(given.folder), "--folder")
+    from pipelines.demonstration.training import train_demo  # brings torch, which help does not need
 
     print(f"wrote {train_demo(given.folder, config, given.stop_after)}")
     return 0

@@ -1,7 +1,8 @@
 """What was typed: every word of a command line belongs to a flag, or one line says which does not."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -38,6 +39,22 @@ class Typed:
         return f"{option}{_APPEND * self.append}" + ("" if self.value is None else f"={self.value}")
 
 
+RENAMED = {"resolve_actors": "finish_actors", "resolve_gpus": "finish_gpus"}
+"""Settings that had other names in an earlier release; those still work, with a line that says so."""
+
+
+def current_name(name: str, known: Collection[str]) -> str:
+    """Return what a setting, or a flag with its dashes, is called now; an earlier name is warned of."""
+    plain = name.removeprefix("--").replace("-", "_")
+    new = RENAMED.get(plain)
+    if new is None or plain in known or new not in known:
+        return name
+    if name.startswith("--"):
+        new = f"--{new.replace('_', '-')}"
+    print(f"ovss: warning: {name} is called {new} now; use that name", file=sys.stderr)
+    return new
+
+
 def read_words(words: Sequence[str], flags: Iterable[Flag], command: str) -> list[Typed]:
     """Match a command line's words with flags; underscores and dashes are the same in a flag's name.
 
@@ -45,11 +62,13 @@ def read_words(words: Sequence[str], flags: Iterable[Flag], command: str) -> lis
         ConfigError: An unknown flag, a flag without its value, or a word that belongs to none.
     """
     known = {_spelling(name): flag for flag in flags for name in (flag.option, flag.short) if name}
+    dests = {flag.dest for flag in known.values()}
     taken: list[Typed] = []
     pending = list(words)
     while pending:
         word = pending.pop(0)
         name, equals, given = word.partition("=")
+        name = current_name(name, dests)
         flag = known.get(_spelling(name.removesuffix(_APPEND)))
         if flag is None:
             flag = _bare(word, known.values(), taken)

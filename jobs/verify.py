@@ -26,8 +26,8 @@ def main(arguments: Arguments = None) -> int:
     """Check the output, print what was found, and return 0 if it is whole, 1 if not."""
     given = build_parser().parse_args(arguments)
     # imported here: help and wrong flags do not wait for Arrow
+    from pipelines.run.verify import verify_output
     from pipelines.storage import Folder
-    from pipelines.verify import verify_output
 
     verdict = verify_output(Folder(given.output), given.content)
     for problem in verdict.problems:

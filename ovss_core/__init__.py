@@ -4,16 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ovss_core.api import OpenVocabSegmenter
     from ovss_core.config import SegmenterConfig
-    from ovss_core.segmentation import Segmentation
-    from ovss_core.segmenter import OpenVocabSegmenter
+    from ovss_core.results import Segmentation
     from ovss_core.vocabulary import Vocabulary
 
 __all__ = ["OpenVocabSegmenter", "Segmentation", "SegmenterConfig", "Vocabulary"]
 
 _HOMES = {
-    "OpenVocabSegmenter": "ovss_core.segmenter",
-    "Segmentation": "ovss_core.segmentation",
+    "OpenVocabSegmenter": "ovss_core.api",
+    "Segmentation": "ovss_core.results",
     "SegmenterConfig": "ovss_core.config",
     "Vocabulary": "ovss_core.vocabulary",
 }

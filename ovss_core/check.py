@@ -4,12 +4,10 @@ Every job and the Python API call `validate` first. It imports neither torch nor
 has its answer at once.
 """
 
-import ast
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from importlib import resources
 
+from ovss_core.clip.architectures import Architecture, find_architecture
+from ovss_core.clip.weight_sources import resolve_weights
 from ovss_core.config import (
     BackgroundPolicy,
     LabelConfig,
@@ -17,9 +15,8 @@ from ovss_core.config import (
     SegmenterConfig,
     SfpConfig,
 )
-from ovss_core.encoders.architectures import Architecture, find_architecture
-from ovss_core.encoders.weight_sources import resolve_weights
 from ovss_core.errors import ConfigError, nearest
+from ovss_core.head_names import require_host
 from ovss_core.vocabulary import Vocabulary
 
 Descriptions = Mapping[str, Sequence[str]]
@@ -60,41 +57,6 @@ def validate(
     return [*warnings, f"without effect here: {'; '.join(idle)}"] if idle else warnings
 
 
-def host_names() -> list[str]:
-    """Return the names of the dense heads, read from their files where these are not loaded yet."""
-    if "ovss_core.dense_heads" in sys.modules:
-        return list(sys.modules["ovss_core.dense_heads"].HEADS)
-    return list(_listed_hosts())
-
-
-@lru_cache(maxsize=1)
-def _listed_hosts() -> tuple[str, ...]:
-    found = []
-    for file in resources.files("ovss_core").joinpath("dense_heads").iterdir():
-        if not file.name.endswith(".py"):
-            continue
-        classes = [
-            node
-            for node in ast.parse(file.read_text(encoding="utf-8")).body
-            if isinstance(node, ast.ClassDef)
-        ]
-        for node in (node for kind in classes for node in kind.body):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-                found += [str(node.value.value) for target in node.targets if ast.unparse(target) == "name"]
-    return tuple(sorted(found))
-
-
-def require_host(name: str) -> None:
-    """Refuse a dense head that does not exist.
-
-    Raises:
-        ConfigError: No head has that name.
-    """
-    names = host_names()
-    if name not in names:
-        raise ConfigError(f"unknown host {name!r}{nearest(name, names)}; give one of {', '.join(names)}")
-
-
 def background_policy(config: SegmenterConfig, vocabulary: Vocabulary) -> BackgroundPolicy:
     """Resolve the background policy "auto" by vocabulary and method.
 
@@ -104,7 +66,7 @@ def background_policy(config: SegmenterConfig, vocabulary: Vocabulary) -> Backgr
     """
     policy = config.labels.background
     has_background = vocabulary.background_index is not None
-    purifying = config.purification.method == "freecp"
+    purifying = config.purification.active
     if policy == "auto":
         if not has_background:
             return "none"
@@ -156,7 +118,7 @@ def _require_patches(config: SegmenterConfig, architecture: Architecture) -> Non
             f"windows of {config.windows.size} pixels are smaller than the model's patches of {patch}; give a larger "
             "windows.size"
         )
-    if crops.method == "freecp" and crops.ambiguity and crops.crop_size < patch:
+    if crops.needs_crops and crops.crop_size < patch:
         raise ConfigError(
             f"crops of {crops.crop_size} pixels are smaller than the model's patches of {patch}; give a larger "
             "purification.crop_size"
@@ -214,7 +176,7 @@ def _lonely_class(vocabulary: Vocabulary, policy: BackgroundPolicy) -> list[str]
 
 def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -> Iterator[str]:
     """Yield the settings that were changed and that nothing of this run will read."""
-    purification, purifying = config.purification, config.purification.method == "freecp"
+    purification, purifying = config.purification, config.purification.active
     if purifying:
         changed = _changed(config.labels, LabelConfig(background=config.labels.background), "labels")
         yield from (f"{name} (it goes with --purify none)" for name in changed)
@@ -233,7 +195,7 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
 
 
 def _idle_probability(config: SegmenterConfig, vocabulary: Vocabulary | None) -> Iterator[str]:
-    if vocabulary is None or config.purification.method == "freecp" or config.labels.min_probability == 0:
+    if vocabulary is None or config.purification.active or config.labels.min_probability == 0:
         return
     if vocabulary.background_index is None:
         yield "labels.min_probability (the vocabulary has no background class)"

@@ -86,7 +86,7 @@ class SfpConfig:
 
     Attributes:
         variant: "released" follows the authors' code, "paper" the equations.
-        outlier_mitigation: SOM: replace outlier tokens by the mean of their valid neighbours.
+        outlier_mitigation: SOM: replace outlier tokens by the mean of their valid neighbors.
         attention_enhancement: SAE: the enhanced attention in place of the last block; off leaves ClearCLIP's.
         attention_integration: HAI (released: cosine aggregation and the second stream) over all layers.
         outlier_rule: How outliers are found: attention (SOM, eq. 4), feature norm, or local outlier factor.
@@ -98,7 +98,7 @@ class SfpConfig:
         enhancement_projection: SAE applies the value and output projections (paper variant).
         enhancement_residual: SAE adds the purified tokens and the feed-forward result (paper, eq. 7).
         integration_start: First block (from 1) of the layer sum of HAI (the paper's Table 3).
-        integration_rounds: Row-then-column normalisation rounds of HAI; the paper does one.
+        integration_rounds: Row-then-column normalization rounds of HAI; the paper does one.
         integrate_after_projection: Apply HAI after ln_post and the projection instead of before.
     """
 
@@ -183,6 +183,21 @@ class PurificationConfig:
         _require(self.phrase_chunk >= 1, f"purification.phrase_chunk is {self.phrase_chunk}; give at least 1")
         _require(self.crop_size >= 1, f"purification.crop_size is {self.crop_size}; give at least 1")
 
+    @property
+    def active(self) -> bool:
+        """Whether classes are purified at all."""
+        return self.method == "freecp"
+
+    @property
+    def needs_crops(self) -> bool:
+        """Whether stage 2 has regions to encode, so that it deserves a pool of its own."""
+        return self.active and self.ambiguity
+
+    @property
+    def needs_distractors(self) -> bool:
+        """Whether the text side must hold words that are known to be absent."""
+        return self.active and self.redundancy and self.thresholds == "auto"
+
 
 @dataclass(frozen=True)
 class LabelConfig:
@@ -221,7 +236,7 @@ class SegmenterConfig:
 
     Attributes:
         host: How dense features are read out of CLIP: the dense head of that name in `ovss_core.dense_heads`.
-        window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 64 on a GPU, 8
+        window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 128 on a GPU, 8
             on a CPU, whose caches hold no more.
         max_pixels: Images with more pixels are refused before they are decoded.
     """
@@ -241,6 +256,22 @@ class SegmenterConfig:
             f"window_batch is {self.window_batch}; give at least 1, or none for the device's own",
         )
         _require(self.max_pixels >= 1, f"max_pixels is {self.max_pixels}; give at least 1")
+
+    @property
+    def tower_part(self) -> tuple[object, ...]:
+        """What decides which model runs on which pixels, and what it is asked for; the rest is done afterwards."""
+        return self.model, self.host, self.sfp, self.windows, self.purification.active
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide results as nested plain values.
+
+        What only costs speed or memory is left out, and so is where weights came from: their contents count.
+        """
+        values = self.to_dict()
+        values.pop("window_batch")
+        values["purification"].pop("phrase_chunk")
+        values["model"].pop("pretrained")
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, ready for JSON."""

@@ -1,4 +1,4 @@
-"""What happens when an image cannot be worked on: one failure with a reason, and its neighbours go on.
+"""What happens when an image cannot be worked on: one failure with a reason, and its neighbors go on.
 
 Faults of the data (`ImageError`) and of the moment (`RuntimeError`, which is what running out of memory is in
 torch) end in failures; any other exception is a mistake in a program and leaves the stage, which ends the job.
@@ -8,13 +8,14 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from ovss_core.errors import ImageError
-from pipelines.ledger import MAX_DEATHS, Attempts
 from pipelines.storage import scrub
 from pipelines.transport.causes import TransferError
 
+MAX_DEATHS = 2
+"""Workers that an image may end all by itself before it is set aside."""
 _LOG = logging.getLogger(__name__)
 _REASON_LENGTH = 500
 _LOOKED_AT = 1 << 16
@@ -23,6 +24,19 @@ _ESCAPES = re.compile(r"(?:\\x[0-9a-fA-F]{2}[ -~]{0,3}?){4,}")
 _UNREADABLE = re.compile("\N{REPLACEMENT CHARACTER}(?:.{0,3}\N{REPLACEMENT CHARACTER})+")
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+
+
+class Attempts(Protocol):
+    """What a stage needs of a ledger."""
+
+    def begin(self, stage: str, ids: Sequence[str]) -> dict[str, int]:
+        """Note images as being worked on; return those already noted, with how often each died alone."""
+
+    def begin_alone(self, stage: str, image_id: str) -> None:
+        """Note that a suspect is now the only image its worker works on."""
+
+    def end(self, stage: str, ids: Sequence[str]) -> None:
+        """Strike images off."""
 
 
 @dataclass(frozen=True)

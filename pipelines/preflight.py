@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ovss_core.check import background_policy, require_descriptions, validate, vocabulary_warnings
+from ovss_core.clip.architectures import find_architecture
 from ovss_core.config import ModelConfig, SegmenterConfig, SfpConfig
-from ovss_core.encoders.architectures import find_architecture
-from ovss_core.errors import ConfigError
+from ovss_core.errors import ConfigError, StorageError
+from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.vocabulary import Vocabulary
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.options import FETCH_SHARE, PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.listing import matches
-from pipelines.storage import redact
+from pipelines.storage import Folder, redact
+from pipelines.transport.addresses import local_path
 
 if TYPE_CHECKING:
-    from pipelines.evaluate import PairOptions
+    from pipelines.evaluate.job import PairOptions
 
 Descriptions = Mapping[str, Sequence[str]]
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia")
@@ -62,7 +64,7 @@ def check_label(
     _require_devices(pools)
     given = {"--images": source.images, "--parquet": source.parquet, "--webdataset": source.webdataset}
     require_apart(given, run.output)
-    return warnings
+    return [*warnings, *_shortened_wait(source.fetch_timeout_s, run)]
 
 
 def check_evaluate(
@@ -84,7 +86,13 @@ def check_evaluate(
     _require_run(run)
     _require_devices(pools)
     require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
-    return warnings
+    if pairs.masks and pairs.benchmark and get_benchmark(pairs.benchmark).ignores_zero:
+        warnings = [
+            *warnings,
+            "the masks are read as positions in the vocabulary, from 0; the data set's own masks, where 0 is ignored, "
+            f"want --benchmark {pairs.benchmark} --root instead",
+        ]
+    return [*warnings, *_shortened_wait(pairs.fetch_timeout_s, run)]
 
 
 def check_model(
@@ -96,8 +104,8 @@ def check_model(
         ModelError, WeightsError: As `load_clip`.
     """
     # imported here: the checks above must not wait for torch
-    from ovss_core.encoders.checkpoints import check_weight_file, load_tokenizer
-    from ovss_core.encoders.text_encoder import cut_texts
+    from ovss_core.clip.text import cut_texts
+    from ovss_core.clip.weights import check_weight_file, load_tokenizer
 
     check_weight_file(model)
     architecture = find_architecture(model.name)
@@ -145,8 +153,6 @@ def require_apart(inputs: Mapping[str, str | None], output: str) -> None:
     Raises:
         ConfigError: Naming the flag.
     """
-    if os.path.isfile(output):  # noqa: PTH113 (Path.is_file raises where a name is too long)
-        return  # writing to it says what is wrong
     target = _place(output)
     for flag, given in inputs.items():
         if not given:
@@ -180,18 +186,51 @@ def _check_grid(
 
 
 def _require_run(run: RunOptions) -> None:
+    require_place(run.output)
     for name, least in (("cluster_wait_s", 0.0), ("no_progress_s", 1.0), ("progress_s", 0.1)):
         value = getattr(run, name)
         if math.isnan(value) or value < least:
             raise ConfigError(f"{name} is {value}; give at least {least:g} seconds")
 
 
+def _shortened_wait(fetch_timeout_s: float, run: RunOptions) -> list[str]:
+    most = run.no_progress_s / FETCH_SHARE
+    if fetch_timeout_s <= most:
+        return []
+    return [
+        f"an image may take {most:g} s to arrive and not {fetch_timeout_s:g} (fetch_timeout_s), since the run gives up "
+        f"after {run.no_progress_s:g} s without progress; raise no_progress_s as well"
+    ]
+
+
+def require_place(output: str, flag: str = "--output") -> None:
+    """Refuse an output that cannot become a folder; what only writing can tell, the run's first file does.
+
+    Raises:
+        StorageError: A file or a lack of permission stands in the way, or the store cannot be reached.
+    """
+    place = local_path(output)
+    if place is None:
+        Folder(output).exists()  # asks for a while, as the run would
+        return
+    above = os.path.abspath(place)  # noqa: PTH100 (it may be no text)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)  # noqa: PTH120
+    shown = redact(above)
+    if not os.path.isdir(above):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
+        raise StorageError(f"cannot write under {redact(output)}: {shown} is a file; give a folder as {flag}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"cannot write under {redact(output)}: no permission to write into {shown}; give another {flag}"
+        )
+
+
 def _require_devices(pools: PoolOptions) -> None:
     kind, _, number = pools.device.partition(":")
     if kind not in _DEVICES or (number and not number.isdigit()):
         raise ConfigError(f"unknown device {pools.device!r}; give auto, cpu, or cuda")
-    if kind == "cpu" and (pools.num_gpus or pools.resolve_gpus):
-        raise ConfigError("device is cpu, but num_gpus or resolve_gpus asks for GPUs; give one of them")
+    if kind == "cpu" and (pools.num_gpus or pools.finish_gpus):
+        raise ConfigError("device is cpu, but num_gpus or finish_gpus asks for GPUs; give one of them")
     if kind not in ("auto", "cpu") and pools.num_gpus == 0:
         raise ConfigError(
             f"device is {pools.device}, but num_gpus is 0, which computes on CPUs; give one of them"

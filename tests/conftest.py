@@ -1,12 +1,17 @@
 """What tests share: one Ray instance a session, and images made on the spot."""
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+# Triton decides when a kernel is defined whether it will be interpreted; no test is collected before this file is read
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +33,7 @@ def ray_session() -> Iterator[None]:
 
 
 def encode_image(seed: int, height: int = 24, width: int = 32, kind: str = "JPEG") -> bytes:
-    """Encode a small image of coloured blocks that the seed decides."""
+    """Encode a small image of colored blocks that the seed decides."""
     blocks = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), np.uint8)
     pixels = blocks.repeat(-(-height // 3), 0).repeat(-(-width // 4), 1)[:height, :width]
     stream = io.BytesIO()

@@ -8,6 +8,8 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor
 
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import TraceRequest
 from ovss_core.dense_heads import HeadOptions, build_head
 from ovss_core.dense_heads.similarity_guided import (
     SimilarityLayers,
@@ -15,8 +17,6 @@ from ovss_core.dense_heads.similarity_guided import (
     guide,
     second_stream,
 )
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.trace import TraceRequest
 from ovss_core.feature_purification.mitigation import repair_tokens
 from ovss_core.feature_purification.outliers import (
     attention_outliers,
@@ -70,7 +70,7 @@ OTHER_HEADS = {
     "gem_clearclip_noresidual": "GEM inside ClearCLIP's repository, not a host here",
     "sclip_clearclip_noresidual": "SCLIP inside ClearCLIP's repository, not a host here",
     "naclip_arch_vanilla": "NACLIP's ablation with residual and feed-forward, not a host here",
-    "kk_reduced": "NACLIP's ablation without the neighbourhood, not a host here",
+    "kk_reduced": "NACLIP's ablation without the neighborhood, not a host here",
     "resclip_rcs_only": "a part of ResCLIP, not a host here",
 }
 
@@ -113,7 +113,7 @@ class FreeCPEncoder:
         return attention
 
     def dense_features(self, pixels: Tensor, head: str) -> Tensor:
-        """A host's features in FreeCP's form, not normalised."""
+        """A host's features in FreeCP's form, not normalized."""
         chosen = build_head(head, HeadOptions(purified=True))
         return chosen.features(
             self._encoder, self._encoder.trace(pixels, chosen.request(self._encoder.depth))

@@ -14,19 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ovss_core.class_purification.affinity import Affinity, balance, spread
-from ovss_core.class_purification.batch import Units
-from ovss_core.class_purification.boxes import component_boxes, quantise, threshold_regions
-from ovss_core.class_purification.evidence import (
-    PhraseScores,
-    active_pairs,
-    class_maximum,
-    class_peaks,
-    collect_rows,
-    plan_chunks,
-    softmax_statistics,
-)
-from ovss_core.class_purification.redundancy import refine, released_score
+from ovss_core.class_purification.class_maps import ClassMaps
+from ovss_core.class_purification.evidence import PhraseScores, class_maximum, plan_chunks, softmax_statistics
+from ovss_core.class_purification.placement import Units
+from ovss_core.class_purification.refinement import balance, refine, spread
+from ovss_core.class_purification.regions import Boxes, bound_parts, quantize, threshold_regions
+from ovss_core.class_purification.scores import released_score
 from tests.golden_freecp_case import (
     BOX_THRESHOLD,
     FILE,
@@ -132,35 +125,30 @@ def run_stages(
     """Compute P, Pn, q, scores and thresholded regions of every phrase, each taken as a class."""
     phrases = logits.shape[1]
     chunks = plan_chunks(np.arange(phrases), phrases)
-    units = Units(torch.zeros(1, dtype=torch.int64), 1)
+    units = Units.of((1,))
     scores = PhraseScores(torch.from_numpy(logits).float()[None], torch.eye(phrases), 1.0, chunks)
     statistics = softmax_statistics(scores, units)
     log_probability = class_maximum(next(iter(scores))[1], chunks[0]).sub_(statistics.log_total)
-    active = active_pairs(class_peaks(log_probability, units), statistics)
-    rows = collect_rows(log_probability, active, statistics, units)
-    refined = refine(rows, _affinity(attention), grid, BOX_THRESHOLD)
-    probability = log_probability[:, 0].exp()
-    normalised = statistics.normalise(probability, torch.zeros(1, dtype=torch.int64))
-    maps = torch.zeros_like(probability).index_put_((rows.pair,), refined)
-    levels = quantise(normalised).view(-1, *grid)
-    regions = threshold_regions(levels, levels.flatten(1).amax(1), BOX_THRESHOLD)
-    return probability, normalised, maps, released_score(rows, refined), regions
-
-
-def _affinity(attention: np.ndarray) -> Affinity:
-    return balance(torch.from_numpy(attention).float()[None])
+    every = torch.arange(phrases)[None]
+    probability = ClassMaps(units, every, log_probability.exp().transpose(0, 1))
+    affinity = balance(torch.from_numpy(attention).float()[None])
+    refined = refine(probability, statistics, affinity, grid, BOX_THRESHOLD)
+    normalized = statistics.normalize(probability.maps)[0]
+    levels = quantize(normalized)
+    regions = threshold_regions(levels, levels.amax(1), BOX_THRESHOLD).unflatten(1, grid)
+    return probability.maps[0], normalized, refined.maps[0], released_score(probability, refined)[0], regions
 
 
 def _check_stages(case: Case, report: Report) -> set[int]:
     """Compare the stages up to the score; return the classes whose mask differs by a legitimate tie."""
     grid, skip = case.grid, case.backgrounds
     attention = case.arrays[f"{case.window}/A"]
-    probability, normalised, maps, scores, regions = run_stages(case.get("logits_patch"), attention, grid)
+    probability, normalized, maps, scores, regions = run_stages(case.get("logits_patch"), attention, grid)
     compare(report, f"{case.prefix}P", "P", probability.unflatten(1, grid), case.get("P"))
-    compare(report, f"{case.prefix}Pn", "Pn", normalised.unflatten(1, grid), case.get("Pn"))
-    boxes = component_boxes(regions[skip:], holes=True)
-    masks = _union(boxes.map_index, boxes.corners, case.classes, grid)
-    counts = np.bincount(boxes.map_index.numpy(), minlength=case.classes).clip(min=1)
+    compare(report, f"{case.prefix}Pn", "Pn", normalized.unflatten(1, grid), case.get("Pn"))
+    boxes = bound_parts(regions[skip:], holes=True)
+    masks = _union(boxes, case.classes, grid)
+    counts = boxes.used.sum(1).numpy().clip(min=1)
     wrong = (masks != case.get("box_mask")).any((1, 2)) | (counts != case.get("refine_boxes_count"))
     near = case.get("box_margin") < MARGIN
     tied = set(np.flatnonzero(wrong & near).tolist())
@@ -172,9 +160,10 @@ def _check_stages(case: Case, report: Report) -> set[int]:
     return tied
 
 
-def _union(index: Tensor, corners: Tensor, maps: int, grid: tuple[int, int]) -> np.ndarray:
+def _union(boxes: Boxes, maps: int, grid: tuple[int, int]) -> np.ndarray:
     masks = np.zeros((maps, *grid), dtype=bool)
-    for place, (x0, y0, x1, y1) in zip(index.tolist(), corners.tolist(), strict=True):
+    for place, row in boxes.used.nonzero().tolist():
+        x0, y0, x1, y1 = boxes.corners[place, row].tolist()
         masks[place, y0:y1, x0:x1] = True
     return masks
 

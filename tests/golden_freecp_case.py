@@ -55,7 +55,7 @@ class Report(Protocol):
 
 
 class GoldenEncoder(Protocol):
-    """The image tower of tiny_vit.npz; pixels are normalised windows [images, 3, height, width]."""
+    """The image tower of tiny_vit.npz; pixels are normalized windows [images, 3, height, width]."""
 
     def mean_attention(self, pixels: Tensor) -> Tensor:
         """Return the mean over blocks 1..L-1 and heads of the patch-patch attention [images, N, N]."""

@@ -5,17 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ovss_core.class_purification.ambiguity import soft_iou
-from ovss_core.class_purification.batch import PurificationInput
+from ovss_core.class_purification.class_maps import WindowBatch
+from ovss_core.class_purification.groups import soft_iou
+from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
-from ovss_core.class_purification.winners import (
-    GroupProposal,
-    ImagePurification,
-    is_degenerate,
-    pick_winners,
-    resolve_groups,
-)
+from ovss_core.class_purification.winners import pick_winners
 from ovss_core.config import PurificationConfig
+from tests.class_purification.scenes import Found, FoundGroup, by_image
 from tests.golden_freecp_case import (
     BOX_THRESHOLD,
     CROP,
@@ -39,7 +35,7 @@ def purify(
     grid: tuple[int, int],
     redundancy: float,
     ambiguity: float,
-) -> ImagePurification:
+) -> Found:
     """Purify one window in the released form, from logits."""
     config = PurificationConfig(
         variant="released",
@@ -51,17 +47,12 @@ def purify(
     )
     purifier = ClassPurifier(config, text, "none" if text.vocabulary.background_index is None else "residual")
     side = (grid[0] * PATCH, grid[1] * PATCH)
-    batch = PurificationInput(
+    batch = WindowBatch(
         torch.from_numpy(logits).float()[None],
         torch.from_numpy(attention).float()[None],
-        grid,
-        torch.zeros(1, dtype=torch.int64),
-        torch.zeros(1, 2, dtype=torch.int64),
-        [side],
-        PATCH,
-        side,
+        Placement.of((1,), ((0, 0),), (side,), grid, PATCH, side),
     )
-    return purifier.purify(batch)[0]
+    return by_image(purifier.purify(batch), batch)[0]
 
 
 def purify_logits(
@@ -117,7 +108,7 @@ def _edge_tie(case: Case, key: str, threshold: float) -> bool:
     return bool((np.abs(expected - threshold) < tolerance_of("softiou", expected)).any())
 
 
-def _check_soft_iou(case: Case, report: Report, key: str, found: ImagePurification, unsure: set[int]) -> None:
+def _check_soft_iou(case: Case, report: Report, key: str, found: Found, unsure: set[int]) -> None:
     if case.prefix + key not in case.arrays:
         return
     kept = (found.kept - case.offset).tolist()
@@ -136,7 +127,7 @@ def _expected_groups(case: Case, tag: str) -> dict[int, tuple[int, ...]]:
     return {group: tuple(sorted(members)) for group, members in groups.items() if len(members) > 1}
 
 
-def _check_groups(case: Case, report: Report, tag: str, found: ImagePurification) -> bool:
+def _check_groups(case: Case, report: Report, tag: str, found: Found) -> bool:
     """Compare groups and their boxes; tell whether no group differs by a legitimate tie."""
     expected = _expected_groups(case, tag)
     ours = {_members(case, group): _patch_boxes(group) for group in found.groups}
@@ -155,17 +146,15 @@ def _check_groups(case: Case, report: Report, tag: str, found: ImagePurification
     return ties == 0
 
 
-def _members(case: Case, group: GroupProposal) -> tuple[int, ...]:
+def _members(case: Case, group: FoundGroup) -> tuple[int, ...]:
     return tuple(index - case.offset for index in group.classes)
 
 
-def _patch_boxes(group: GroupProposal) -> set[tuple[int, ...]]:
+def _patch_boxes(group: FoundGroup) -> set[tuple[int, ...]]:
     return {tuple(side // PATCH for side in box) for box in group.boxes}
 
 
-def _check_winners(
-    case: Case, report: Report, encoder: GoldenEncoder | None, tag: str, found: ImagePurification
-) -> None:
+def _check_winners(case: Case, report: Report, encoder: GoldenEncoder | None, tag: str, found: Found) -> None:
     """Compare winners box by box; what follows starts from the stored winners, so that ties stay local."""
     stored = _stored_winners(case, tag)
     expected = _expected_groups(case, tag)
@@ -189,8 +178,17 @@ def _check_winners(
     winners = [
         [None if entry is None or entry[0] < 0 else entry[0] + case.offset for entry in row] for row in wanted
     ]
-    maps, _ = resolve_groups(found, winners, "released", PATCH)
-    _check_final(case, report, tag, found, maps[:, 0])
+    _check_final(case, report, tag, found, _without_losers(found, winners))
+
+
+def _without_losers(found: Found, winners: list[list[int | None]]) -> Tensor:
+    """Zero the maps [kept, rows, columns] of losers, as the engine's `remove_losers` does, box by stored box."""
+    maps = found.maps[:, 0].clone()
+    for group, decided in zip(found.groups, winners, strict=True):
+        if None not in decided:
+            lost = [index not in decided and index in group.classes for index in found.kept.tolist()]
+            maps[torch.tensor(lost)] = 0
+    return maps
 
 
 def _patches(box: tuple[int, ...]) -> tuple[int, ...]:
@@ -207,10 +205,10 @@ def _stored_winners(case: Case, tag: str) -> dict[tuple[int, tuple[int, ...]], t
     }
 
 
-def _pick(case: Case, encoder: GoldenEncoder, group: GroupProposal) -> list[int]:
+def _pick(case: Case, encoder: GoldenEncoder, group: FoundGroup) -> list[int]:
     """Pick the winner of each box as a foreground index, -1 for a degenerate box."""
     assert case.pixels is not None
-    real = [box for box in group.boxes if not is_degenerate(box)]
+    real = [box for box in group.boxes if _has_area(box)]
     if not real:
         return [-1] * len(group.boxes)
     crops = [
@@ -219,13 +217,17 @@ def _pick(case: Case, encoder: GoldenEncoder, group: GroupProposal) -> list[int]
     ]
     features = functional.normalize(encoder.class_features(torch.cat(crops)).float(), dim=-1)
     raw = torch.from_numpy(case.arrays[f"{case.name}/text_llm_raw"]).float()[-case.classes :]
-    picked = iter(
-        pick_winners(features, functional.normalize(raw, dim=-1), [_members(case, group)] * len(real))
-    )
-    return [-1 if is_degenerate(box) else next(picked) for box in group.boxes]
+    members = _members(case, group)
+    candidates = torch.tensor([members] * len(real))
+    picked = iter(pick_winners(features, functional.normalize(raw, dim=-1), candidates).tolist())
+    return [members[next(picked)] if _has_area(box) else -1 for box in group.boxes]
 
 
-def _check_final(case: Case, report: Report, tag: str, found: ImagePurification, maps: Tensor) -> None:
+def _has_area(box: tuple[int, ...]) -> bool:
+    return box[0] < box[2] and box[1] < box[3]
+
+
+def _check_final(case: Case, report: Report, tag: str, found: Found, maps: Tensor) -> None:
     kept = found.kept - case.offset
     alive = maps.flatten(1).any(1)
     report(

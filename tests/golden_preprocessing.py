@@ -1,11 +1,11 @@
-"""Checks resizing and normalising against the reference arrays, for whatever photographs they come from."""
+"""Checks resizing and normalizing against the reference arrays, for whatever photographs they come from."""
 
 import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from ovss_core.inference.preprocessing import normalise, resize_image, resized_size
+from ovss_core.images.resize import normalize, resize_image, resized_size
 from tests.golden_encoder import load_arrays
 from tests.golden_report import Report
 
@@ -36,7 +36,7 @@ def check_preprocessing(folder: Path, report: Report) -> None:
             report.equal(label, (*size, 3), expected)
         elif name == "normalised_crop_rgb_f32":
             crop = next(value for other, value in arrays.items() if other.startswith(f"{owner}/crop_"))
-            report.close(label, normalise(crop[..., ::-1]), expected, 0.0)
+            report.close(label, normalize(crop[..., ::-1]), expected, 0.0)
         elif name.startswith("source_") or name == "photo_id":
             report.skip(label, "is an input of other keys")
         else:

@@ -7,15 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovss_core.class_purification.purifier import ClassPurifier, PurificationInput
-from ovss_core.class_purification.winners import is_degenerate, pick_winners, resolve_groups
+from ovss_core.class_purification.class_maps import ClassMaps, WindowBatch
+from ovss_core.class_purification.placement import Placement
+from ovss_core.class_purification.purifier import ClassPurifier
+from ovss_core.class_purification.winners import Regions, pick_winners, remove_losers
+from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import LabelConfig, PurificationConfig, WindowConfig
 from ovss_core.dense_heads import HeadOptions, build_head
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.inference.labels import PhraseScores, label_by_probability, label_by_purified_maps
-from ovss_core.inference.stitching import Stitcher
-from ovss_core.inference.windows import WindowLayout
+from ovss_core.engine.labels import PhraseRule, label_by_probability, label_by_purified_maps
+from ovss_core.images.stitch import Stitcher
+from ovss_core.images.windows import WindowLayout
 from ovss_core.vocabulary import Vocabulary, VocabularyClass
 from tests.golden_encoder import load_arrays
 from tests.golden_report import Report
@@ -64,7 +66,7 @@ def _unit(values: np.ndarray) -> Tensor:
 
 
 def _image(bgr: np.ndarray) -> Tensor:
-    """Normalised [1, 3, height, width] of a BGR picture."""
+    """Normalized [1, 3, height, width] of a BGR picture."""
     rgb = torch.from_numpy(bgr[..., ::-1].copy()).float()
     return ((rgb - MEAN) / STD).permute(2, 0, 1)[None]
 
@@ -98,22 +100,22 @@ def _check_photo(
     report.equal(f"sliding_window/{name}/windows_y1x1y2x2", photo["windows_y1x1y2x2"], corners)
     head = build_head("sfp")
     features = head.features(encoder, encoder.trace(_windows(image, layout), head.request(encoder.depth)))
-    cosines = F.normalize(features, dim=-1) @ _unit(shared["text_raw"]).T
+    cosines = _unit(shared["text_raw"]) @ F.normalize(features, dim=-1).mT
     grid = encoder.grid_of(layout.window_size)
-    maps = cosines.permute(2, 0, 1).unflatten(2, grid)
     report.close(
         f"sliding_window/{name}/window_patch_logits",
-        maps.transpose(0, 1),
+        cosines.unflatten(2, grid),
         photo["window_patch_logits"],
         10 * DEVIATION["window_patch_logits"],
     )
     report.equal(f"sliding_window/{name}/count_map", _count_map(layout), photo["count_map"])
     original = (int(photo["ori_shape"][0]), int(photo["ori_shape"][1]))
-    _check_stitched(maps, layout, grid, original, photo, report, name)
-    stitcher = Stitcher(layout, grid, original)
+    _check_stitched(cosines, layout, grid, original, photo, report, name)
+    stitcher = Stitcher((layout,), grid, (original,))
     phrase_class = torch.from_numpy(shared["query_idx"])
-    scores = PhraseScores(stitcher.side_by_side(maps), phrase_class, int(phrase_class.max()) + 1, 0)
-    _check_labels(scores, stitcher, photo, (scale, min_probability, min_area), report, name)
+    rule = PhraseRule(phrase_class, int(phrase_class.max()) + 1, 0)
+    params = scale, min_probability, min_area
+    _check_labels(stitcher.tile(cosines), rule, stitcher, photo, params, report, name)
 
 
 def _count_map(layout: WindowLayout) -> np.ndarray:
@@ -132,12 +134,14 @@ def _check_stitched(
     report: Report,
     name: str,
 ) -> None:
-    """Check the maps at the resized and at the original scale; sums are relative to the sum of magnitudes."""
-    tiled = Stitcher(layout, grid, original).side_by_side(maps)
-    scales = {
-        "stitched": Stitcher(layout, grid, layout.image_size).stitch(tiled),
-        "logits": Stitcher(layout, grid, original).stitch(tiled),
-    }
+    """Check the maps [windows, maps, patches] at the resized and at the original scale.
+
+    Sums are relative to the sum of magnitudes.
+    """
+    scales = {}
+    for name_of_scale, size in (("stitched", layout.image_size), ("logits", original)):
+        stitcher = Stitcher((layout,), grid, (size,))
+        scales[name_of_scale] = stitcher.stitch(stitcher.tile(maps))[0]
     own = "" if name[0] == "p" else f"{name}/"
     for key, expected in photo.items():
         label, stage = f"sliding_window/{name}/{key}", scales.get(key.split("_")[0])
@@ -159,7 +163,8 @@ def _check_stitched(
 
 
 def _check_labels(
-    scores: PhraseScores,
+    tiled: Tensor,
+    rule: PhraseRule,
     stitcher: Stitcher,
     photo: dict[str, np.ndarray],
     params: tuple[float, float, float],
@@ -167,23 +172,23 @@ def _check_labels(
     name: str,
 ) -> None:
     scale, min_probability, min_area = params
-    rules = {
+    configs = {
         "label_plain": LabelConfig(logit_scale=scale),
         "label_area": LabelConfig(logit_scale=scale, min_area=min_area),
         "label_area_prob": LabelConfig(logit_scale=scale, min_area=min_area, min_probability=min_probability),
     }
     clear = ~photo["near_tie_mask"]
-    labels = {key: label_by_probability(scores, stitcher, rule) for key, rule in rules.items()}
+    labels = {key: label_by_probability(tiled, rule, stitcher, config) for key, config in configs.items()}
     for key, result in labels.items():
-        report.equal(f"sliding_window/{name}/{key}", result.label_map.numpy()[clear], photo[key][clear])
-    area = np.bincount(labels["label_plain"].label_map.numpy().ravel(), minlength=scores.classes)[1:]
+        report.equal(f"sliding_window/{name}/{key}", result.label_maps[0].numpy()[clear], photo[key][clear])
+    area = labels["label_plain"].pixels[0].numpy()[1:]
     share = area / max(1, area.sum())
     slack = (~clear).sum() / max(1, area.sum())  # each near tie may fall to either side
     report.close(f"sliding_window/{name}/fg_area_share", share, photo["fg_area_share"], slack)
     report.skip("sliding_window/near_tie_mask", "says where labels may differ; used, not computed")
     for key in [key for key in photo if key.startswith("class_prob_every")]:
-        probability = (scale * stitcher.stitch(scores.tiled)).softmax(0)
-        classes = torch.stack([probability[scores.phrase_class == k].amax(0) for k in range(scores.classes)])
+        probability = (scale * stitcher.stitch(tiled)[0]).softmax(0)
+        classes = torch.stack([probability[rule.phrase_class == k].amax(0) for k in range(rule.classes)])
         step = _every(key)
         tolerance = 10 * DEVIATION["class_prob_every"]
         report.close(f"sliding_window/{name}/{key}", classes[:, ::step, ::step], photo[key], tolerance)
@@ -198,16 +203,16 @@ def _check_small(
     layout = _layout(image, int(window), int(stride))
     head = build_head("sclip")
     features = head.features(encoder, encoder.trace(_windows(image, layout), head.request(encoder.depth)))
-    cosines = F.normalize(features, dim=-1) @ _unit(shared["text_raw"]).T
+    cosines = _unit(shared["text_raw"]) @ F.normalize(features, dim=-1).mT
     grid = encoder.grid_of(layout.window_size)
-    maps = cosines.permute(2, 0, 1).unflatten(2, grid)
     report.equal("sliding_window/small/count_map", _count_map(layout), small["count_map"])
     original = (int(small["ori_shape"][0]), int(small["ori_shape"][1]))
-    _check_stitched(maps, layout, grid, original, small, report, "small")
-    stitcher = Stitcher(layout, grid, original)
+    _check_stitched(cosines, layout, grid, original, small, report, "small")
+    stitcher = Stitcher((layout,), grid, (original,))
     phrase_class = torch.from_numpy(shared["query_idx"])
-    scores = PhraseScores(stitcher.side_by_side(maps), phrase_class, int(phrase_class.max()) + 1, None)
-    label = label_by_probability(scores, stitcher, LabelConfig(logit_scale=40)).label_map.numpy()
+    rule = PhraseRule(phrase_class, int(phrase_class.max()) + 1, None)
+    found = label_by_probability(stitcher.tile(cosines), rule, stitcher, LabelConfig(logit_scale=40))
+    label = found.label_maps[0].numpy()
     clear = ~small["near_tie_mask"]
     report.equal("sliding_window/small/label", label[clear], small["label"][clear])
 
@@ -236,25 +241,26 @@ def _check_freecp(
     head = build_head(host, HeadOptions(purified=True))
     trace = encoder.trace(windows, head.request(encoder.depth).with_mean_attention())
     assert trace.mean_attention is not None
-    batch = PurificationInput(
+    batch = WindowBatch(
         features=F.normalize(head.features(encoder, trace), dim=-1),
         attention=trace.mean_attention,
-        grid=trace.grid,
-        image_index=torch.zeros(len(layout), dtype=torch.long),
-        window_origin=torch.tensor(layout.origins),
-        image_sizes=[layout.image_size],
-        patch_size=encoder.patch_size,
-        window_size=layout.window_size,
+        placement=Placement.of(
+            (len(layout),),
+            layout.origins,
+            (layout.image_size,),
+            trace.grid,
+            encoder.patch_size,
+            layout.window_size,
+        ),
     )
-    (purified,) = ClassPurifier(config, text, "residual").purify(batch)
-    winners: list[list[int | None]] = []
-    for group in purified.groups:
-        assert group.window is not None
-        winners.append(
-            [_winner(encoder, windows[group.window], box, group.classes, text) for box in group.boxes]
-        )
-    maps, _ = resolve_groups(purified, winners, "released", encoder.patch_size)
-    _check_freecp_maps(case, maps, purified.kept - 1, layout, trace.grid, original, int(classes), report)
+    purified = ClassPurifier(config, text, "residual").purify(batch)
+    regions = Regions.of_groups(purified.groups, batch.placement.images)
+    winners = _winners(encoder, windows, regions, text)
+    names = purified.kept.classes.numpy()
+    kept = remove_losers(
+        purified.kept, regions, winners, names, encoder.patch_size, trace.grid, whole_window=True
+    )
+    _check_freecp_maps(case, kept, layout, trace.grid, original, int(classes), report)
 
 
 def _text(case: dict[str, np.ndarray], classes: int, behind: int) -> TextClassifier:
@@ -273,49 +279,46 @@ def _text(case: dict[str, np.ndarray], classes: int, behind: int) -> TextClassif
     )
 
 
-def _winner(
-    encoder: ImageEncoder,
-    window: Tensor,
-    box: tuple[int, int, int, int],
-    candidates: tuple[int, ...],
-    text: TextClassifier,
-) -> int | None:
-    if is_degenerate(box):
-        return None
-    x0, y0, x1, y1 = box
-    crop = F.interpolate(window[None, :, y0:y1, x0:x1], (112, 112), mode="bilinear")
-    features = F.normalize(encoder.class_features(crop), dim=-1)
-    return pick_winners(features, text.description_embeddings, [candidates])[0]
+def _winners(encoder: ImageEncoder, windows: Tensor, regions: Regions, text: TextClassifier) -> Tensor:
+    """Pick winners on crops of the normalized windows, as the authors' code cuts them."""
+    areas = np.flatnonzero(regions.has_area)
+    crops = [
+        F.interpolate(windows[regions.window[row], None, :, y0:y1, x0:x1], (112, 112), mode="bilinear")
+        for row, (x0, y0, x1, y1) in zip(areas, regions.corners[areas].tolist(), strict=True)
+    ]
+    features = F.normalize(encoder.class_features(torch.cat(crops)), dim=-1)
+    candidates = torch.from_numpy(regions.members[regions.group[areas]])
+    return pick_winners(features, text.description_embeddings, candidates)
 
 
 def _check_freecp_maps(
     case: dict[str, np.ndarray],
-    maps: Tensor,
-    kept: Tensor,
+    kept: ClassMaps,
     layout: WindowLayout,
     grid: tuple[int, int],
     original: tuple[int, int],
     classes: int,
     report: Report,
 ) -> None:
-    survived = maps.flatten(2).amax(2) > 0
-    pairs = sorted((window, int(kept[place])) for place, window in survived.nonzero().tolist())
+    names = kept.classes[0] - 1
+    survived = kept.maps.amax(2) > 0
+    pairs = sorted((window, int(names[place])) for window, place in survived.nonzero().tolist())
     report.equal(
         "sliding_window/fcp/kept_window_class", pairs, sorted(map(tuple, case["kept_window_class"].tolist()))
     )
-    full = torch.zeros(classes, *maps.shape[1:])
-    full[kept] = maps
-    tiled = Stitcher(layout, grid, original).side_by_side(full)
+    full = torch.zeros(len(layout), classes, kept.maps.shape[2])
+    full[:, names] = kept.maps
     _check_stitched(full, layout, grid, original, case, report, "fcp")
-    stitcher = Stitcher(layout, grid, original)
-    scores = stitcher.stitch(tiled)
+    stitcher = Stitcher((layout,), grid, (original,))
+    tiled = stitcher.tile(full)
+    scores = stitcher.stitch(tiled)[0]
     for key in [key for key in case if key.startswith("bg_score_every")]:
         step = _every(key)
         background = (1 - scores.amax(0))[::step, ::step]
         report.close(f"sliding_window/fcp/{key}", background, case[key], 10 * DEVIATION["fcp/bg_score_every"])
-    foreground = torch.arange(classes)
-    shifted = label_by_purified_maps(tiled, foreground + 1, classes + 1, 0, stitcher).label_map.numpy()
-    plain = label_by_purified_maps(tiled, foreground, classes, None, stitcher).label_map.numpy()
-    for key, label in (("label", shifted), ("label_no_background", plain)):
+    foreground = torch.arange(classes)[None]
+    shifted = label_by_purified_maps(tiled, foreground + 1, classes + 1, 0, stitcher)
+    plain = label_by_purified_maps(tiled, foreground, classes, None, stitcher)
+    for key, found in (("label", shifted), ("label_no_background", plain)):
         clear = ~case["near_tie_mask" + key.removeprefix("label")]
-        report.equal(f"sliding_window/fcp/{key}", label[clear], case[key][clear])
+        report.equal(f"sliding_window/fcp/{key}", found.label_maps[0].numpy()[clear], case[key][clear])

@@ -18,7 +18,7 @@ Grid = tuple[int, int]
 
 
 def cubic_weight(distance: float, a: float = -0.75) -> float:
-    """Weight a neighbour by Keys' bicubic kernel."""
+    """Weight a neighbor by Keys' bicubic kernel."""
     d = abs(distance)
     if d <= 1:
         return (a + 2) * d**3 - (a + 3) * d**2 + 1
@@ -33,9 +33,9 @@ def resample_axis(values: Array, wanted: int) -> Array:
     for i in range(wanted):
         source = (i + 0.5) / scale - 0.5
         first = int(np.floor(source))
-        for neighbour in range(first - 1, first + 3):
-            clamped = min(max(neighbour, 0), base - 1)
-            result[i] += cubic_weight(source - neighbour) * values[clamped]
+        for neighbor in range(first - 1, first + 3):
+            clamped = min(max(neighbor, 0), base - 1)
+            result[i] += cubic_weight(source - neighbor) * values[clamped]
     return result
 
 
@@ -50,7 +50,7 @@ def resample_table(table: Array, base: Grid, grid: Grid) -> Array:
 
 
 def softmax(logits: Array) -> Array:
-    """Normalise exponentials along the last axis."""
+    """Normalize exponentials along the last axis."""
     exponent = np.exp(logits - logits.max(-1, keepdims=True))
     result: Array = exponent / exponent.sum(-1, keepdims=True)
     return result
@@ -172,7 +172,7 @@ class SlowTower:
 
 
 def last_block_head(tower: SlowTower, window: Array, host: str, purified: bool) -> Array:
-    """Compute clip, maskclip, sclip, clearclip or naclip, not normalised, patches only."""
+    """Compute clip, maskclip, sclip, clearclip or naclip, not normalized, patches only."""
     states, grid = tower.hidden(window)
     tokens, last = states[tower.depth - 1], tower.depth
     query, key, value = tower.query_key_value(last, tokens)
@@ -198,10 +198,10 @@ def _weights(host: str, scale: float, q: Array, k: Array, grid: Grid) -> Array:
         return softmax(scale * q @ q.T) + softmax(scale * k @ k.T)
     if host == "clearclip":
         return softmax(scale * q @ q.T)
-    return softmax(scale * k @ k.T + neighbourhood(grid))
+    return softmax(scale * k @ k.T + neighborhood(grid))
 
 
-def neighbourhood(grid: Grid, deviation: float = 5.0) -> Array:
+def neighborhood(grid: Grid, deviation: float = 5.0) -> Array:
     """Tabulate NACLIP's Gaussian of the patch distance, 0 for the class token."""
     count = grid[0] * grid[1]
     bias = np.zeros((count + 1, count + 1))
@@ -237,7 +237,7 @@ def gem(tower: SlowTower, embedded: Array) -> Array:
 
 
 def unit_rows(values: Array) -> Array:
-    """L2-normalise rows."""
+    """L2-normalize rows."""
     result: Array = values / np.linalg.norm(values, axis=1, keepdims=True)
     return result
 
@@ -254,7 +254,7 @@ def attention_outliers(
 
 
 def repair(patches: Array, outliers: set[int], grid: Grid) -> Array:
-    """Replace outliers by the mean of their valid 8-neighbours, where there is one."""
+    """Replace outliers by the mean of their valid 8-neighbors, where there is one."""
     rows, columns = grid
     repaired = patches.copy()
     for index in outliers:
@@ -283,18 +283,18 @@ def smooth(similarity: Array, patches: Array) -> Array:
 
 def similarity_attention(similarity: Array) -> Array:
     """Take the softmax over the non-negative entries of 3 (S - mean(S))."""
-    centred = 3 * (similarity - similarity.mean())
+    centerd = 3 * (similarity - similarity.mean())
     result = np.zeros_like(similarity)
-    for i, row in enumerate(centred):
+    for i, row in enumerate(centerd):
         total = sum(np.exp(value) for value in row if value >= 0)
         for j, value in enumerate(row):
             result[i, j] = np.exp(value) / total if value >= 0 else 0.0
     return result
 
 
-def lof_scores(patches: Array, neighbours: int = 30) -> Array:
+def lof_scores(patches: Array, neighbors: int = 30) -> Array:
     """Score local outliers as SC-CLIP's code does: ratio of squared reaches."""
-    count = min(neighbours, len(patches) - 1)
+    count = min(neighbors, len(patches) - 1)
     squared = np.array([[((a - b) ** 2).sum() for b in patches] for a in patches])
     order = [sorted(range(len(patches)), key=lambda j, row=row: row[j]) for row in squared]  # type: ignore[misc]
     reach = [squared[i, order[i][count]] for i in range(len(patches))]

@@ -15,7 +15,7 @@ Box = tuple[int, int, int, int]
 
 
 def transfer_matrix(attention: Array, rounds: int = 3) -> Array:
-    """Form T T densely: normalise columns, then rows, symmetrise, square."""
+    """Form T T densely: normalize columns, then rows, symmetrize, square."""
     matrix = attention.astype(np.float64).copy()
     size = len(matrix)
     for _ in range(rounds):
@@ -146,11 +146,11 @@ def purify_unit(
     transfers = [transfer_matrix(attention[b]) for b in range(windows)]
     for k in range(classes):
         span = high - low
-        normalised = (probability[:, k] - low) / span if span > 0 else np.ones((windows, patches))
-        peak = int(255 * normalised.max())
+        normalized = (probability[:, k] - low) / span if span > 0 else np.ones((windows, patches))
+        peak = int(255 * normalized.max())
         for b in range(windows):
-            mask = box_mask(normalised[b].reshape(grid), box_threshold, peak).ravel()
-            refined[b, k] = transfers[b] @ (mask * normalised[b])
+            mask = box_mask(normalized[b].reshape(grid), box_threshold, peak).ravel()
+            refined[b, k] = transfers[b] @ (mask * normalized[b])
         refined[:, k] = min_max(refined[:, k])
         raw = probability[:, k]
         if consistency:
@@ -162,7 +162,7 @@ def purify_unit(
 
 
 def min_max(values: Array) -> Array:
-    """Normalise to [0, 1] as the released code does."""
+    """Normalize to [0, 1] as the released code does."""
     low, high = values.min(), values.max()
     result: Array = (values - low) / (high - low + 1e-8)
     return result
@@ -179,12 +179,12 @@ def soft_iou(first: Array, second: Array) -> float:
 
 def ambiguous_groups(refined: Array, kept: Sequence[int], threshold: float) -> list[tuple[int, ...]]:
     """Join kept classes by depth-first search; list groups of two or more."""
-    neighbours: dict[int, set[int]] = {k: set() for k in kept}
+    neighbors: dict[int, set[int]] = {k: set() for k in kept}
     for i in kept:
         for j in kept:
             if i < j and soft_iou(refined[:, i], refined[:, j]) >= threshold:
-                neighbours[i].add(j)
-                neighbours[j].add(i)
+                neighbors[i].add(j)
+                neighbors[j].add(i)
     groups, seen = [], set()
     for start in kept:
         if start in seen:
@@ -194,7 +194,7 @@ def ambiguous_groups(refined: Array, kept: Sequence[int], threshold: float) -> l
             node = pending.pop()
             if node not in members:
                 members.add(node)
-                pending.extend(neighbours[node])
+                pending.extend(neighbors[node])
         seen |= members
         if len(members) > 1:
             groups.append(tuple(sorted(members)))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ovss_core import check
-from ovss_core.check import host_names, validate
+from ovss_core.api import OpenVocabSegmenter
+from ovss_core.check import validate
 from ovss_core.config import (
     LabelConfig,
     ModelConfig,
@@ -15,10 +15,8 @@ from ovss_core.config import (
     SfpConfig,
     WindowConfig,
 )
-from ovss_core.dense_heads import HEADS
 from ovss_core.errors import ConfigError, ModelError, OvssError, WeightsError
 from ovss_core.evaluation.benchmarks import BENCHMARKS, protocol_config
-from ovss_core.segmenter import OpenVocabSegmenter
 from ovss_core.vocabulary import Vocabulary
 from tests.tiny import NAME, register_tiny_models, tiny_config
 
@@ -139,13 +137,6 @@ def test_the_papers_settings_pass_on_every_benchmark(purify: Any) -> None:
         assert bool(shared) == (name == "coco_object" and purify == "none")
 
 
-@pytest.mark.parametrize("name", sorted(HEADS))
-def test_the_heads_are_found_without_importing_them(name: str) -> None:
-    check._listed_hosts.cache_clear()
-    assert check._listed_hosts() == tuple(HEADS)
-    assert name in host_names()
-
-
 @pytest.mark.parametrize(
     ("lines", "names"),
     [
@@ -249,7 +240,7 @@ def test_the_python_api_says_warnings_once(
     monkeypatch.setenv("OVSS_CACHE", str(tmp_path))
     words, config = ["Cat", "cat", "a very long phrase " * 24], tiny_config(purification=NO_PURIFICATION)
     OpenVocabSegmenter.from_pretrained(NAME, "random", vocabulary=words, config=config, device="cpu")
-    said = [record.getMessage() for record in caplog.records if record.name == "ovss_core.segmenter"]
+    said = [record.getMessage() for record in caplog.records if record.name == "ovss_core.api"]
     assert len(said) == 2
     assert "stands for the classes 'Cat' and 'cat'" in said[0]
     assert "the text tower reads 77 tokens: the end of 'a very long phrase a very" in said[1]

@@ -215,7 +215,7 @@ def test_phrases_come_along_from_every_form(tmp_path: Path) -> None:
         ("ids.txt", "1: cat\n2: dog\n", "are not 0, 1, 2"),
         ("last.csv", "cat,7\ndog,8\n", r"class 0 has 7 \(line 1: 'cat,7'\)"),
         (
-            "colours.csv",
+            "colors.csv",
             "cat,255,0,0\ndog,0,255,0\n",
             r"line 1 of .* has numbers beside a name \('cat,255,0,0'\)",
         ),

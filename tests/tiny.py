@@ -11,10 +11,10 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
+from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import LabelConfig, ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
-from ovss_core.encoders.checkpoints import ClipModel, load_clip
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.text_encoder import TextClassifier
 from ovss_core.vocabulary import Vocabulary
 from tests.oracles import SlowTower
 
@@ -100,7 +100,7 @@ def enliven(tower: nn.Module, seed: int) -> None:
 
 
 def random_windows(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Draw normalised windows with blobs, so that patches differ and yet resemble each other."""
+    """Draw normalized windows with blobs, so that patches differ and yet resemble each other."""
     generator = torch.Generator().manual_seed(1000 * seed + 31 * height + width)
     coarse = torch.randn(count, 3, 4, 4, generator=generator)
     smooth = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")

@@ -1,8 +1,11 @@
-"""FreeCP from dense features to the classes an image keeps, their maps and its ambiguous regions.
+"""FreeCP on one page: from dense features to the classes an image keeps, their maps and its ambiguous regions.
 
-"Training-Free Class Purification for Open-Vocabulary Semantic Segmentation" (ICCV 2025), over the windows of
-many images at once. A decision is made for a unit: the whole image (variant "image") or each window
-("released", "paper"); the three variants differ in that, in the score and in what a winner takes.
+"Training-Free Class Purification for Open-Vocabulary Semantic Segmentation" (ICCV 2025), over the windows of many
+images at once. A vocabulary holds many words that an image does not. Redundancy purification removes the words that are
+absent; ambiguity purification finds the words that claim one region, for the encoder to settle (`winners`).
+
+A decision is made for a unit: the whole image (variant "image") or each window ("released", "paper"). The three
+variants differ in that, in the score and in what a winner takes.
 """
 
 from dataclasses import dataclass
@@ -14,39 +17,31 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from ovss_core.class_purification.affinity import Affinity, balance
-from ovss_core.class_purification.assembly import KeptRows, assemble, join_rows, propose_groups
-from ovss_core.class_purification.batch import PurificationInput, Units
+from ovss_core.class_purification.class_maps import ClassMaps, Room, WindowBatch
 from ovss_core.class_purification.evidence import (
     PhraseChunk,
     PhraseScores,
     SoftmaxStatistics,
-    active_pairs,
+    active_classes,
     class_maximum,
     class_peaks,
     plan_chunks,
     softmax_statistics,
 )
-from ovss_core.class_purification.redundancy import (
-    ScoredClasses,
-    released_bound,
-    released_score,
-    score_classes,
-    spatial_consistency,
-)
-from ovss_core.class_purification.thresholds import keep_one, most_likely, null_threshold
-from ovss_core.class_purification.winners import ImagePurification
+from ovss_core.class_purification.groups import AmbiguousGroups, find_ambiguous
+from ovss_core.class_purification.null import keep_one, most_likely, null_threshold
+from ovss_core.class_purification.placement import Units
+from ovss_core.class_purification.refinement import Affinity, balance, refine
+from ovss_core.class_purification.scores import released_bound, released_score, spatial_consistency
 from ovss_core.config import BackgroundPolicy, PurificationConfig
 from ovss_core.vocabulary import Vocabulary
-
-__all__ = ["BackgroundPolicy", "ClassPurifier", "ClassTexts", "PurificationInput"]
 
 BOUND_SLACK = 1e-6
 
 
 @runtime_checkable
 class ClassTexts(Protocol):
-    """What purification reads of the text side; rows are L2-normalised."""
+    """What purification reads of the text side; rows are L2-normalized."""
 
     @property
     def phrase_embeddings(self) -> Tensor:
@@ -66,29 +61,47 @@ class ClassTexts(Protocol):
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """What every step of one batch shares."""
+class Purified:
+    """What purification decided about a batch of images.
 
-    batch: PurificationInput
+    Attributes:
+        scores: Redundancy score of each class (largest over the windows when windows decide); for a class too
+            improbable to be kept whatever its map looks like, the bound m / (1 + m) that its score cannot exceed, m
+            its peak probability; nan for background.
+        kept: Refined maps q of the classes each image keeps; 0 where a window removed the class. A background class
+            is among them only if it competes as a class.
+        groups: Ambiguous groups of images or windows, whichever decide; they still need winners.
+        complete: Whether everything had room.
+        needed: Classes of a chunk, and distractors of a chunk, whose maps the fullest unit had refined.
+    """
+
+    scores: Float[Tensor, "images classes"]
+    kept: ClassMaps
+    groups: AmbiguousGroups
+    complete: Bool[Tensor, ""]
+    needed: Int[Tensor, "2"]
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What every step of one batch shares: who decides, and how likely and how connected the patches are."""
+
+    batch: WindowBatch
     units: Units
-    unit_image: Int[Tensor, " units"]
+    unit_images: Units
     affinity: Affinity
     statistics: SoftmaxStatistics
-
-    @property
-    def images(self) -> int:
-        return len(self.batch.image_sizes)
 
 
 class ClassPurifier:
     """Decides which classes of a vocabulary an image keeps and where classes are ambiguous.
 
     Args:
-        config: Variant, parts, thresholds. With redundancy off every class with a non-empty map is kept;
-            with ambiguity off there are no groups.
+        config: Variant, parts, thresholds. With redundancy off every class with a non-empty map is kept; with
+            ambiguity off there are no groups.
         text: Embeddings of the vocabulary and of the distractors (for thresholds="auto").
-        background: The background class's phrases always take part in the softmax. "none" and "residual": it
-            is dropped after that. "first_class": its map is always kept, unscored, and never ambiguous.
+        background: The background class's phrases always take part in the softmax. "none" and "residual": it is
+            dropped after that. "first_class": its map is always kept, unscored, and never ambiguous.
         device: Where the embeddings are held.
     """
 
@@ -105,133 +118,203 @@ class ClassPurifier:
         self._classes = len(text.vocabulary)
         self._background = text.vocabulary.background_index
         self._background_competes = background == "first_class"
-        self._chunks = plan_chunks(np.asarray(text.phrase_class), config.phrase_chunk)
-        self._null_chunks = plan_chunks(np.arange(len(self._nulls)), config.phrase_chunk)
-        self._rule = spatial_consistency if config.variant == "paper" else released_score
-        self._rule_ceiling = 1.0 if config.variant == "paper" else 0.5
+        self._is_background = torch.arange(self._classes, device=device) == (
+            -1 if self._background is None else self._background
+        )
+        self._chunks = plan_chunks(np.asarray(text.phrase_class), config.phrase_chunk, device)
+        self._null_chunks = plan_chunks(np.arange(len(self._nulls)), config.phrase_chunk, device)
+        paper = config.variant == "paper"
+        self._rule, self._ceiling = (spatial_consistency, 1.0) if paper else (released_score, 0.5)
+
+    @torch.inference_mode()
+    def purify(self, batch: WindowBatch, room: Room | None = None) -> Purified:
+        """Purify the classes of every image of the batch.
+
+        Args:
+            batch: Windows with features and mean attention.
+            room: Fixes all shapes beforehand, so that nothing waits for a count; None counts.
+        """
+        # 1. Who decides: the image as a whole, or each of its windows as in the published forms.
+        whole = self._config.variant == "image"
+        place = batch.placement
+        units = place.images if whole else place.windows
+        unit_images = Units.singles(units) if whole else place.images
+
+        # 2. Evidence: a softmax over all phrases. Its denominator and extremes come first, because every later step
+        #    compares probabilities and the vocabulary may be too large to hold all of them at once.
+        phrases = self._phrase_scores(batch, self._embeddings, self._chunks)
+        statistics = softmax_statistics(phrases, units)
+        evidence = _Evidence(batch, units, unit_images, balance(batch.attention), statistics)
+
+        # 3. Redundancy: a class stays when refinement along the attention confirms where it is.
+        thresholds, distractors = self._thresholds(evidence, room)
+        scores, kept, complete, active = self._redundancy(evidence, phrases, thresholds, room)
+        complete &= _fits(active, room.active if room else None)
+        complete &= _fits(distractors, room.distractors if room else None)
+
+        # 4. Ambiguity: kept classes whose maps coincide claim one region; the encoder will look at it.
+        groups = AmbiguousGroups.none(kept, by_window=not whole)
+        if self._config.ambiguity and kept.places >= 2:
+            excluded = self._background if self._background_competes else None
+            groups = find_ambiguous(place, kept, self._config, excluded, room)
+
+        # 5. An image has what any of its windows has.
+        best = unit_images.reduce(scores, "amax").to(kept.maps.dtype)
+        best = best.masked_fill(self._is_background, torch.nan)
+        of_images = kept.by_image(place.images, self._classes, room.classes if room else None)
+        return Purified(
+            best, of_images, groups, complete & groups.complete, torch.stack([active, distractors])
+        )
+
+    def _redundancy(
+        self,
+        evidence: _Evidence,
+        phrases: PhraseScores,
+        thresholds: Float[Tensor, " units"],
+        room: Room | None,
+    ) -> tuple[Float[Tensor, "units classes"], ClassMaps, Bool[Tensor, ""], Int[Tensor, ""]]:
+        """Score all classes, chunk by chunk, and hold on to the maps of those that stay.
+
+        Returns:
+            The scores; the maps; whether they had room; how many classes of a chunk the fullest unit had refined.
+
+        Chunks bound memory: maps exist only for the classes of one chunk that could still be kept. What a chunk keeps
+        is decided a second time at the end, because the fall-back for an image that loses everything, its most likely
+        class, is known only when all chunks have been seen; a chunk keeps at least what the end keeps.
+        """
+        units, most = evidence.units, room.classes if room else None
+        scores = thresholds.new_zeros((len(units), self._classes))
+        peaks = torch.zeros_like(scores)
+        complete = torch.ones((), dtype=torch.bool, device=scores.device)
+        most_active = torch.zeros((), dtype=torch.int64, device=scores.device)
+        parts = []
+        for chunk, values in phrases:
+            classes = chunk.classes
+            log_probability = class_maximum(values, chunk).sub_(evidence.statistics.log_total)
+            if not self._background_competes:
+                log_probability.masked_fill_(self._is_background[classes][:, None, None], -torch.inf)
+            chunk_peaks = class_peaks(log_probability, units)
+            peaks[:, classes] = chunk_peaks.double()
+            # Most classes of a large vocabulary are ruled out here, before any of their maps is formed.
+            wanted, bounds = self._worth_refining(evidence, classes, peaks[:, classes], thresholds)
+            active = wanted & active_classes(chunk_peaks, evidence.statistics)
+            most_active = torch.maximum(most_active, active.sum(1).max())
+            places = None if room is None else room.active or len(classes)
+            probability = _probability(units, classes, log_probability, active, places)
+            refined = self._refine(evidence, probability)
+            scored = _by_class(self._rule(probability, refined), probability, self._classes)
+            scores[:, classes] = torch.where(wanted, scored[:, classes], bounds)
+            stays = self._decide(evidence, classes, scores[:, classes], peaks[:, classes], thresholds)
+            parts.append(refined.select(_of_places(stays, classes, refined, self._classes), most))
+            complete &= self._have_room(stays, evidence, most)
+        every = torch.arange(self._classes, device=scores.device)
+        wanted, bounds = self._worth_refining(evidence, every, peaks, thresholds)
+        scores = torch.where(wanted, scores, bounds)
+        stays = self._decide(evidence, every, scores, peaks, thresholds)
+        joined = ClassMaps.join(parts)
+        complete &= self._have_room(stays, evidence, most)
+        kept = joined.select(_of_places(stays, every, joined, self._classes), most)
+        return scores, kept, complete, most_active
+
+    def _have_room(self, stays: Tensor, evidence: _Evidence, most: int | None) -> Bool[Tensor, ""]:
+        """Tell whether every image has a place for each class that any of its units keeps."""
+        kept = evidence.unit_images.reduce(stays.int(), "amax").sum(1)
+        return (kept <= (self._classes if most is None else most)).all()
+
+    def _worth_refining(
+        self, evidence: _Evidence, classes: Tensor, peaks: Tensor, thresholds: Tensor
+    ) -> tuple[Bool[Tensor, "units classes"], Float[Tensor, "units classes"]]:
+        """Tell which classes could be kept, and what the score of the others cannot exceed."""
+        if self._rule is not released_score:
+            return torch.ones_like(peaks, dtype=torch.bool), peaks
+        bounds = released_bound(peaks)
+        wanted = bounds > thresholds[:, None] - BOUND_SLACK
+        if self._auto:
+            wanted |= most_likely(self._foreground(classes, peaks), evidence.unit_images)
+        return wanted | self._is_background[classes], bounds
+
+    def _decide(
+        self, evidence: _Evidence, classes: Tensor, scores: Tensor, peaks: Tensor, thresholds: Tensor
+    ) -> Bool[Tensor, "units classes"]:
+        """Keep the classes whose score is strictly above their unit's threshold.
+
+        An image that would lose all (automatic thresholds only) keeps its most likely class.
+        """
+        stays = self._foreground(classes, scores) > thresholds[:, None]
+        if self._auto:
+            likely = most_likely(self._foreground(classes, peaks), evidence.unit_images)
+            stays = keep_one(stays, likely, evidence.unit_images)
+        return stays | self._is_background[classes] if self._background_competes else stays
+
+    def _thresholds(
+        self, evidence: _Evidence, room: Room | None
+    ) -> tuple[Float[Tensor, " units"], Int[Tensor, ""]]:
+        """Find the score that a class must exceed in each unit; 0 asks only for a non-empty map.
+
+        "auto" scores distractors, words known to be absent, each as if it alone joined the vocabulary: by how much
+        they are confirmed in this very image is what chance gives here.
+        """
+        units = evidence.units
+        none = torch.zeros(len(units), dtype=torch.float64, device=evidence.batch.features.device)
+        most_active = torch.zeros((), dtype=torch.int64, device=none.device)
+        if not self._config.redundancy:
+            return none, most_active
+        if not self._auto:
+            return none + self._config.redundancy_threshold, most_active
+        found = [none.new_zeros((len(units), 0))]
+        for chunk, values in self._phrase_scores(evidence.batch, self._nulls, self._null_chunks):
+            added = functional.logsigmoid(values - evidence.statistics.log_total)
+            active = active_classes(class_peaks(added, units), evidence.statistics)
+            most_active = torch.maximum(most_active, active.sum(1).max())
+            places = None if room is None else room.distractors or len(chunk.classes)
+            probability = _probability(units, chunk.classes, added, active, places)
+            scored = self._rule(probability, self._refine(evidence, probability))
+            found.append(_by_class(scored, probability, len(self._nulls))[:, chunk.classes])
+        competing = self._classes - (self._background is not None)
+        return null_threshold(torch.cat(found, 1), competing, self._ceiling), most_active
 
     @property
     def _auto(self) -> bool:
         return self._config.redundancy and self._config.thresholds == "auto"
 
-    def purify(self, batch: PurificationInput) -> list[ImagePurification]:
-        """Purify the classes of every image of the batch.
-
-        Args:
-            batch: Windows with features and mean attention.
-
-        Returns:
-            One result an image, in order. Groups still need winners (`pick_winners`, `resolve_groups`).
-        """
-        units = self._units(batch)
-        phrases = self._phrase_scores(batch, self._embeddings, self._chunks)
-        scene = _Scene(
-            batch,
-            units,
-            batch.image_index[units.first],
-            balance(batch.attention),
-            softmax_statistics(phrases, units),
-        )
-        scores, rows = self._redundancy(scene, phrases)
-        excluded = self._background if self._background_competes else None
-        groups = propose_groups(batch, units, rows, self._config, excluded)
-        return assemble(batch, scene.unit_image, scores, rows, groups)
-
-    def _units(self, batch: PurificationInput) -> Units:
-        if self._config.variant == "image":
-            return Units(batch.image_index, len(batch.image_sizes))
-        windows = len(batch.image_index)
-        return Units(torch.arange(windows, device=batch.image_index.device), windows)
+    def _foreground(self, classes: Tensor, values: Tensor) -> Tensor:
+        return values.masked_fill(self._is_background[classes], 0)
 
     def _phrase_scores(
-        self, batch: PurificationInput, embeddings: Tensor, chunks: tuple[PhraseChunk, ...]
+        self, batch: WindowBatch, embeddings: Tensor, chunks: tuple[PhraseChunk, ...]
     ) -> PhraseScores:
         return PhraseScores(batch.features, embeddings, self._config.score_scale, chunks)
 
-    def _score(self, scene: _Scene, log_probability: Tensor, active: Tensor) -> ScoredClasses:
-        return score_classes(
-            log_probability,
-            active,
-            scene.statistics,
-            scene.units,
-            scene.affinity,
-            scene.batch.grid,
-            self._config.box_threshold,
-            self._rule,
-        )
+    def _refine(self, evidence: _Evidence, probability: ClassMaps) -> ClassMaps:
+        grid, share = evidence.batch.placement.grid, self._config.box_threshold
+        return refine(probability, evidence.statistics, evidence.affinity, grid, share)
 
-    def _redundancy(self, scene: _Scene, phrases: PhraseScores) -> tuple[Tensor, KeptRows]:
-        """Score all classes, chunk by chunk, and hold on to the maps of those that may stay."""
-        thresholds = self._thresholds(scene)
-        scores = thresholds.new_zeros((self._classes, scene.units.count))
-        peaks = torch.zeros_like(scores)
-        parts: list[KeptRows] = []
-        for chunk, values in phrases:
-            classes = chunk.classes.to(values.device)
-            log_probability = class_maximum(values, chunk).sub_(scene.statistics.log_total)
-            if not self._background_competes:
-                log_probability[self._is_background(classes)] = -torch.inf
-            chunk_peaks = class_peaks(log_probability, scene.units)
-            peaks[classes] = chunk_peaks.double()
-            wanted, bounds = self._worth_refining(scene, classes, peaks[classes], thresholds)
-            scored = self._score(scene, log_probability, wanted & active_pairs(chunk_peaks, scene.statistics))
-            scores[classes] = torch.where(wanted, scored.scores, bounds)
-            kept = self._decide(scene, classes, scores[classes], peaks[classes], thresholds)
-            rows = KeptRows(scored.window, classes[scored.column], scored.unit, scored.maps)
-            parts.append(rows.select(kept[scored.column, scored.unit]))
-        every = torch.arange(self._classes, device=scores.device)
-        wanted, bounds = self._worth_refining(scene, every, peaks, thresholds)
-        scores = torch.where(wanted, scores, bounds)
-        kept = self._decide(scene, every, scores, peaks, thresholds)
-        rows = join_rows(parts)
-        scores[self._is_background(every)] = torch.nan
-        return scores, rows.select(kept[rows.class_index, rows.unit])
 
-    def _is_background(self, classes: Tensor) -> Tensor:
-        return classes == (-1 if self._background is None else self._background)
+def _fits(needed: Int[Tensor, ""], places: int | None) -> Bool[Tensor, ""]:
+    """Tell whether so many classes had a place; None has made as many as needed."""
+    return needed >= 0 if places is None else needed <= places
 
-    def _worth_refining(
-        self, scene: _Scene, classes: Tensor, peaks: Tensor, thresholds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tell which pairs could be kept, and what the score of the others cannot exceed."""
-        if self._rule is not released_score:
-            return torch.ones_like(peaks, dtype=torch.bool), peaks
-        bounds = released_bound(peaks)
-        wanted = bounds > thresholds - BOUND_SLACK
-        if self._auto:
-            wanted |= most_likely(self._foreground(classes, peaks), scene.unit_image, scene.images)
-        return wanted | self._is_background(classes)[:, None], bounds
 
-    def _foreground(self, classes: Tensor, values: Tensor) -> Tensor:
-        return values.masked_fill(self._is_background(classes)[:, None], 0)
+def _probability(
+    units: Units, classes: Tensor, log_probability: Tensor, wanted: Tensor, places: int | None
+) -> ClassMaps:
+    """Form P for the wanted classes alone, in at most `places` places a unit; None counts."""
+    capacity = None if places is None else min(places, len(classes))
+    maps = ClassMaps.gather(units, classes, log_probability, wanted, empty=-torch.inf, capacity=capacity)
+    return maps.with_maps(maps.maps.exp())
 
-    def _decide(
-        self, scene: _Scene, classes: Tensor, scores: Tensor, peaks: Tensor, thresholds: Tensor
-    ) -> Bool[Tensor, "classes units"]:
-        """Keep the classes whose score is strictly above their unit's threshold.
 
-        An image that would lose all (automatic thresholds only) keeps its most likely class. For the classes
-        of one chunk this keeps at least those that are kept in the end.
-        """
-        kept = self._foreground(classes, scores) > thresholds
-        if self._auto:
-            likely = most_likely(self._foreground(classes, peaks), scene.unit_image, scene.images)
-            kept = keep_one(kept, likely, scene.unit_image, scene.images)
-        if self._background_competes:
-            kept |= self._is_background(classes)[:, None]
-        return kept
+def _by_class(values: Tensor, maps: ClassMaps, classes: int) -> Float[Tensor, "units classes"]:
+    """Spread a value of each place over a table of all classes; 0 for a class without a place."""
+    column = torch.where(maps.used, maps.classes, classes)
+    table = values.new_zeros((len(values), classes + 1)).scatter_(1, column, values)
+    return table[:, :classes]
 
-    def _thresholds(self, scene: _Scene) -> Float[Tensor, " units"]:
-        """Find the score that a class must exceed in each unit; 0 asks only for a non-empty map."""
-        result = torch.zeros(scene.units.count, dtype=torch.float64, device=scene.unit_image.device)
-        if not self._config.redundancy:
-            return result
-        if not self._auto:
-            return result + self._config.redundancy_threshold
-        nulls = [result.new_zeros((0, scene.units.count))]
-        for _, values in self._phrase_scores(scene.batch, self._nulls, self._null_chunks):
-            added = functional.logsigmoid(values - scene.statistics.log_total)
-            active = active_pairs(class_peaks(added, scene.units), scene.statistics)
-            nulls.append(self._score(scene, added, active).scores)
-        classes = self._classes - (self._background is not None)
-        return null_threshold(torch.cat(nulls), classes, self._rule_ceiling)
+
+def _of_places(
+    stays: Bool[Tensor, "units columns"], classes: Tensor, maps: ClassMaps, count: int
+) -> Bool[Tensor, "units places"]:
+    """Look up a decision about some classes for each place."""
+    table = stays.new_zeros((len(stays), count))
+    table[:, classes] = stays
+    return table.gather(1, maps.classes.clamp_min(0)) & maps.used

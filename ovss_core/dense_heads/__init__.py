@@ -4,7 +4,7 @@ import pkgutil
 from importlib import import_module
 
 from ovss_core.dense_heads.base import DenseHead, HeadOptions, LastBlockHead
-from ovss_core.errors import ConfigError
+from ovss_core.head_names import require_host
 
 
 def _discover() -> dict[str, type[DenseHead]]:
@@ -29,8 +29,7 @@ def build_head(name: str, options: HeadOptions | None = None) -> DenseHead:
     Raises:
         ConfigError: No head has that name.
     """
-    if name not in HEADS:
-        raise ConfigError(f"unknown host {name!r}; give one of {', '.join(HEADS)}")
+    require_host(name)
     return HEADS[name](options or HeadOptions())
 
 

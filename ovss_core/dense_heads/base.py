@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ovss_core.clip.blocks import TransformerBlock
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import SfpConfig
-from ovss_core.encoders.blocks import TransformerBlock
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class DenseHead(ABC):
     def features(
         self, encoder: ImageEncoder, trace: EncoderTrace
     ) -> Float[Tensor, "windows patches features"]:
-        """Return the patches' features in the joint space, not normalised, row by row."""
+        """Return the patches' features in the joint space, not normalized, row by row."""
 
 
 def proportional_layer(layer: int, depth: int) -> int:

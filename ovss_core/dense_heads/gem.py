@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ovss_core.clip.blocks import TransformerBlock
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.dense_heads.base import DenseHead
-from ovss_core.encoders.blocks import TransformerBlock
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 
 
 class GemHead(DenseHead):
@@ -34,11 +34,11 @@ class GemHead(DenseHead):
 def self_self_attention(
     block: TransformerBlock, tokens: Float[Tensor, "windows tokens width"]
 ) -> Float[Tensor, "windows tokens width"]:
-    """Average the attentions of normalised v, k and q to themselves, one iteration each, applied to v.
+    """Average the attentions of normalized v, k and q to themselves, one iteration each, applied to v.
 
     The temperature is the window's mean token norm of ln_1(tokens) times 1 / sqrt(depth), as GEM adapts it.
     """
-    temperature = block.normalise(tokens).float().norm(dim=-1).mean(1)[:, None, None, None] * block.scale
+    temperature = block.normalize(tokens).float().norm(dim=-1).mean(1)[:, None, None, None] * block.scale
     query, key, value = block.query_key_value(tokens)
     total = torch.zeros_like(value)
     for vectors in (value, key, query):

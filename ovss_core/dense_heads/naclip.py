@@ -1,4 +1,4 @@
-"""naclip: keys with keys, drawn to the patch's own neighbourhood (NACLIP, Hajimiri et al. 2025)."""
+"""naclip: keys with keys, drawn to the patch's own neighborhood (NACLIP, Hajimiri et al. 2025)."""
 
 from functools import lru_cache
 
@@ -7,33 +7,40 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ovss_core.clip.blocks import TransformerBlock
+from ovss_core.clip.trace import EncoderTrace
 from ovss_core.dense_heads.base import LastBlockHead
-from ovss_core.encoders.blocks import TransformerBlock
-from ovss_core.encoders.trace import EncoderTrace
 
-NEIGHBOURHOOD_DEVIATION = 5.0
+NEIGHBORHOOD_DEVIATION = 5.0
 
 
 class NaClipHead(LastBlockHead):
-    """softmax(s k k^T + exp(-d^2 / (2 * 5^2))) v, projected; the class token gets no neighbourhood."""
+    """softmax(s k k^T + exp(-d^2 / (2 * 5^2))) v, projected; the class token gets no neighborhood."""
 
     name = "naclip"
 
     def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
         """Attend from keys to keys with the Gaussian of the patch distance d added to the logits."""
         _, key, value = block.query_key_value(trace.tokens)
-        bias = neighbourhood_bias(*trace.grid).to(value)
+        bias = _bias_on(value.device, value.dtype, *trace.grid)
         return block.output(
             F.scaled_dot_product_attention(key, key, value, attn_mask=bias, scale=block.scale)
         )
 
 
 @lru_cache(maxsize=32)
-def neighbourhood_bias(rows: int, columns: int) -> Float[Tensor, "tokens tokens"]:
+def _bias_on(device: torch.device, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
+    """Keep the table where it is used: bringing it there makes the host wait."""
+    with torch.inference_mode(False):
+        return neighborhood_bias(rows, columns).to(device, dtype)
+
+
+@lru_cache(maxsize=32)
+def neighborhood_bias(rows: int, columns: int) -> Float[Tensor, "tokens tokens"]:
     """Return exp(-d^2 / (2 * 5^2)) between patches, 0 in the class token's row and column; float32."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     places = torch.stack([row.flatten(), column.flatten()], 1).float()
     squared = (places[:, None] - places[None]).square().sum(-1)
     bias = torch.zeros(rows * columns + 1, rows * columns + 1)
-    bias[1:, 1:] = torch.exp(-squared / (2 * NEIGHBOURHOOD_DEVIATION**2))
+    bias[1:, 1:] = torch.exp(-squared / (2 * NEIGHBORHOOD_DEVIATION**2))
     return bias

@@ -3,10 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.dense_heads.base import DenseHead
 from ovss_core.dense_heads.similarity_guided import SimilarityLayers, attend_guided, guide, second_stream
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 from ovss_core.feature_purification.outliers import local_outlier_factor_outliers
 from ovss_core.feature_purification.similarity import aggregate
 

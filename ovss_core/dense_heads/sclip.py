@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from ovss_core.clip.blocks import TransformerBlock
+from ovss_core.clip.trace import EncoderTrace
 from ovss_core.dense_heads.base import LastBlockHead, self_attention, with_feed_forward
-from ovss_core.encoders.blocks import TransformerBlock
-from ovss_core.encoders.trace import EncoderTrace
 
 
 class SclipHead(LastBlockHead):

@@ -4,13 +4,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.dense_heads.base import DenseHead, class_and_patches, self_attention
 from ovss_core.dense_heads.similarity_guided import SimilarityLayers, attend_guided, guide, second_stream
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 from ovss_core.feature_purification.attention_enhancement import enhance_attention
 from ovss_core.feature_purification.attention_integration import integrate_attention
-from ovss_core.feature_purification.mitigation import repair_tokens
+from ovss_core.feature_purification.mitigation import MitigationNotes, OutlierMitigation, repair_tokens
 from ovss_core.feature_purification.outliers import (
     attention_outliers,
     local_outlier_factor_outliers,
@@ -34,13 +34,9 @@ class SfpHead(DenseHead):
             statistics = frozenset({depth - 1}) if self._detects_by_attention else frozenset[int]()
             layers = SimilarityLayers.of(depth).request()
             return TraceRequest(layers.hidden, layers.hidden_sum, attention_statistics=statistics)
+        start = min(sfp.integration_start, depth - 1) if sfp.attention_integration else None
         return TraceRequest(
-            outlier_factor=self._factor,
-            outlier_limit=self._limit,
-            repair_outliers=self._detects_by_attention,
-            filtered_attention_from=min(sfp.integration_start, depth - 1)
-            if sfp.attention_integration
-            else None,
+            observer=OutlierMitigation(self._factor, self._limit, self._detects_by_attention, start)
         )
 
     def features(
@@ -77,12 +73,13 @@ class SfpHead(DenseHead):
             enhanced = enhance_attention(encoder.blocks[-1], patches, sfp)
         else:
             enhanced = _clearclip_attention(encoder, class_and_patches(trace, patches))
-        if trace.filtered_attention is None:
+        notes: MitigationNotes = trace.observed
+        if notes.filtered_attention is None:
             return encoder.project(enhanced)
         if sfp.integrate_after_projection:
             projected = encoder.project(enhanced)
-            return integrate_attention(trace.filtered_attention, projected, sfp.integration_rounds)
-        integrated = integrate_attention(trace.filtered_attention, enhanced, sfp.integration_rounds)
+            return integrate_attention(notes.filtered_attention, projected, sfp.integration_rounds)
+        integrated = integrate_attention(notes.filtered_attention, enhanced, sfp.integration_rounds)
         return encoder.project(integrated)
 
     @property

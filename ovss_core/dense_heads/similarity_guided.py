@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.dense_heads.base import proportional_layer
-from ovss_core.encoders.image_encoder import ImageEncoder
-from ovss_core.encoders.trace import EncoderTrace, TraceRequest
 from ovss_core.feature_purification.attention_enhancement import mixed_attention
 from ovss_core.feature_purification.mitigation import repair_tokens
 from ovss_core.feature_purification.similarity import (

@@ -11,7 +11,7 @@ from jaxtyping import Int, Integer
 from ovss_core.evaluation.boundary import count_boundary
 from ovss_core.evaluation.confusion import ConfusionCounts, count_confusion
 from ovss_core.evaluation.vocabulary_metrics import PresenceCounts, count_presence, present_classes
-from ovss_core.segmentation import Segmentation
+from ovss_core.results import Segmentation
 from ovss_core.vocabulary import Vocabulary
 
 
@@ -96,7 +96,7 @@ def measure(
     )
 
 
-def summarise(total: Measurement, vocabulary: Vocabulary) -> dict[str, Any]:
+def summarize(total: Measurement, vocabulary: Vocabulary) -> dict[str, Any]:
     """Turn summed counts into scores in [0, 1]; what has no value (no pixel at all) is None.
 
     Returns:

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Integer
 
+from ovss_core.clip.text import TextClassifier
 from ovss_core.config import SegmenterConfig
-from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.inference.engine import SegmentationEngine
-from ovss_core.inference.variants import EncodedImages
+from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.variants import EncodedWave
 from ovss_core.vocabulary import Vocabulary
 
 
@@ -27,9 +27,7 @@ class Oracle:
 
     engine: SegmentationEngine
 
-    def label_map(
-        self, image: EncodedImages, present: Collection[int]
-    ) -> Integer[np.ndarray, "height width"]:
+    def label_map(self, image: EncodedWave, present: Collection[int]) -> Integer[np.ndarray, "height width"]:
         """Label one image with the present classes only.
 
         Args:
@@ -43,7 +41,7 @@ class Oracle:
         text, config = self.engine.text, self.engine.config
         background = text.vocabulary.background_index
         if not present:
-            return np.full(image.images[0].size, background or 0, text.vocabulary.mask_dtype)
+            return np.full(image.wave.sizes[0], background or 0, text.vocabulary.mask_dtype)
         offered = sorted({*present} | ({background} if background is not None else set()))
         engine = self.engine.with_vocabulary(restrict(text, offered), without_redundancy(config))
         [result] = image.segment(engine)

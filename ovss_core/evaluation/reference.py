@@ -6,17 +6,17 @@ from PIL import Image, ImageFile
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.errors import ImageError
-from ovss_core.inference.opening import one_line_errors, open_image
+from ovss_core.images.opening import one_line_errors, open_image
 
 _INDEX_MODES = {"L", "P", "I;16", "I;16B", "I;16L", "I", "1"}
 _STRETCHED = {"L;2": 85, "L;4": 17}
-"""What Pillow multiplies the values of greyscale images of 2 and 4 bits by, so that white is 255."""
+"""What Pillow multiplies the values of grayscale images of 2 and 4 bits by, so that white is 255."""
 
 
 def decode_labels(
     data: bytes, max_pixels: int = SegmenterConfig.max_pixels
 ) -> Int[np.ndarray, "height width"]:
-    """Decode a label image to the values it stores, uint8 or uint16; palette images give indices, not colours.
+    """Decode a label image to the values it stores, uint8 or uint16; palette images give indices, not colors.
 
     Args:
         data: The file.
@@ -45,6 +45,6 @@ def _stretch(image: Image.Image) -> int:
 def _check_mode(image: Image.Image) -> None:
     if image.mode not in _INDEX_MODES:
         raise ImageError(
-            f"it has mode {image.mode}; give a PNG with one channel of class indices (greyscale or palette), "
-            "not colours"
+            f"it has mode {image.mode}; give a PNG with one channel of class indices (grayscale or palette), "
+            "not colors"
         )

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.config import SfpConfig
-from ovss_core.encoders.blocks import TransformerBlock
 
 
 def enhance_attention(

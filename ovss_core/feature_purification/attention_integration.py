@@ -10,9 +10,9 @@ def integrate_attention(
     features: Float[Tensor, "windows patches width"],
     rounds: int = 1,
 ) -> Float[Tensor, "windows patches width"]:
-    """Apply the row- then column-normalised layer sum of attention to the features.
+    """Apply the row- then column-normalized layer sum of attention to the features.
 
-    The normalised map is diag(r) A diag(c) with vectors r and c, so it is never formed.
+    The normalized map is diag(r) A diag(c) with vectors r and c, so it is never formed.
 
     Args:
         attention: Sum over layers of the head-mean patch-patch attention with outlier columns zeroed.
@@ -31,7 +31,7 @@ def integrate_attention(
 def scaling_vectors(
     attention: Float[Tensor, "windows patches patches"], rounds: int
 ) -> tuple[Float[Tensor, "windows patches"], Float[Tensor, "windows patches"]]:
-    """Return r and c such that diag(r) A diag(c) is A normalised by rows, then columns, `rounds` times."""
+    """Return r and c such that diag(r) A diag(c) is A normalized by rows, then columns, `rounds` times."""
     rows = attention.new_ones(attention.shape[:2])
     columns = attention.new_ones(attention.shape[:2])
     for _ in range(rounds):

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-LOF_NEIGHBOURS = 30
+LOF_NEIGHBORS = 30
 LOF_SHARE = 0.05
 NORM_DEVIATIONS = 3.0
 
@@ -46,19 +46,19 @@ def norm_outliers(
 
 
 def local_outlier_factor(
-    patches: Float[Tensor, "windows patches width"], neighbours: int = LOF_NEIGHBOURS
+    patches: Float[Tensor, "windows patches width"], neighbors: int = LOF_NEIGHBORS
 ) -> Float[Tensor, "windows patches"]:
-    """Score how much sparser a patch's surroundings are than those of its neighbours.
+    """Score how much sparser a patch's surroundings are than those of its neighbors.
 
     The form of SC-CLIP's released code: squared Euclidean distances, and each patch's reach is its own
-    distance to its k-th neighbour (Breunig et al. 2000 take the larger of the distance and the neighbour's
-    reach), so the factor is the mean over the neighbours of the ratio of the two reaches.
+    distance to its k-th neighbor (Breunig et al. 2000 take the larger of the distance and the neighbor's
+    reach), so the factor is the mean over the neighbors of the ratio of the two reaches.
 
     Returns:
-        The factor; about 1 for inliers. At most `patches - 1` neighbours are used, and with none it is 1.
+        The factor; about 1 for inliers. At most `patches - 1` neighbors are used, and with none it is 1.
     """
     values = patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
-    count = min(neighbours, patches.shape[1] - 1)
+    count = min(neighbors, patches.shape[1] - 1)
     if count < 1:
         return values.new_ones(values.shape[:2])
     # Beyond 25 patches `cdist` takes |a|^2 + |b|^2 - 2ab, which cancels where patches lie close together: in float64
@@ -66,8 +66,8 @@ def local_outlier_factor(
     exact = values.double()
     nearest = torch.cdist(exact, exact).square().topk(count + 1, largest=False)
     reach = nearest.values[..., -1]
-    neighbour_reach = reach.gather(1, nearest.indices[..., 1:].flatten(1)).view(*reach.shape, count)
-    factor: Tensor = reach * neighbour_reach.clamp_min(1e-12).reciprocal().mean(-1)
+    neighbor_reach = reach.gather(1, nearest.indices[..., 1:].flatten(1)).view(*reach.shape, count)
+    factor: Tensor = reach * neighbor_reach.clamp_min(1e-12).reciprocal().mean(-1)
     return factor.to(values.dtype)
 
 

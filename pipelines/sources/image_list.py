@@ -17,6 +17,7 @@ from pipelines.sources.record import ImageRecord
 from pipelines.storage import open_seekable, open_storage, redact
 from pipelines.transport.addresses import has_secrets, local_path, printable
 from pipelines.transport.causes import TransferError, blamed_on
+from pipelines.transport.data_address import is_data_address
 from pipelines.transport.patience import patiently
 
 LIST_ENDINGS = (".txt", ".lst", ".list", ".json")
@@ -145,7 +146,11 @@ class ListSource:
         seen: set[bytes] = set()
         ids: set[bytes] = set()
         for item in self._items():
-            digest = _digest(item.text if "://" in item.text else posixpath.normpath(item.text))
+            digest = _digest(
+                item.text
+                if "://" in item.text or is_data_address(item.text)
+                else posixpath.normpath(item.text)
+            )
             if digest not in seen:
                 seen.add(digest)
                 yield self._record(item, ids)
@@ -191,7 +196,7 @@ class ListSource:
 
     def _record(self, item: _Item, ids: set[bytes]) -> ImageRecord:
         text, public = item.text, redact(self._root)
-        remote = "://" in text
+        remote = "://" in text or is_data_address(text)
         image_id = _unique(printable(redact(text)) if remote else posixpath.normpath(printable(text)), ids)
         if reason := item.reason or _unwritable(text):
             return ImageRecord(image_id, redact(self.pattern), "broken", reason=reason)
@@ -203,7 +208,7 @@ class ListSource:
         if not has_secrets(text):
             return ImageRecord(image_id, redact(text), "uri", path=text)
         if item.offset < 0:
-            reason = "the address holds a user, query or fragment; give such addresses in a .txt list"
+            reason = "the address holds data, a user, query or fragment; give such addresses in a .txt list"
             return ImageRecord(image_id, redact(text), "broken", reason=reason)
         return ImageRecord(
             *(image_id, redact(text), "listed", self._path),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ovss_core.errors import ConfigError, StorageError
+from ovss_core.errors import ConfigError, StorageError, nearest
 from pipelines.sources.listing import list_files
 from pipelines.sources.parquet_columns import can_name, image_kind
 from pipelines.sources.parquet_listing import FileListing, Placed, TableFolder, may_pass
@@ -87,14 +87,21 @@ class ParquetSource:
         names, where = schemas[0].names, redact(self.pattern)
         if self._root == self.pattern and "_hoodie_record_key" in names:
             raise hudi_error(self._root)
-        for wanted, found in (
-            (image_column, chosen is not None),
-            (id_column, bool(_types(id_column, schemas))),
+        for flag, wanted, found in (
+            ("--image-column", image_column, chosen is not None),
+            ("--id-column", id_column, bool(_types(id_column, schemas))),
         ):
             if wanted is not None and not found:
-                raise ConfigError(f"no column {wanted!r} in {where}; its columns are {names}")
+                raise ConfigError(
+                    f"no column {wanted!r} in {where}{nearest(wanted, names)}; give as {flag} one of {', '.join(names)}"
+                )
         if chosen is None:
-            raise ConfigError(f"which column of {where} holds the images? Give one of {names}")
+            fitting = [field.name for field in schemas[0] if image_kind(field.type)]
+            raise ConfigError(
+                f"which column of {where} holds the images? give as --image-column one of {', '.join(fitting)}"
+                if fitting
+                else f"no column of {where} can hold images; its columns are {', '.join(names)}"
+            )
         self._check_types(chosen, id_column, schemas)
         return chosen, id_column
 

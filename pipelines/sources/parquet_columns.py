@@ -1,7 +1,5 @@
 """What the cells of a table may hold: image bytes in any type that holds bytes, addresses, and names of images."""
 
-import base64
-import binascii
 import posixpath
 import re
 from collections.abc import Iterator
@@ -15,6 +13,8 @@ import pyarrow.fs as pafs
 
 from ovss_core.errors import ImageError
 from pipelines.storage import open_storage
+from pipelines.transport.data_address import decode_data_address, is_data_address
+from pipelines.transport.limits import check_size
 
 ImageKind = Literal["bytes", "text", "empty"]
 
@@ -23,7 +23,6 @@ _LONGEST_ID = 1024
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
 _BASE64_OF_IMAGES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "AAAAI", "AAAAG", "AAAAH")
 _SURELY_NO_PATH = 256
-_DATA_ADDRESS = re.compile(r"data:[^,]{0,200};\s*base64,", re.IGNORECASE)
 
 
 def image_kind(kind: pa.DataType) -> ImageKind | None:
@@ -105,31 +104,14 @@ def read_cell(column: pa.Array, place: int, max_bytes: int) -> bytes | str | Non
     return buffer.to_pybytes() or None
 
 
-def check_size(size: int, max_bytes: int) -> None:
-    """Refuse an image file with too many bytes.
-
-    Raises:
-        ImageError: It has more than `max_bytes`.
-    """
-    if size > max_bytes:
-        raise ImageError(f"the file has {size:,} bytes, more than max_bytes ({max_bytes:,})")
-
-
 def _read_text(buffer: pa.Buffer, max_bytes: int) -> bytes | str | None:
     head = buffer[:_LONGEST_ADDRESS].to_pybytes().decode("utf-8", "replace").lstrip()
-    if match := _DATA_ADDRESS.match(head):
-        check_size(buffer.size // 4 * 3 - match.end(), max_bytes)
-        payload = buffer.to_pybytes().lstrip()[match.end() :]
-        try:
-            return base64.b64decode(b"".join(payload.split()), validate=True) or None
-        except binascii.Error as error:
-            raise ImageError(f"the data: address is no valid base64 ({error})") from error
-    if head[:5].lower() == "data:":
-        raise ImageError("a data: address without base64; ovss takes 'data:image/...;base64,' or bytes")
+    if is_data_address(head):
+        return decode_data_address(memoryview(buffer), max_bytes) or None
     if looks_like_base64(head):
         raise ImageError(
-            "the value looks like base64; ovss takes bytes or addresses: decode the column to binary, or write "
-            "'data:image/jpeg;base64,' before each value"
+            "the value looks like base64; ovss takes bytes or addresses: decode the column to binary, or put "
+            "data:image/jpeg;base64 and a comma before each value"
         )
     if buffer.size > _LONGEST_ADDRESS:
         raise ImageError(f"the value is text of {buffer.size:,} bytes, which is no address")
@@ -159,10 +141,7 @@ def read_texts(column: pa.Array) -> list[str | None]:
 def is_address(text: str) -> bool:
     """Say whether text may be an address: what else it is, `read_cell` finds out."""
     return not (
-        len(text) > _LONGEST_ADDRESS
-        or "\ufffd" in text
-        or text[:5].lower() == "data:"
-        or looks_like_base64(text)
+        len(text) > _LONGEST_ADDRESS or "\ufffd" in text or is_data_address(text) or looks_like_base64(text)
     )
 
 

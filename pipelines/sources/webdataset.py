@@ -2,20 +2,17 @@
 
 import re
 from collections.abc import Collection, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote
-
-import pyarrow as pa
 
 from ovss_core.errors import StorageError
 from pipelines.sources.listing import list_files
 from pipelines.sources.promises import Promises, check_count
 from pipelines.sources.record import ImageRecord
 from pipelines.sources.tar_samples import ImageFields
-from pipelines.sources.tar_stream import TarEnd, TarImage, stream_tar
-from pipelines.storage import join_uri, open_seekable, open_storage, redact
+from pipelines.storage import redact
+from pipelines.transport.addresses import printable
 
-_READ_AHEAD = 1 << 22
 _SHARD_NAME = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
@@ -42,7 +39,8 @@ class WebDatasetSource:
         self.ignored = 0
         check_count(pattern)
         self._root, files = list_files(pattern, is_shard_name)
-        shards = [_shown_name(name) for name, _, accepted in files if accepted]
+        # a name that is no text cannot be opened as it is shown, and fails by itself
+        shards = [printable(name) for name, _, accepted in files if accepted]
         if not shards:
             raise StorageError(
                 f"no tar shard in {redact(pattern)}; give a tar file, a folder of .tar, .tar.gz or .tgz files or a glob"
@@ -65,82 +63,14 @@ class WebDatasetSource:
         """Return the shards there are, and those in `missing`, which the pattern promises and nobody finds."""
         return list(self._shards)
 
-    def open_shard(self, name: str) -> BinaryIO:
-        """Open a shard to be streamed from front to back.
-
-        Raises:
-            StorageError: The shard is missing or cannot be opened.
-        """
-        return open_shard(self._root, name)
-
     def records(self, skip: Collection[str] = ()) -> Iterator[ImageRecord]:
-        """List the images shard by shard, in the order of the tar files."""
-        self.ignored = 0
-        known = frozenset(skip)
-        for name in self._shards:
-            if name not in known:
-                yield from self._shard_records(name)
-
-    def _shard_records(self, name: str) -> Iterator[ImageRecord]:
-        path = f"{open_storage(self._root)[1].rstrip('/')}/{name}"
-        uri = join_uri(redact(self._root), name)
-        try:
-            with self.open_shard(name) as stream:
-                for item in stream_tar(stream, self.fields, 1 << 62, lambda key: False):
-                    if isinstance(item, TarImage):
-                        yield _record(item, name, uri, path)
-                    else:
-                        self.ignored += item.ignored
-                        yield from _broken(item, name, uri, path)
-        except OSError as error:
-            yield ImageRecord(name, uri, "broken", path=path, reason=str(error).splitlines()[0])
-
-
-def open_shard(root: str, name: str) -> BinaryIO:
-    """Open the shard `name` below the root of a source, with a buffer that makes few requests of a remote store.
-
-    Raises:
-        StorageError: The shard is missing or cannot be opened.
-    """
-    filesystem, base = open_storage(root)
-    shown = join_uri(redact(root), name)
-    try:
-        return open_seekable(filesystem, f"{base.rstrip('/')}/{name}", _READ_AHEAD)
-    except FileNotFoundError as error:
-        hint = (
-            "; a name that is not valid UTF-8 is shown with escapes: rename such a file"
-            if "\\x" in name
-            else ""
-        )
-        raise StorageError(f"the shard is missing: there is no {shown}{hint}") from error
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"the shard {shown} cannot be opened: {str(error).splitlines()[0]}") from error
+        """Yield nothing: the images of a shard are listed by the worker that streams it."""
+        return iter(())
 
 
 def is_shard_name(name: str) -> bool:
     """Say whether a file in a folder is taken for a shard."""
     return _SHARD_NAME.search(name) is not None
-
-
-def _shown_name(name: str) -> str:
-    """Return the name as text; a file whose name is none cannot be opened by it, and fails by itself."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _record(image: TarImage, shard: str, uri: str, path: str) -> ImageRecord:
-    image_id = f"{shard}/{image.key}"
-    if image.problem or image.offset is None:
-        reason = (
-            image.problem or "its bytes are no range of the shard's file, which is compressed or has holes"
-        )
-        return ImageRecord(image_id, uri, "broken", path=path, reason=reason)
-    return ImageRecord(image_id, uri, "tar", path=path, offset=image.offset, length=image.length)
-
-
-def _broken(end: TarEnd, shard: str, uri: str, path: str) -> Iterator[ImageRecord]:
-    if end.problem:
-        reason = f"{end.problem}; {end.images:,} images of it were found"
-        yield ImageRecord(shard, uri, "broken", path=path, reason=reason)
 
 
 def _pattern_below(pattern: str, root: str) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes
 
+from pipelines.transport.data_address import is_data_address
+
 _HIDDEN = "***"
 _BUCKETS = frozenset(
     {"s3", "s3a", "s3n", "gs", "gcs"}
@@ -80,7 +82,7 @@ def _split_user(scheme: str, rest: str) -> tuple[str, str]:
 
 def redact(uri: str) -> str:
     """Return an address without user, query and fragment, ready to be written down; a path becomes absolute."""
-    if uri.startswith("data:"):
+    if is_data_address(uri):
         return uri.partition(",")[0][:100]
     if "://" not in uri:
         if mistyped := re.match(r"[A-Za-z][A-Za-z0-9+]*:/?[^/@]+@", uri):
@@ -177,6 +179,8 @@ def _is_plain(piece: str) -> bool:
 
 def has_secrets(address: str) -> bool:
     """Say whether `redact` would leave something out of an address."""
+    if is_data_address(address):
+        return True
     if "://" not in address:
         return False
     parts = split_address(address)

@@ -22,6 +22,7 @@ from yarl import URL
 from ovss_core.errors import ImageError, OvssError
 from pipelines.transport.addresses import encode_http, host_of
 from pipelines.transport.causes import TransferError, early_end, explain, http_error, is_own_mistake
+from pipelines.transport.limits import check_size
 
 _SILENCE = 2  # a server that is silent for this part of the limit gets another try
 _GRACE_S = 5.0
@@ -97,8 +98,7 @@ class _Transfer:
                 response.status, self._host, hint, _retry_after(response.headers.get("Retry-After"))
             )
         length = response.content_length
-        if length is not None and length > self._max_bytes:
-            raise ImageError(f"the file has {length:,} bytes, more than max_bytes ({self._max_bytes:,})")
+        check_size(length or 0, self._max_bytes)
         encoded = response.headers.get("Content-Encoding", "identity") != "identity"
         self._length = None if encoded else length
 

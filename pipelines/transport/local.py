@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from ovss_core.errors import ImageError
 from pipelines.transport.causes import blamed_on
+from pipelines.transport.limits import check_size
 
 _PATH_BYTES = 4000  # a system call takes 4,095 bytes at once
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF})
@@ -65,8 +66,7 @@ def read_local(path: str, max_bytes: int) -> bytes:
             facts = os.fstat(descriptor)
         if kind := kind_of(facts.st_mode):
             raise ImageError(f"this is {kind}, not a file")
-        if facts.st_size > max_bytes:
-            raise ImageError(f"the file has {facts.st_size:,} bytes, more than max_bytes ({max_bytes:,})")
+        check_size(facts.st_size, max_bytes)
         pieces, left = [], max_bytes + 1
         while left > 0:
             with blamed_on(path):

@@ -1,16 +1,15 @@
 """The bytes of one file, from any address, within a number of bytes and of seconds."""
 
-import base64
-import binascii
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import pyarrow.fs as pafs
 
 from ovss_core.errors import ImageError
 from pipelines.transport.addresses import host_of, local_path
 from pipelines.transport.causes import blamed_on
+from pipelines.transport.data_address import decode_data_address, is_data_address
 from pipelines.transport.http import http_client
+from pipelines.transport.limits import check_size
 from pipelines.transport.local import read_local
 from pipelines.transport.patience import patiently, within
 from pipelines.transport.stores import open_storage
@@ -29,8 +28,8 @@ def read_address(address: str, max_bytes: int, limit_s: float) -> bytes:
         TransferError: It could not be had; the message is one line without secrets.
         ImageError: It is too large, or no file.
     """
-    if address.startswith("data:"):
-        return _decode_data(address, max_bytes)
+    if is_data_address(address):
+        return decode_data_address(address.encode("utf-8", "surrogateescape"), max_bytes)
     path = local_path(address)
     if path is not None:
         return patiently(lambda _: read_local(path, max_bytes), limit_s)
@@ -59,7 +58,7 @@ def _read_stream(filesystem: pafs.FileSystem, path: str, address: str, max_bytes
     if isinstance(filesystem, pafs.PyFileSystem):
         return _read_pieces(filesystem, path, address, max_bytes)
     with blamed_on(address), filesystem.open_input_file(path) as stream:
-        _check_size(stream.size(), max_bytes)
+        check_size(stream.size(), max_bytes)
         data: bytes = stream.read()
         return data
 
@@ -72,26 +71,10 @@ def _read_pieces(filesystem: pafs.PyFileSystem, path: str, address: str, max_byt
         file: Any = filesystem.handler.fs.open(path, "rb")
         with file:
             if isinstance(size := getattr(file, "size", None), int):
-                _check_size(size, max_bytes)
+                check_size(size, max_bytes)
             while piece := file.read(min(_PIECE, max_bytes + 1 - received)):
                 pieces.append(piece)
                 received += len(piece)
                 if received > max_bytes:
                     raise ImageError(f"the stream is longer than max_bytes ({max_bytes:,})")
     return b"".join(pieces)
-
-
-def _check_size(size: int, max_bytes: int) -> None:
-    if size > max_bytes:
-        raise ImageError(f"the file has {size:,} bytes, more than max_bytes ({max_bytes:,})")
-
-
-def _decode_data(address: str, max_bytes: int) -> bytes:
-    head, _, payload = address.partition(",")
-    try:
-        plain = unquote_to_bytes(payload)
-        data = base64.b64decode(plain, validate=True) if head.endswith(";base64") else plain
-    except (binascii.Error, ValueError) as error:
-        raise ImageError("the data: address holds no sound base64") from error
-    _check_size(len(data), max_bytes)
-    return data

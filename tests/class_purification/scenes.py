@@ -1,13 +1,16 @@
 """Synthetic windows for the tests: features near class embeddings in rectangles, attention to look-alikes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ovss_core.class_purification.purifier import PurificationInput
+from ovss_core.class_purification.class_maps import WindowBatch
+from ovss_core.class_purification.placement import Placement
+from ovss_core.class_purification.purifier import Purified
+from ovss_core.class_purification.winners import Regions
 from ovss_core.vocabulary import Vocabulary
 
 PATCH = 16
@@ -25,15 +28,57 @@ class Texts:
 
 @dataclass(frozen=True)
 class Scene:
-    """A batch, its texts and the classes that are in each image."""
+    """A batch, its texts, the classes that are in each image, and where its windows lie."""
 
-    batch: PurificationInput
+    batch: WindowBatch
     texts: Texts
     present: list[set[int]]
+    origins: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class FoundGroup:
+    """Classes that claim one region, the window that decides it (None: the image), and its boxes in pixels."""
+
+    classes: tuple[int, ...]
+    window: int | None
+    boxes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was decided about one image: scores [classes], kept classes, maps [kept, windows, rows, columns]."""
+
+    scores: Tensor
+    kept: Tensor
+    maps: Tensor
+    groups: tuple[FoundGroup, ...]
+
+
+def by_image(purified: Purified, batch: WindowBatch) -> list[Found]:
+    """Take the result of a batch apart."""
+    regions = Regions.of_groups(purified.groups, batch.placement.images)
+    found, start = [], 0
+    for image, count in enumerate(batch.placement.images.counts):
+        used = purified.kept.used[image]
+        maps = (
+            purified.kept.maps[start : start + count, used].transpose(0, 1).unflatten(2, batch.placement.grid)
+        )
+        groups = tuple(
+            FoundGroup(
+                tuple(index for index in regions.members[group].tolist() if index >= 0),
+                None if regions.group_window[group] < 0 else int(regions.group_window[group]),
+                tuple(map(tuple, regions.corners[regions.group == group].tolist())),
+            )
+            for group in np.flatnonzero(regions.group_image == image)
+        )
+        found.append(Found(purified.scores[image], purified.kept.classes[image, used], maps, groups))
+        start += count
+    return found
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """L2-normalise rows."""
+    """L2-normalize rows."""
     return functional.normalize(vectors, dim=-1)
 
 
@@ -43,8 +88,8 @@ def make_texts(
     """Draw phrase embeddings around a common direction, as CLIP's text embeddings lie."""
     vocabulary = Vocabulary.from_names(lines)
     total = len(vocabulary.phrases) + nulls
-    centre = unit(torch.randn(channels, generator=generator))
-    rows = unit(centre + spread * unit(torch.randn(total, channels, generator=generator)))
+    center = unit(torch.randn(channels, generator=generator))
+    rows = unit(center + spread * unit(torch.randn(total, channels, generator=generator)))
     return Texts(vocabulary, rows[: total - nulls], vocabulary.phrase_class, rows[total - nulls :])
 
 
@@ -75,18 +120,20 @@ def make_scene(
     )
     side = (grid[0] * PATCH, grid[1] * PATCH)
     step = side[1] // 2
-    origin = torch.tensor([[0, step * w] for _ in range(images) for w in range(windows)])
-    batch = PurificationInput(
+    origins = tuple((0, step * w) for _ in range(images) for w in range(windows))
+    batch = WindowBatch(
         features=stacked,
         attention=logits.softmax(-1) * 0.9,
-        grid=grid,
-        image_index=torch.arange(images).repeat_interleave(windows),
-        window_origin=origin,
-        image_sizes=[(side[0], side[1] + step * (windows - 1))] * images,
-        patch_size=PATCH,
-        window_size=side,
+        placement=Placement.of(
+            window_counts=(windows,) * images,
+            origins=origins,
+            image_sizes=((side[0], side[1] + step * (windows - 1)),) * images,
+            grid=grid,
+            patch_size=PATCH,
+            window_size=side,
+        ),
     )
-    return Scene(batch, texts, present)
+    return Scene(batch, texts, present, origins)
 
 
 def _window(
@@ -106,16 +153,27 @@ def _window(
     return unit(clutter + noise * scattered).flatten(0, 1)
 
 
-def single(batch: PurificationInput, image: int) -> PurificationInput:
-    """Cut one image out of a batch."""
-    wanted = batch.image_index == image
-    return PurificationInput(
-        batch.features[wanted],
-        batch.attention[wanted],
-        batch.grid,
-        torch.zeros(int(wanted.sum()), dtype=torch.int64),
-        batch.window_origin[wanted],
-        [batch.image_sizes[image]],
-        batch.patch_size,
-        batch.window_size,
+def placed_anew(
+    batch: WindowBatch, counts: tuple[int, ...], sizes: tuple[tuple[int, int], ...]
+) -> WindowBatch:
+    """Deal the same windows out to other images, every one 7 pixels further down and right."""
+    place = batch.placement
+    origins = tuple((7 * number, 7 * number) for count in counts for number in range(count))
+    again = Placement.of(counts, origins, sizes, place.grid, place.patch_size, place.window_size)
+    return replace(batch, placement=again)
+
+
+def single(batch: WindowBatch, image: int, origins: tuple[tuple[int, int], ...]) -> WindowBatch:
+    """Cut one image out of a batch whose windows lie at `origins`."""
+    place = batch.placement
+    start = sum(place.images.counts[:image])
+    wanted = slice(start, start + place.images.counts[image])
+    alone = Placement.of(
+        place.images.counts[image : image + 1],
+        origins[wanted],
+        place.image_sizes[image : image + 1],
+        place.grid,
+        place.patch_size,
+        place.window_size,
     )
+    return WindowBatch(batch.features[wanted], batch.attention[wanted], alone)

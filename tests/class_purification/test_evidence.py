@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovss_core.class_purification import evidence
-from ovss_core.class_purification.batch import Units
 from ovss_core.class_purification.evidence import (
     PhraseScores,
     SoftmaxStatistics,
@@ -13,6 +12,7 @@ from ovss_core.class_purification.evidence import (
     plan_chunks,
     softmax_statistics,
 )
+from ovss_core.class_purification.placement import Units
 from tests.class_purification.scenes import unit
 
 
@@ -46,7 +46,7 @@ def test_statistics_are_those_of_the_whole_softmax(size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     features = unit(torch.randn(3, 8, 16, generator=generator))
     embeddings = unit(torch.randn(30, 16, generator=generator))
-    units = Units(torch.tensor([0, 0, 1]), 2)
+    units = Units.of((2, 1))
     found = softmax_statistics(
         PhraseScores(features, embeddings, 100.0, plan_chunks(np.arange(30) // 2, size)), units
     )
@@ -62,7 +62,7 @@ def test_the_chunk_size_does_not_show_in_the_statistics() -> None:
     generator = torch.Generator().manual_seed(0)
     features = unit(torch.randn(2, 8, 16, generator=generator))
     embeddings = unit(torch.randn(300, 16, generator=generator))
-    units = Units(torch.tensor([0, 1]), 2)
+    units = Units.of((1, 1))
 
     def statistics(size: int) -> SoftmaxStatistics:
         return softmax_statistics(
@@ -72,18 +72,9 @@ def test_the_chunk_size_does_not_show_in_the_statistics() -> None:
     torch.testing.assert_close(statistics(7).log_total, statistics(300).log_total, atol=4e-6, rtol=0)
 
 
-def test_a_unit_without_contrast_normalises_to_one() -> None:
+def test_a_unit_without_contrast_normalizes_to_one() -> None:
     flat = SoftmaxStatistics(torch.zeros(1, 1), torch.tensor([1.0]), torch.tensor([1.0]))
-    assert flat.normalise(torch.tensor([1.0]), torch.tensor([0])).tolist() == [1.0]
-
-
-def test_units_know_their_windows() -> None:
-    units = Units(torch.tensor([0, 0, 1, 2, 2, 2]), 3)
-    assert units.sizes.tolist() == [2, 1, 3]
-    assert units.first.tolist() == [0, 2, 3]
-    values = torch.tensor([[1.0, 5, 2, -3, -1, -2]])
-    assert units.reduce(values, "amax").tolist() == [[5, 2, -1]]
-    assert units.reduce(values, "amin").tolist() == [[1, 2, -3]]
+    assert flat.normalize(torch.tensor([1.0]), torch.tensor([0])).tolist() == [1.0]
 
 
 @pytest.mark.parametrize("budget", [0, 10**6])

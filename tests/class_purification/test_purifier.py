@@ -5,12 +5,22 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from ovss_core.class_purification.batch import PurificationInput
-from ovss_core.class_purification.purifier import BackgroundPolicy, ClassPurifier
-from ovss_core.class_purification.winners import ImagePurification
-from ovss_core.config import PurificationConfig, PurificationVariant
+from ovss_core.class_purification.class_maps import Room, WindowBatch
+from ovss_core.class_purification.placement import Placement
+from ovss_core.class_purification.purifier import ClassPurifier
+from ovss_core.config import BackgroundPolicy, PurificationConfig, PurificationVariant
 from tests import oracles_freecp as oracle
-from tests.class_purification.scenes import PATCH, Scene, Texts, make_scene, make_texts, single
+from tests.class_purification.scenes import (
+    PATCH,
+    Found,
+    Scene,
+    Texts,
+    by_image,
+    make_scene,
+    make_texts,
+    placed_anew,
+    single,
+)
 
 SYNONYMS = ["sky, cloud", "cat", "dog, puppy, hound", "tree", "car, auto", "boat", "lamp", "chair"]
 VARIANTS: list[PurificationVariant] = ["image", "released", "paper"]
@@ -30,9 +40,10 @@ def purify(
     scene: Scene,
     settings: PurificationConfig,
     background: BackgroundPolicy = "none",
-    batch: PurificationInput | None = None,
-) -> list[ImagePurification]:
-    return ClassPurifier(settings, scene.texts, background).purify(batch or scene.batch)
+    batch: WindowBatch | None = None,
+) -> list[Found]:
+    chosen = batch or scene.batch
+    return by_image(ClassPurifier(settings, scene.texts, background).purify(chosen), chosen)
 
 
 def purify_slowly(scene: Scene, windows: list[int], settings: PurificationConfig) -> oracle.Purified:
@@ -42,7 +53,7 @@ def purify_slowly(scene: Scene, windows: list[int], settings: PurificationConfig
         scene.texts.phrase_embeddings.double().numpy(),
         scene.texts.phrase_class.tolist(),
         len(scene.texts.vocabulary),
-        scene.batch.grid,
+        scene.batch.placement.grid,
         scale=settings.score_scale,
         redundancy=settings.redundancy_threshold if settings.redundancy else 0.0,
         ambiguity=settings.ambiguity_threshold,
@@ -51,7 +62,7 @@ def purify_slowly(scene: Scene, windows: list[int], settings: PurificationConfig
     )
 
 
-def assert_same(found: ImagePurification, expected: ImagePurification) -> None:
+def assert_same(found: Found, expected: Found) -> None:
     assert torch.equal(found.kept, expected.kept)
     assert found.groups == expected.groups
     torch.testing.assert_close(found.scores, expected.scores, equal_nan=True, atol=1e-6, rtol=1e-4)
@@ -107,11 +118,11 @@ def test_an_images_boxes_lie_on_its_own_lattice_and_reach_its_edge() -> None:
     found = purify(scene, settings)[0]
     expected = purify_slowly(scene, [0, 1], settings)
     assert found.groups
-    origins = [tuple(origin) for origin in scene.batch.window_origin[:2].tolist()]
+    origins = list(scene.origins[:2])
     for group in found.groups:
         mean = expected.refined[:, list(group.classes)].mean(1).reshape(2, 5, 6)
         lattice = oracle.lattice_mean(
-            mean, origins, scene.batch.window_size, scene.batch.image_sizes[0], PATCH
+            mean, origins, scene.batch.placement.window_size, scene.batch.placement.image_sizes[0], PATCH
         )
         boxes = oracle.boxes(oracle.region(lattice, 0.4), exclude_last=False)
         assert set(group.boxes) == {(x * 16, y * 16, u * 16, v * 16) for x, y, u, v in boxes}
@@ -137,22 +148,19 @@ def test_a_batch_of_images_is_purified_as_each_image_alone(
     scene = scene_of(SYNONYMS, images=4, windows=3)
     settings = config(variant, thresholds=thresholds, ambiguity_threshold=0.3)
     for image, found in enumerate(purify(scene, settings)):
-        (alone,) = purify(scene, settings, batch=single(scene.batch, image))
+        (alone,) = purify(scene, settings, batch=single(scene.batch, image, scene.origins))
         assert_same(found, alone)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_images_of_different_size_share_a_batch(variant: PurificationVariant) -> None:
     scene = scene_of(SYNONYMS, images=1, windows=4)
-    batch = replace(
-        scene.batch,
-        image_index=torch.tensor([0, 1, 1, 1]),
-        window_origin=torch.tensor([[0, 0], [0, 0], [0, 48], [3, 90]]),
-        image_sizes=[(80, 96), (83, 186)],
-    )
+    origins = ((0, 0), (0, 0), (0, 48), (3, 90))
+    place = Placement.of((1, 3), origins, ((80, 96), (83, 186)), (5, 6), PATCH, (80, 96))
+    batch = replace(scene.batch, placement=place)
     settings = config(variant, ambiguity_threshold=0.2)
     for image, found in enumerate(purify(scene, settings, batch=batch)):
-        (alone,) = purify(scene, settings, batch=single(batch, image))
+        (alone,) = purify(scene, settings, batch=single(batch, image, origins))
         assert_same(found, alone)
         assert found.maps.shape[1] == [1, 3][image]
 
@@ -309,3 +317,34 @@ def test_features_in_half_precision_are_scored_in_float32() -> None:
     )
     for found in purify(scene, config(), batch=half):
         assert found.maps.dtype == found.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("thresholds", ["fixed", "auto"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("chunk", [5, 512])
+def test_fixed_room_gives_what_counting_gives(
+    variant: PurificationVariant, thresholds: str, chunk: int
+) -> None:
+    scene = scene_of(SYNONYMS, images=3, windows=2, seed=2)
+    batch = placed_anew(scene.batch, (1, 3, 2), ((80, 96), (94, 110), (87, 103)))
+    settings = config(variant, thresholds=thresholds, ambiguity_threshold=0.2, phrase_chunk=chunk)
+    purifier = ClassPurifier(settings, scene.texts, "none")
+    counted, fixed = purifier.purify(batch), purifier.purify(batch, Room(classes=8, groups=4, boxes=30))
+    assert counted.complete
+    assert fixed.complete
+    assert fixed.kept.places == 8
+    for ours, theirs in zip(by_image(fixed, batch), by_image(counted, batch), strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_too_little_room_is_said(variant: PurificationVariant, chunk: int) -> None:
+    scene = scene_of(SYNONYMS)
+    settings = config(variant, redundancy_threshold=0.0, ambiguity_threshold=0.05, phrase_chunk=chunk)
+    purifier = ClassPurifier(settings, scene.texts, "none")
+    assert purifier.purify(scene.batch, Room(8, 8, 30)).complete
+    assert not purifier.purify(scene.batch, Room(1, 8, 30)).complete
+    most_boxes = int(purifier.purify(scene.batch).groups.used.sum(2).max())
+    assert bool(purifier.purify(scene.batch, Room(8, 8, 1)).complete) is (most_boxes == 1)
+    assert most_boxes > 1 or variant == "image"

@@ -8,7 +8,7 @@ import torch
 
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.config import PurificationConfig
-from tests.class_purification.scenes import Scene, make_scene, make_texts
+from tests.class_purification.scenes import Scene, by_image, make_scene, make_texts
 
 PUBLISHED = {20: 0.15, 60: 0.1, 150: 0.05, 1200: 0.05}
 
@@ -37,8 +37,10 @@ def test_one_rule_comes_near_thresholds_tuned_on_the_very_images(noise: float) -
     automatic, tuned = [], []
     for classes, published in PUBLISHED.items():
         scene = scene_with(classes, noise)
-        auto = ClassPurifier(PurificationConfig(), scene.texts, "none").purify(scene.batch)
-        free = ClassPurifier(PurificationConfig(redundancy=False), scene.texts, "none").purify(scene.batch)
+        auto, free = (
+            by_image(ClassPurifier(config, scene.texts, "none").purify(scene.batch), scene.batch)
+            for config in (PurificationConfig(), PurificationConfig(redundancy=False))
+        )
         scores = [image.scores for image in free]
         found = f1([set(image.kept.tolist()) for image in auto], scene.present)
         best = max(f1(above(scores, limit), scene.present) for limit in np.geomspace(0.005, 0.5, 40).tolist())

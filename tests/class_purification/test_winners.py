@@ -1,117 +1,140 @@
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from ovss_core.class_purification.winners import (
-    BoxEdit,
-    GroupProposal,
-    ImagePurification,
-    apply_box_edits,
-    is_degenerate,
-    pick_winners,
-    resolve_groups,
-)
+from ovss_core.class_purification.class_maps import ClassMaps
+from ovss_core.class_purification.placement import Units
+from ovss_core.class_purification.winners import LabelEdits, Regions, pick_winners, remove_losers, scale_boxes
+
+CLASSES = np.array([[2, 5, 9]])
+"""Kept by one image; 2 and 5 are ambiguous."""
 
 
-def purification(window: int | None, *boxes: tuple[int, int, int, int]) -> ImagePurification:
-    """Classes 2, 5 and 9 kept in two windows of 4x4 patches; 2 and 5 are ambiguous."""
-    maps = torch.arange(1, 97, dtype=torch.float32).view(3, 2, 4, 4)
-    group = GroupProposal((2, 5), window, boxes)
-    return ImagePurification(torch.zeros(10), torch.tensor([2, 5, 9]), maps, (group,))
+def regions_of(window: int, *boxes: tuple[int, int, int, int], members: tuple[int, ...] = (2, 5)) -> Regions:
+    count = len(boxes)
+    return Regions(
+        np.zeros(count, np.int64),
+        np.full(count, window),
+        np.zeros(count, np.int64),
+        np.array(boxes, np.int64).reshape(-1, 4),
+        np.array([members]),
+    )
+
+
+def after(regions: Regions, winners: list[int], whole_window: bool) -> tuple[Tensor, Tensor]:
+    """Maps [class, window, row, column] of two windows of 4 x 4 patches before and after losers are removed."""
+    maps = torch.arange(1, 97, dtype=torch.float32).view(3, 2, 16).transpose(0, 1)
+    kept = ClassMaps(Units.of((2,)), torch.from_numpy(CLASSES), maps)
+    found = remove_losers(kept, regions, torch.tensor(winners), CLASSES, 16, (4, 4), whole_window)
+    return (part.maps.transpose(0, 1).unflatten(2, (4, 4)) for part in (kept, found))  # type: ignore[return-value]
 
 
 def test_the_nearest_description_among_the_candidates_wins() -> None:
     descriptions = torch.eye(4)
     crops = torch.tensor([[0.9, 0.5, 0.1, 0.0], [0.9, 0.5, 0.6, 0.0], [0.0, 0.0, 0.0, 1.0]])
-    assert pick_winners(crops, descriptions, [(0, 1), (1, 2), (0, 1, 2, 3)]) == [0, 2, 3]
+    candidates = torch.tensor([[0, 1, -1, -1], [1, 2, -1, -1], [0, 1, 2, 3]])
+    assert pick_winners(crops, descriptions, candidates).tolist() == [0, 1, 3]
 
 
 def test_the_first_of_equally_near_candidates_wins() -> None:
-    assert pick_winners(torch.ones(1, 3), torch.eye(3), [(1, 2)]) == [1]
-
-
-def test_no_crop_has_no_winner() -> None:
-    assert pick_winners(torch.zeros(0, 3), torch.eye(3), []) == []
+    assert pick_winners(torch.ones(1, 3), torch.eye(3), torch.tensor([[1, 2]])).tolist() == [0]
 
 
 def test_a_released_loser_vanishes_from_its_window_only() -> None:
-    given_maps = purification(1, (0, 0, 16, 16))
-    maps, edits = resolve_groups(given_maps, [[5]], "released", 16)
-    assert edits == ()
-    assert not maps[0, 1].any()
-    assert torch.equal(maps[0, 0], given_maps.maps[0, 0])
-    assert torch.equal(maps[1:], given_maps.maps[1:])
+    before, found = after(regions_of(1, (0, 0, 16, 16)), [1], whole_window=True)
+    assert not found[0, 1].any()
+    assert torch.equal(found[0, 0], before[0, 0])
+    assert torch.equal(found[1:], before[1:])
 
 
 def test_released_classes_that_win_one_box_each_both_stay() -> None:
-    given_maps = purification(0, (0, 0, 16, 16), (32, 32, 48, 48))
-    maps, _ = resolve_groups(given_maps, [[5, 2]], "released", 16)
-    assert torch.equal(maps, given_maps.maps)
+    before, found = after(regions_of(0, (0, 0, 16, 16), (32, 32, 48, 48)), [1, 0], whole_window=True)
+    assert torch.equal(found, before)
 
 
 def test_a_degenerate_box_lets_the_whole_released_group_stay() -> None:
-    given_maps = purification(0, (0, 0, 16, 16), (0, 48, 16, 48))
-    maps, _ = resolve_groups(given_maps, [[5, None]], "released", 16)
-    assert torch.equal(maps, given_maps.maps)
+    before, found = after(regions_of(0, (0, 0, 16, 16), (0, 48, 16, 48)), [1], whole_window=True)
+    assert torch.equal(found, before)
 
 
 def test_a_paper_loser_vanishes_from_the_box_only() -> None:
-    given_maps = purification(0, (16, 0, 48, 16), (0, 48, 16, 48))
-    maps, _ = resolve_groups(given_maps, [[5, None]], "paper", 16)
-    expected = given_maps.maps.clone()
+    before, found = after(regions_of(0, (16, 0, 48, 16), (0, 48, 16, 48)), [1], whole_window=False)
+    expected = before.clone()
     expected[0, 0, 0, 1:3] = 0
-    assert torch.equal(maps, expected)
+    assert torch.equal(found, expected)
 
 
 def test_the_maps_given_are_not_changed() -> None:
-    given_maps = purification(0, (0, 0, 16, 16))
-    before = given_maps.maps.clone()
-    resolve_groups(given_maps, [[5]], "released", 16)
-    resolve_groups(given_maps, [[5]], "paper", 16)
-    assert torch.equal(given_maps.maps, before)
+    for whole_window in (True, False):
+        before, _ = after(regions_of(0, (0, 0, 16, 16)), [1], whole_window)
+        assert torch.equal(before, torch.arange(1, 97, dtype=torch.float32).view(3, 2, 4, 4))
 
 
-def test_an_image_winner_takes_the_largest_score_of_its_group_in_the_box() -> None:
-    given_maps = purification(None, (1, 0, 3, 2))
-    maps, edits = resolve_groups(given_maps, [[5]], "image", 16)
-    assert torch.equal(maps, given_maps.maps)
-    scores = torch.tensor([[[1.0, 4, 1], [1, 1, 1]], [[2, 2, 2], [2, 2, 2]], [[9, 9, 9], [9, 9, 9]]])
-    found = apply_box_edits(scores.clone(), 0, edits)
-    assert found[0].tolist() == [[1, 0, 0], [1, 0, 0]]
-    assert found[1].tolist() == [[2, 4, 2], [2, 2, 2]]
-    assert torch.equal(found[2], scores[2])
+def test_groups_of_two_images_do_not_touch_each_other() -> None:
+    classes = np.array([[2, 5, 9], [5, 7, -1]])
+    maps = torch.ones(3, 3, 4)
+    kept = ClassMaps(Units.of((2, 1)), torch.from_numpy(classes), maps)
+    regions = Regions(
+        np.array([0, 1]),
+        np.array([1, 0]),
+        np.array([0, 1]),
+        np.array([[0, 0, 16, 16]] * 2),
+        np.array([[2, 5, 9], [5, 7, -1]]),
+    )
+    found = remove_losers(kept, regions, torch.tensor([2, 0]), classes, 16, (2, 2), whole_window=True).maps
+    assert found.any(2).tolist() == [[True, True, True], [False, False, True], [True, False, True]]
+
+
+def test_an_image_winner_takes_the_places_of_its_group_in_the_box() -> None:
+    edits = LabelEdits.of_regions(regions_of(-1, (1, 0, 3, 2)), torch.tensor([1]), CLASSES, [(2.0, 2.0)])
+    assert edits.boxes.tolist() == [[[2, 0, 6, 4]]]
+    assert edits.places.tolist() == [[[1, 1, 2]]]
 
 
 def test_the_smallest_of_nested_boxes_decides_last() -> None:
-    given_maps = purification(None, (1, 1, 2, 2), (0, 0, 4, 4))
-    _, edits = resolve_groups(given_maps, [[2, 5]], "image", 16)
-    found = apply_box_edits(torch.ones(3, 4, 4), 0, edits)
-    assert found[0].sum() == 1
-    assert found[0, 1, 1] == 1
-    assert found[1, 1, 1] == 0
+    regions = regions_of(-1, (1, 1, 2, 2), (0, 0, 4, 4))
+    edits = LabelEdits.of_regions(regions, torch.tensor([0, 1]), CLASSES, [(1.0, 1.0)])
+    assert edits.boxes[:, 0].tolist() == [[0, 0, 4, 4], [1, 1, 2, 2]]
+    assert edits.places[:, 0].tolist() == [[1, 1, 2], [0, 0, 2]]
 
 
-@given(st.integers(1, 6), st.integers(0, 1000))
-def test_strips_are_edited_as_the_whole_image_is(height: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.rand(3, 12, 9, generator=generator)
-    edits = []
-    for winner in (0, 2):
-        x0, y0 = (int(torch.randint(0, 8, (), generator=generator)) for _ in range(2))
-        edits.append(BoxEdit((x0, y0, x0 + 3, y0 + 6), winner, (0, 2)))
-    whole = apply_box_edits(scores.clone(), 0, edits)
-    strips = [
-        apply_box_edits(scores[:, top : top + height].clone(), top, edits) for top in range(0, 12, height)
-    ]
-    assert torch.equal(torch.cat(strips, 1), whole)
+def test_regions_without_area_edit_nothing() -> None:
+    regions = regions_of(-1, (0, 0, 0, 0), (0, 0, 4, 4))
+    edits = LabelEdits.of_regions(regions, torch.tensor([1]), CLASSES, [(1.0, 1.0)])
+    assert edits.boxes.tolist() == [[[0, 0, 4, 4]]]
 
 
-def test_edits_follow_the_image_to_another_size() -> None:
-    edit = BoxEdit((16, 32, 48, 64), 0, (0, 1)).scaled((64, 96), (128, 144))
-    assert edit.box == (24, 64, 72, 128)
+def test_images_with_fewer_edits_have_empty_boxes() -> None:
+    classes = np.array([[2, 5, 9], [2, 5, -1], [5, 7, -1]])
+    regions = Regions(
+        np.array([0, 0, 2]),
+        np.full(3, -1),
+        np.array([0, 0, 1]),
+        np.array([[0, 0, 2, 2], [0, 0, 9, 9], [1, 1, 5, 5]]),
+        np.array([[2, 9], [5, 7]]),
+    )
+    edits = LabelEdits.of_regions(regions, torch.tensor([0, 1, 1]), classes, [(1.0, 1.0)] * 3)
+    assert edits.boxes[:, 1].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0]]
+    assert edits.boxes[:, 2].tolist() == [[1, 1, 5, 5], [0, 0, 0, 0]]
+    assert edits.places[:, 0].tolist() == [[2, 1, 2], [0, 1, 0]]
+    assert edits.places[0, 2].tolist() == [1, 1, 2]
+    assert edits.of_images(slice(2, 3)).boxes.tolist() == edits.boxes[:, 2:].tolist()
 
 
-def test_boxes_without_pixels_are_degenerate() -> None:
-    assert is_degenerate((0, 0, 0, 0))
-    assert is_degenerate((3, 1, 2, 9))
-    assert not is_degenerate((0, 0, 1, 1))
+def test_boxes_follow_the_image_to_another_size() -> None:
+    assert scale_boxes(np.array([[16, 32, 48, 64]]), np.array([[2.0, 1.5]])).tolist() == [[24, 64, 72, 128]]
+
+
+@pytest.mark.parametrize("window", [-1, 1])
+def test_boxes_of_windows_lie_where_the_window_does(window: int) -> None:
+    found = regions_of(window, (1, 2, 3, 4)).on_image([[(0, 0), (10, 20)]])
+    assert found.tolist() == [[1, 2, 3, 4] if window < 0 else [21, 12, 23, 14]]
+
+
+@given(st.integers(-3, 3), st.integers(-3, 3))
+def test_boxes_without_pixels_have_no_area(width: int, height: int) -> None:
+    found = regions_of(-1, (5, 5, 5 + width, 5 + height)).has_area.tolist()
+    assert found == [width > 0 and height > 0]

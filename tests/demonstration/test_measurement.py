@@ -1,7 +1,7 @@
 import numpy as np
 
 from ovss_core.config import ModelConfig
-from ovss_core.demonstration.measurement import METHODS, VOCABULARIES, as_table, measure_demo
+from pipelines.demonstration.measurement import METHODS, VOCABULARIES, as_table, measure_demo
 
 
 def test_every_way_is_measured_on_the_same_pixels_and_absent_words_can_only_cost() -> None:

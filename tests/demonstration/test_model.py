@@ -2,12 +2,12 @@ import open_clip
 import torch
 from safetensors.torch import load_file
 
+from ovss_core.clip.demo import DEMO_ARCHITECTURE, demo_weights_path, register_demo_model
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig
-from ovss_core.demonstration import DEMO_ARCHITECTURE, demo_weights_path, register_demo_model
-from ovss_core.demonstration.objective import WordBank, encode_text
-from ovss_core.demonstration.tower_reader import TowerReader
-from ovss_core.demonstration.words import ABSENT_WORDS, CLASS_NAMES
-from ovss_core.encoders.checkpoints import load_clip
+from pipelines.demonstration.objective import WordBank, encode_text
+from pipelines.demonstration.tower_reader import TowerReader
+from pipelines.demonstration.words import ABSENT_WORDS, CLASS_NAMES
 
 
 def test_the_weights_are_half_precision_and_at_most_25_megabytes() -> None:

@@ -7,21 +7,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ovss_core.clip.demo import DEMO_ARCHITECTURE
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import ModelConfig
-from ovss_core.demonstration import DEMO_ARCHITECTURE
-from ovss_core.demonstration.crops import CropBatch, patch_shares
-from ovss_core.demonstration.objective import (
+from ovss_core.dense_heads import HEADS, HeadOptions, build_head
+from pipelines.demonstration.crops import CropBatch, patch_shares
+from pipelines.demonstration.objective import (
     SECOND_WEIGHTS,
     WordBank,
     attention_loss,
     similarity_loss,
     training_loss,
 )
-from ovss_core.demonstration.tower_reader import TowerReader
-from ovss_core.demonstration.words import CLASS_NAMES
-from ovss_core.dense_heads import HEADS, HeadOptions, build_head
-from ovss_core.encoders.checkpoints import ClipModel, load_clip
-from ovss_core.encoders.image_encoder import ImageEncoder
+from pipelines.demonstration.tower_reader import TowerReader
+from pipelines.demonstration.words import CLASS_NAMES
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ Every bound holds with room on three sets of scenes; the model card has the figu
 import numpy as np
 import pytest
 
-from ovss_core.demonstration.measurement import MeasuredCell, measure_demo
-from ovss_core.demonstration.scene_store import HELD_OUT_SEED
-from ovss_core.demonstration.words import CLASS_NAMES
+from pipelines.demonstration.measurement import MeasuredCell, measure_demo
+from pipelines.demonstration.scene_store import HELD_OUT_SEED
+from pipelines.demonstration.words import CLASS_NAMES
 
 SETS = (700_000, 710_000, 720_000)
 SCENES = 10

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import pipelines.scene_formats as formats
+import pipelines.demonstration.formats as formats
 from jobs.scenes import main
-from ovss_core.demonstration.scenes import render_scene
 from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
 from ovss_core.vocabulary import Vocabulary
-from pipelines.scene_formats import WRITERS
-from pipelines.scene_options import SEED_SPACING, SceneFormat, ScenesConfig
-from pipelines.scenes import draw_scenes
+from pipelines.demonstration.drawing import draw_scenes
+from pipelines.demonstration.formats import WRITERS
+from pipelines.demonstration.options import SEED_SPACING, SceneFormat, ScenesConfig
+from pipelines.demonstration.scenes import render_scene
 
 COUNT, SEED, SIZE = 5, 3, 64
 Drawn = dict[str, tuple[np.ndarray, np.ndarray]]

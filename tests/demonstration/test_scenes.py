@@ -4,10 +4,10 @@ import random
 import numpy as np
 import pytest
 
-from ovss_core.demonstration.scenes import describe, render_scene
-from ovss_core.demonstration.scenes.captions import class_shares
-from ovss_core.demonstration.words import ABSENT_WORDS, CLASS_NAMES, DISTRACTORS, SYNONYMS
 from ovss_core.vocabulary import Vocabulary
+from pipelines.demonstration.scenes import describe, render_scene
+from pipelines.demonstration.scenes.captions import class_shares
+from pipelines.demonstration.words import ABSENT_WORDS, CLASS_NAMES, DISTRACTORS, SYNONYMS
 
 SEEDS = range(900, 912)
 
@@ -57,17 +57,17 @@ def test_every_class_is_drawn_within_a_few_hundred_scenes() -> None:
     assert seen == set(range(len(CLASS_NAMES)))
 
 
-def test_colour_alone_does_not_tell_the_waters_apart() -> None:
-    """The mean colours of sea, river and lake overlap: no class lies outside the others' range."""
-    colours: dict[str, list[np.ndarray]] = {"sea": [], "river": [], "lake": []}
+def test_color_alone_does_not_tell_the_waters_apart() -> None:
+    """The mean colors of sea, river and lake overlap: no class lies outside the others' range."""
+    colors: dict[str, list[np.ndarray]] = {"sea": [], "river": [], "lake": []}
     for seed in range(120):
         scene = render_scene(seed, 64)
-        for name, found in colours.items():
+        for name, found in colors.items():
             inside = scene.labels == CLASS_NAMES.index(name)
             if inside.sum() > 100:
                 found.append(scene.image[inside].mean(0))
-    for found in colours.values():
-        others = np.concatenate([np.stack(rest) for rest in colours.values() if rest is not found])
+    for found in colors.values():
+        others = np.concatenate([np.stack(rest) for rest in colors.values() if rest is not found])
         inside = (np.stack(found) >= others.min(0)) & (np.stack(found) <= others.max(0))
         assert inside.all(1).mean() > 0.7
 

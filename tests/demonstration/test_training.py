@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ovss_core.demonstration.crops import draw_crops, patch_shares
-from ovss_core.demonstration.recipe import TrainingConfig
-from ovss_core.demonstration.training import class_weights, learning_rate, train_demo
-from ovss_core.demonstration.words import CLASS_NAMES
 from ovss_core.errors import ConfigError
+from pipelines.demonstration.crops import draw_crops, patch_shares
+from pipelines.demonstration.recipe import TrainingConfig
+from pipelines.demonstration.training import class_weights, learning_rate, train_demo
+from pipelines.demonstration.words import CLASS_NAMES
 
 TINY = TrainingConfig(
     scenes=4,

@@ -3,15 +3,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from ovss_core.clip.tower import ImageEncoder
 from ovss_core.dense_heads import HEADS, HeadOptions, build_head
 from ovss_core.dense_heads.similarity_guided import SimilarityLayers
-from ovss_core.encoders.image_encoder import ImageEncoder
 from tests import oracles
 from tests.tiny import random_windows, slow_tower, tiny_encoder, tiny_tower
 
 HOSTS = ["clearclip", "clip", "gem", "maskclip", "naclip", "scclip", "sclip", "sfp"]
 SIZES = [(32, 32), (24, 40), (8, 48)]
-# with 31 patches or fewer all others are neighbours, the two farthest have equal local outlier factors, and
+# with 31 patches or fewer all others are neighbors, the two farthest have equal local outlier factors, and
 # rounding decides which of them scclip repairs
 TIE_FREE = (40, 56)
 

@@ -6,7 +6,7 @@ import pytest
 from ovss_core import dense_heads
 from ovss_core.dense_heads import HEADS, HeadOptions, build_head
 from ovss_core.errors import ConfigError
-from ovss_core.host_names import host_names
+from ovss_core.head_names import host_names
 from tests.tiny import random_windows, tiny_encoder
 
 NINTH = '''
@@ -39,12 +39,17 @@ def test_a_ninth_head_is_one_file_in_the_package(tmp_path: Path, monkeypatch: py
     assert ninth.features(encoder, trace).shape == values.features(encoder, trace).shape
 
 
-def test_the_names_are_known_without_importing_a_head() -> None:
+def test_the_names_are_known_without_importing_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, dense_heads.__name__)
     assert host_names() == list(HEADS)
+    assert dense_heads.__name__ not in sys.modules
 
 
 def test_an_unknown_host_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown host 'sfpp'; give one of clearclip, clip, gem, .*, sfp"):
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown host 'sfpp' \(did you mean 'sfp'\?\); give one of clearclip, clip, gem, .*, sfp",
+    ):
         build_head("sfpp")
 
 

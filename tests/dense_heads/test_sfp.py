@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import OutlierRule, SfpConfig, SfpVariant
 from ovss_core.dense_heads import HeadOptions, build_head
-from ovss_core.encoders.image_encoder import ImageEncoder
 from tests import oracles
 from tests.tiny import random_windows, slow_tower, tiny_encoder, tiny_tower
 
@@ -94,7 +94,7 @@ def test_the_sum_over_layers_adds_up_from_its_parts() -> None:
     sums = []
     for start in range(1, 5):
         head = build_head("sfp", HeadOptions(sfp=SfpConfig(variant="paper", integration_start=start)))
-        attention = encoder.trace(windows, head.request(5)).filtered_attention
+        attention = encoder.trace(windows, head.request(5)).observed.filtered_attention
         assert attention is not None
         sums.append(attention)
     terms = [first - second for first, second in pairwise(sums)]
@@ -168,7 +168,7 @@ def test_integration_after_the_projection_averages_the_projected_features() -> N
     config = SfpConfig(variant="paper", integrate_after_projection=True)
     plain = oracles.paper_sfp(slow, windows[0].double().numpy(), integration=False)
     head = build_head("sfp", HeadOptions(sfp=config))
-    attention = ImageEncoder(tower).trace(windows, head.request(4)).filtered_attention
+    attention = ImageEncoder(tower).trace(windows, head.request(4)).observed.filtered_attention
     assert attention is not None
     expected = oracles.balanced(attention[0].double().numpy(), 1) @ plain
     features = _features(ImageEncoder(tower), windows, config)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from ovss_core.config import PurificationConfig
+from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.variants import EncodedWave, VariantEngines
 from ovss_core.evaluation.confusion import IGNORED
-from ovss_core.evaluation.measurement import Measurement, doubts, measure, summarise
+from ovss_core.evaluation.measurement import Measurement, doubts, measure, summarize
 from ovss_core.evaluation.oracle import Oracle, restrict
-from ovss_core.inference.engine import SegmentationEngine
-from ovss_core.inference.variants import EncodedImages, VariantEngines
-from ovss_core.segmentation import ScoredClass, Segmentation
+from ovss_core.results import ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
 from tests.tiny import random_picture, tiny_clip, tiny_config, tiny_text
 
@@ -49,8 +49,8 @@ def test_without_purification_there_is_no_purified_vocabulary() -> None:
     measured = measure(_result(LABELS), TRUTH, VOCABULARY)
 
     assert measured.purified_classes is None
-    assert summarise(measured, VOCABULARY)["purified_vocabulary"] is None
-    assert summarise(measured, VOCABULARY)["oracle"] is None
+    assert summarize(measured, VOCABULARY)["purified_vocabulary"] is None
+    assert summarize(measured, VOCABULARY)["oracle"] is None
 
 
 def test_counts_survive_json_and_sum_to_the_scores_of_both_images() -> None:
@@ -61,7 +61,7 @@ def test_counts_survive_json_and_sum_to_the_scores_of_both_images() -> None:
 
     total = Measurement.from_dict(json.loads(json.dumps(first.to_dict())), 4) + second
 
-    summary = summarise(total, VOCABULARY)
+    summary = summarize(total, VOCABULARY)
     assert summary["classes"][1]["intersection"] == 2 + 3
     assert summary["classes"][1]["union"] == (3 + 3 - 2) + (8 + 3 - 3)
     ious = [row["iou"] for row in summary["classes"]]
@@ -72,7 +72,7 @@ def test_counts_survive_json_and_sum_to_the_scores_of_both_images() -> None:
 
 
 def test_a_class_that_never_occurs_has_no_iou_and_does_not_count_in_the_mean() -> None:
-    summary = summarise(
+    summary = summarize(
         measure(_result(np.zeros((2, 2))), np.zeros((2, 2), np.int32), VOCABULARY), VOCABULARY
     )
 
@@ -85,7 +85,7 @@ def test_a_class_that_never_occurs_has_no_iou_and_does_not_count_in_the_mean() -
 LINES = ["background: sky", "cat", "dog, puppy", "grass", "sofa"]
 
 
-def _encoded(purification: PurificationConfig | None = None) -> tuple[SegmentationEngine, EncodedImages]:
+def _encoded(purification: PurificationConfig | None = None) -> tuple[SegmentationEngine, EncodedWave]:
     engine = SegmentationEngine(tiny_config("sfp", purification), tiny_clip(), tiny_text(LINES))
     [[group]] = VariantEngines([engine]).encode([random_picture(40, 56)])
     return engine, group
@@ -131,7 +131,7 @@ def test_restricting_the_text_side_keeps_the_rows_of_the_classes_in_order() -> N
 
 
 def test_no_value_is_reported_as_none_and_never_as_nan() -> None:
-    summary = summarise(
+    summary = summarize(
         measure(_result(np.zeros((2, 2))), np.full((2, 2), IGNORED, np.int32), VOCABULARY), VOCABULARY
     )
 
@@ -163,5 +163,5 @@ def test_nothing_measured_is_said_in_words_and_has_no_miou() -> None:
     [sentence] = _doubts(nothing, ["sky", "house"])
     assert sentence.startswith("nothing could be measured: every pixel of every mask is ignored")
     vocabulary = Vocabulary.from_names(["sky", "house"])
-    summary = summarise(measure(_result(np.ones((2, 2))), nothing, vocabulary), vocabulary)
+    summary = summarize(measure(_result(np.ones((2, 2))), nothing, vocabulary), vocabulary)
     assert (summary["miou"], summary["pixel_accuracy"], summary["boundary_miou"]) == (None, None, None)

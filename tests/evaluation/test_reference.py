@@ -20,14 +20,14 @@ def _png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def test_a_palette_image_gives_indices_and_not_colours() -> None:
+def test_a_palette_image_gives_indices_and_not_colors() -> None:
     image = Image.fromarray(VALUES, "L").convert("L")
     image.putpalette([value for index in range(256) for value in (255 - index, index, 7)])
 
     assert np.array_equal(decode_labels(_png(image)), VALUES)
 
 
-def test_a_greyscale_image_gives_its_values() -> None:
+def test_a_grayscale_image_gives_its_values() -> None:
     assert np.array_equal(decode_labels(_png(Image.fromarray(VALUES))), VALUES)
 
 
@@ -39,7 +39,7 @@ def test_a_16_bit_image_keeps_values_above_255() -> None:
     assert labels.tolist() == values.tolist()
 
 
-def test_a_colour_image_is_refused_with_its_mode() -> None:
+def test_a_color_image_is_refused_with_its_mode() -> None:
     with pytest.raises(ImageError, match="mode RGB"):
         decode_labels(_png(Image.new("RGB", (4, 4))))
 
@@ -51,21 +51,21 @@ def test_what_cannot_be_read_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_greyscale_of_few_bits_gives_the_values_it_stores(bits: int) -> None:
-    assert decode_labels(_grey_png(8, 1, bits, bytes([0b00011011] * bits))).tolist() == [
+def test_grayscale_of_few_bits_gives_the_values_it_stores(bits: int) -> None:
+    assert decode_labels(_gray_png(8, 1, bits, bytes([0b00011011] * bits))).tolist() == [
         [0, 1, 2, 3] * 2 if bits == 2 else [1, 11] * 4
     ]
 
 
 def test_a_mask_with_too_many_pixels_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(ImageError, match="max_pixels"):
-        decode_labels(_grey_png(60_000, 60_000, 8, b"\0"))
+        decode_labels(_gray_png(60_000, 60_000, 8, b"\0"))
     with pytest.raises(ImageError, match="max_pixels"):
         decode_labels(_png(Image.fromarray(VALUES)), max_pixels=VALUES.size - 1)
 
 
-def _grey_png(width: int, height: int, bits: int, row: bytes) -> bytes:
-    """Write a greyscale PNG of any depth with one row of data."""
+def _gray_png(width: int, height: int, bits: int, row: bytes) -> bytes:
+    """Write a grayscale PNG of any depth with one row of data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

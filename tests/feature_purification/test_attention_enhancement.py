@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.config import SfpConfig
-from ovss_core.encoders.blocks import TransformerBlock
 from ovss_core.feature_purification.attention_enhancement import enhance_attention, mixed_attention
 from tests import oracles
 from tests.tiny import slow_tower, tiny_tower

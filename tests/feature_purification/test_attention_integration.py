@@ -11,7 +11,7 @@ def _attention(windows: int = 2, patches: int = 9) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5])
-def test_two_vectors_do_what_the_dense_normalisation_does(rounds: int) -> None:
+def test_two_vectors_do_what_the_dense_normalization_does(rounds: int) -> None:
     attention = _attention()
     attention[0, :, 3] = 0
     features = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(5))

@@ -15,7 +15,7 @@ def _case(grid: tuple[int, int], outliers: list[int], windows: int = 1) -> tuple
     return tokens, mask
 
 
-def test_a_corner_becomes_the_mean_of_its_three_neighbours() -> None:
+def test_a_corner_becomes_the_mean_of_its_three_neighbors() -> None:
     tokens, mask = _case((3, 4), [0])
     repaired = repair_tokens(tokens, mask, (3, 4))
     assert torch.allclose(repaired[0, 0], (tokens[0, 1] + tokens[0, 4] + tokens[0, 5]) / 3, atol=1e-6)

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from ovss_core.errors import OvssError
-from ovss_core.inference.decoding import decode_image
-from pipelines.runner import Job
+from ovss_core.images.decode import decode_image
+from pipelines.run.runner import Job
+from pipelines.run.verify import verify_output
 from pipelines.sources import ParquetSource, Source, WebDatasetSource, open_images
 from pipelines.storage import Folder
-from pipelines.verify import verify_output
 from tests.conftest import encode_image
 from tests.fuzz import seeds
 from tests.fuzz.campaign import Target
 from tests.fuzz.checksums import mend_tar
-from tests.pipelines.mean_colour import MeanColour, mean_job
+from tests.pipelines.mean_color import MeanColor, mean_job
 from tests.pipelines.plain_execution import rows_of, run_plain
 from tests.pipelines.test_crash_points import Killed, assert_whole, make_input
 from tests.pipelines.test_damaged_state import KilledLate, state_files
@@ -58,7 +58,7 @@ def run_targets(folder: Path) -> list[Target]:
     return targets
 
 
-class DecodeImages(MeanColour):
+class DecodeImages(MeanColor):
     """Decodes as the labelling stages do, and stores the mean of what it got."""
 
     def work(self, items: Sequence[tuple[str, bytes]]) -> list[dict[str, object]]:

@@ -19,7 +19,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from tests.conftest import encode_image
-from tests.inference.pictures import icon, progressive_jpeg, tiff
+from tests.images.pictures import icon, progressive_jpeg, tiff
 from tests.pipelines.test_tar_stream import END, header, member, pax
 from tests.tiny import ParameterTree
 
@@ -33,54 +33,54 @@ def _saved(picture: Image.Image, kind: str, **options: object) -> bytes:
 def image_files() -> dict[str, bytes]:
     """Return one small file for each format and the variants whose decoders differ."""
     chance = np.random.default_rng(0)
-    colour = Image.fromarray(chance.integers(0, 255, (6, 8, 3), np.uint8)).resize((48, 36))
-    clear = colour.convert("RGBA")
+    color = Image.fromarray(chance.integers(0, 255, (6, 8, 3), np.uint8)).resize((48, 36))
+    clear = color.convert("RGBA")
     wide = Image.fromarray((np.arange(48 * 36, dtype=np.uint16) * 37).reshape(36, 48))
     real = Image.fromarray(np.linspace(0, 1, 48 * 36, dtype=np.float32).reshape(36, 48))
-    frames = [colour.rotate(90 * turn).quantize(16) for turn in range(3)]
+    frames = [color.rotate(90 * turn).quantize(16) for turn in range(3)]
     exif = Image.Exif()
     exif[0x0112] = 6
     files = {
-        "jpeg": _saved(colour, "JPEG", exif=exif),
-        "jpeg-progressive": _saved(colour, "JPEG", progressive=True),
+        "jpeg": _saved(color, "JPEG", exif=exif),
+        "jpeg-progressive": _saved(color, "JPEG", progressive=True),
         "jpeg-scans": progressive_jpeg(12),
-        "jpeg-grey": _saved(colour.convert("L"), "JPEG"),
-        "jpeg-cmyk": _saved(colour.convert("CMYK"), "JPEG"),
-        "mpo": _saved(colour, "MPO", save_all=True, append_images=[colour]),
-        "png": _saved(colour, "PNG"),
+        "jpeg-gray": _saved(color.convert("L"), "JPEG"),
+        "jpeg-cmyk": _saved(color.convert("CMYK"), "JPEG"),
+        "mpo": _saved(color, "MPO", save_all=True, append_images=[color]),
+        "png": _saved(color, "PNG"),
         "png-rgba": _saved(clear, "PNG"),
-        "png-palette": _saved(colour.quantize(8), "PNG"),
+        "png-palette": _saved(color.quantize(8), "PNG"),
         "png-16": _saved(wide, "PNG"),
         "gif": _saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        "bmp": _saved(colour, "BMP"),
-        "dib": _saved(colour, "DIB"),
-        "ppm": _saved(colour, "PPM"),
-        "tga": _saved(colour, "TGA", compression="tga_rle"),
+        "bmp": _saved(color, "BMP"),
+        "dib": _saved(color, "DIB"),
+        "ppm": _saved(color, "PPM"),
+        "tga": _saved(color, "TGA", compression="tga_rle"),
         "ico": _saved(clear, "ICO", sizes=[(16, 16), (32, 32)]),
         "ico-png": icon(_saved(clear, "PNG")),
-        "webp": _saved(colour, "WEBP"),
+        "webp": _saved(color, "WEBP"),
         "webp-lossless": _saved(clear, "WEBP", lossless=True),
-        "jpeg2000": _saved(colour, "JPEG2000"),
+        "jpeg2000": _saved(color, "JPEG2000"),
         "tiff-float": _saved(real, "TIFF"),
         "tiff-16": _saved(wide, "TIFF"),
-        "tiff-colours-16": tiff((6, 8), np.arange(144, dtype=np.uint16).tobytes(), (16, 16, 16)),
+        "tiff-colors-16": tiff((6, 8), np.arange(144, dtype=np.uint16).tobytes(), (16, 16, 16)),
     }
     for name in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
-        files[f"tiff-{name}"] = _saved(colour, "TIFF", compression=name)
+        files[f"tiff-{name}"] = _saved(color, "TIFF", compression=name)
     if "AVIF" in Image.SAVE:
-        files["avif"] = _saved(colour, "AVIF")
-    return files | _plugin_files(colour)
+        files["avif"] = _saved(color, "AVIF")
+    return files | _plugin_files(color)
 
 
-def _plugin_files(colour: Image.Image) -> dict[str, bytes]:
+def _plugin_files(color: Image.Image) -> dict[str, bytes]:
     """Return HEIC and JPEG XL, where the extra "formats" is installed."""
     files = {}
     try:
         plugin: Any = import_module("pillow_heif")
         plugin.register_heif_opener()
-        files["heic"] = _saved(colour, "HEIF")
+        files["heic"] = _saved(color, "HEIF")
         import_module("pillow_jxl")
-        files["jxl"] = _saved(colour, "JXL")
+        files["jxl"] = _saved(color, "JXL")
     except ImportError:
         pass
     return files
@@ -89,15 +89,15 @@ def _plugin_files(colour: Image.Image) -> dict[str, bytes]:
 def mask_files() -> dict[str, bytes]:
     """Return label images of every kind that is read."""
     labels = (np.arange(48 * 36) // 100).reshape(36, 48)
-    grey = Image.fromarray(labels.astype(np.uint8))
-    palette = grey.copy()
+    gray = Image.fromarray(labels.astype(np.uint8))
+    palette = gray.copy()
     palette.putpalette([value for index in range(256) for value in (index, 255 - index, 0)])
     return {
-        "grey": _saved(grey, "PNG"),
+        "gray": _saved(gray, "PNG"),
         "palette": _saved(palette, "PNG"),
-        "bits": _saved(grey.point(lambda value: 255 * (value % 2)).convert("1"), "PNG"),
-        "grey-16": _saved(Image.fromarray(labels.astype(np.uint16)), "PNG"),
-        "tiff": _saved(grey, "TIFF"),
+        "bits": _saved(gray.point(lambda value: 255 * (value % 2)).convert("1"), "PNG"),
+        "gray-16": _saved(Image.fromarray(labels.astype(np.uint16)), "PNG"),
+        "tiff": _saved(gray, "TIFF"),
     }
 
 

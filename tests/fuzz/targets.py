@@ -9,10 +9,10 @@ from unittest import mock
 
 import numpy as np
 
+from ovss_core.clip.weights import check_weight_file, load_clip, load_tokenizer
 from ovss_core.config import ModelConfig
-from ovss_core.encoders.checkpoints import check_weight_file, load_clip, load_tokenizer
 from ovss_core.evaluation import decode_labels
-from ovss_core.inference.decoding import decode_image
+from ovss_core.images.decode import decode_image
 from ovss_core.vocabulary import Vocabulary
 from pipelines.preflight import read_descriptions
 from pipelines.sources.tar_stream import ImageFields, TarEnd, TarImage, stream_tar

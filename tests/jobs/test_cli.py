@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.evaluate
+import pipelines.evaluate.job
 from jobs import cli, evaluate
 from jobs.arguments import make_parser, segmenter_defaults, segmenter_flags, take_segmenter
 from jobs.label import main
 from jobs.parser import CommandParser
 from ovss_core.config import ModelConfig, SegmenterConfig
 from ovss_core.evaluation.benchmarks.protocols import protocol_config
-from pipelines.evaluate import EvaluateJob
+from pipelines.evaluate.job import EvaluateJob
 from tests.conftest import encode_image
 
 
@@ -110,12 +110,18 @@ def test_a_benchmark_sets_its_constants_and_flags_still_win(purify: str) -> None
 
 
 def test_an_evaluation_without_an_output_gets_a_folder_named_by_its_settings(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, text in {"ImageSets/Segmentation/val.txt": "a\n", "SegmentationClass/a.png": ""}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
     jobs: list[EvaluateJob] = []
-    monkeypatch.setattr(pipelines.evaluate, "run_evaluate", jobs.append)
-    monkeypatch.setattr(pipelines.evaluate, "describe_result", lambda job, report: 0)
+    monkeypatch.setattr(pipelines.evaluate.job, "run_evaluate", jobs.append)
+    monkeypatch.setattr(pipelines.evaluate.job, "describe_result", lambda job, report: 0)
     benchmark = ["--benchmark", "voc21", "--root", "VOC2012"]
+    monkeypatch.setattr(pipelines.evaluate.job, "run_evaluate", jobs.append)
+    monkeypatch.setattr(pipelines.evaluate.job, "describe_result", lambda job, report: 0)
+    benchmark = ["--benchmark", "voc21", "--root", str(tmp_path)]
     for flags in (["--host", "sfp", "--purify", "freecp"], ["--grid"], ["--output", "mine"]):
         assert evaluate.main([*benchmark, *flags]) == 0
     assert [job.run.output for job in jobs] == ["out/voc21-sfp-freecp", "out/voc21-grid", "mine"]
@@ -145,6 +151,18 @@ def test_an_unknown_command_is_status_2_and_the_near_one_is_proposed(
     assert cli.main([]) == 2
 
 
+def test_a_renamed_command_still_works_and_names_the_new_one_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["measure", "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("usage: ovss benchmark ")
+    assert printed.err == "ovss: warning: ovss measure is called ovss benchmark now; use that name\n"
+    assert "\n  measure " not in cli.usage()
+
+
 def test_the_command_labels_and_reports(
     ray_session: None, capsys: pytest.CaptureFixture[str], images: Path
 ) -> None:
@@ -154,7 +172,7 @@ def test_the_command_labels_and_reports(
     output = images.parent / "out"
     flags = f"label --images {images} --vocabulary {images.parent}/words.txt --output {output} --model demo"
     flags += (
-        f" --pretrained random --descriptions {images.parent}/descriptions.json --actors 1 --resolve-actors 0"
+        f" --pretrained random --descriptions {images.parent}/descriptions.json --actors 1 --finish-actors 0"
     )
     assert cli.main(flags.split()) == 0
     printed = capsys.readouterr()

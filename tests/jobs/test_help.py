@@ -15,8 +15,8 @@ from jobs.flags import Flag, flags_of
 from jobs.parser import HELP_SECTION, CommandParser
 from ovss_core import config
 from ovss_core.config import SegmenterConfig
-from pipelines.evaluation.options import PairOptions
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.evaluate.options import PairOptions
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 
 COMMANDS = sorted(cli.COMMANDS)
 

@@ -8,7 +8,7 @@ from jobs.arguments import load_vocabulary, parse_with_protocol, take_fields, ta
 from ovss_core.config import SegmenterConfig
 from ovss_core.errors import ConfigError, VocabularyError
 from ovss_core.evaluation.benchmarks.protocols import protocol_config
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 
 FLAGS = {
     "--images": "photos",
@@ -193,3 +193,16 @@ def test_a_file_of_one_group_goes_with_its_flags(tmp_path: Path) -> None:
     given = ["--folder", "x", "--training", str(tmp_path / "recipe.yaml"), "--training.seed", "8"]
     values = train_demo.build_parser().parse_args(given)
     assert (values.training.scenes, values.training.seed, values.training.lanes) == (3, 8, 2)
+
+
+def test_settings_by_their_earlier_names_are_taken_with_a_line_that_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old.yaml").write_text("resolve_gpus: 0.5\n")
+    words = ["--config", str(tmp_path / "old.yaml"), "--resolve-actors=3"]
+    given = label.build_parser().given(words)
+    assert (given["finish_gpus"], given["finish_actors"]) == (0.5, "3")
+    assert capsys.readouterr().err.splitlines() == [
+        "ovss: warning: --resolve-actors is called --finish-actors now; use that name",
+        "ovss: warning: resolve_gpus is called finish_gpus now; use that name",
+    ]

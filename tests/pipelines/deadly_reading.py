@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipelines import shards
-from pipelines.fetch import Fetched, ImageFetcher, Row
-from pipelines.reading import ReadImages
+from pipelines.run import shards
+from pipelines.run.reading import ReadImages
+from pipelines.sources.fetch import Fetched, ImageFetcher, Row
 from pipelines.sources.tar_stream import stream_tar
 
 DEADLY = "003"

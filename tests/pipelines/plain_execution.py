@@ -1,4 +1,4 @@
-"""The mean-colour job without Ray: the same rounds, plans, readers and sink, moved by a plain loop."""
+"""The mean-color job without Ray: the same rounds, plans, readers and sink, moved by a plain loop."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,18 +7,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.ledger import AttemptRecord
-from pipelines.manifest import prepare_manifest
-from pipelines.manifest_files import Manifest
-from pipelines.progress import ProgressReport
-from pipelines.reading import ReadImages
-from pipelines.record import check_identity, remove_run, write_run
-from pipelines.retry import reopen_failed
-from pipelines.runner import Job, run_job
-from pipelines.sink import WriteFragments, merge_part
+from pipelines.run.ledger import AttemptRecord
+from pipelines.run.manifest import prepare_manifest
+from pipelines.run.manifest_files import Manifest
+from pipelines.run.progress import ProgressReport
+from pipelines.run.reading import ReadImages
+from pipelines.run.record import check_identity, remove_run, write_run
+from pipelines.run.retry import reopen_failed
+from pipelines.run.runner import Job, run_job
+from pipelines.run.sink import WriteFragments, merge_part
+from pipelines.run.summary import write_summary
+from pipelines.run.work_units import Unit, pack_units
 from pipelines.storage import Folder
-from pipelines.summary import write_summary
-from pipelines.work_units import Unit, pack_units
 
 
 class PlainExecution:

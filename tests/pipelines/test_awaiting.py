@@ -3,9 +3,9 @@
 import pytest
 
 from ovss_core.errors import ClusterError
-from pipelines.awaiting import SETTLED_S, Growth, await_plan, find_lack, growth_of_report, worker_bundles
-from pipelines.capacity import Node
-from pipelines.options import PoolOptions
+from pipelines.run.awaiting import SETTLED_S, Growth, await_plan, find_lack, growth_of_report, worker_bundles
+from pipelines.run.capacity import Node
+from pipelines.run.options import PoolOptions
 
 HEAD, CPU_NODE, GPU_NODE = Node(0, 0), Node(8, 0), Node(16, 1)
 BOOTING = Growth({"gpu_worker": 2}, 2.0, may_grow=True)
@@ -72,7 +72,7 @@ def test_the_report_of_an_autoscaler_says_what_starts_and_how_many_gpus_that_bri
 def test_the_autoscaler_is_asked_for_workers_of_both_stages_on_one_gpu() -> None:
     assert worker_bundles(PoolOptions(), True) == [{"CPU": 0.5, "GPU": 1.0}]
     assert worker_bundles(PoolOptions(actors=3, num_cpus=2), False) == [{"CPU": 2, "GPU": 1.0}] * 3
-    assert worker_bundles(PoolOptions(num_gpus=2, resolve_actors=0), True) == [{"CPU": 0.25, "GPU": 2}]
+    assert worker_bundles(PoolOptions(num_gpus=2, finish_actors=0), True) == [{"CPU": 0.25, "GPU": 2}]
     assert worker_bundles(PoolOptions(device="cpu", actors=2), True) == [{"CPU": 0.5}] * 2
 
 
@@ -90,12 +90,12 @@ class Clock:
         self.now += seconds
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Clock":
-        group = "pipelines.awaiting.ray.util.{}_group".format
+        group = "pipelines.run.awaiting.ray.util.{}_group".format
         replacements = {
-            "pipelines.awaiting.time.monotonic": lambda: self.now,
-            "pipelines.awaiting.time.sleep": self.sleep,
-            "pipelines.awaiting.cluster_nodes": self.nodes,
-            "pipelines.awaiting.cluster_growth": lambda: self.growth,
+            "pipelines.run.awaiting.time.monotonic": lambda: self.now,
+            "pipelines.run.awaiting.time.sleep": self.sleep,
+            "pipelines.run.awaiting.cluster_nodes": self.nodes,
+            "pipelines.run.awaiting.cluster_growth": lambda: self.growth,
             group("placement"): lambda bundles, strategy: self.asked.append(bundles),
             group("remove_placement"): lambda group: None,
         }
@@ -108,7 +108,7 @@ def test_the_plan_takes_the_nodes_that_boot_while_it_waits(monkeypatch: pytest.M
     clock = Clock({0: [HEAD], 200: [GPU_NODE], 220: [GPU_NODE]}, Growth()).install(monkeypatch)
     said: list[str] = []
     plan, nodes = await_plan(PoolOptions(), True, 900, said.append)
-    assert (plan.propose.actors, plan.propose.num_gpus, len(nodes)) == (2, 0.75, 3)
+    assert (plan.propose.actors, plan.propose.num_gpus, len(nodes)) == (4, 0.375, 3)
     assert clock.now == pytest.approx(220 + SETTLED_S)
     assert clock.asked == [[{"CPU": 0.5, "GPU": 1.0}]]
     assert said[0] == (
@@ -122,7 +122,7 @@ def test_when_time_is_up_the_plan_takes_what_is_there_or_names_what_is_missing(
 ) -> None:
     Clock({0: [HEAD], 50: [GPU_NODE]}, BOOTING).install(monkeypatch)
     plan, _ = await_plan(PoolOptions(), True, 60)
-    assert (plan.propose.actors, plan.on_gpus) == (1, True)
+    assert (plan.propose.actors, plan.on_gpus) == (2, True)
 
     Clock({0: [CPU_NODE]}, BOOTING).install(monkeypatch)
     message = (

@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovss_core.errors import ClusterError, ConfigError
-from pipelines.capacity import Node, Pool, check_capacity
-from pipelines.options import PoolOptions, RunOptions
-from pipelines.pools import plan_workers
+from pipelines.run.capacity import Node, Pool, check_capacity
+from pipelines.run.options import PoolOptions, RunOptions
+from pipelines.run.pools import plan_workers
 
 
 def test_what_reading_and_writing_need_counts_too() -> None:
@@ -15,9 +15,9 @@ def test_what_reading_and_writing_need_counts_too() -> None:
 
 
 def test_two_pools_share_one_gpu_by_fractions_but_not_whole() -> None:
-    check_capacity([Pool("propose", 1, 1, 0.75), Pool("resolve", 1, 1, 0.25)], [Node(8, 1)])
+    check_capacity([Pool("propose", 1, 1, 0.75), Pool("finish", 1, 1, 0.25)], [Node(8, 1)])
     with pytest.raises(ClusterError, match="2 GPUs at once"):
-        check_capacity([Pool("propose", 1, 1, 1), Pool("resolve", 1, 1, 1)], [Node(8, 1)])
+        check_capacity([Pool("propose", 1, 1, 1), Pool("finish", 1, 1, 1)], [Node(8, 1)])
 
 
 def test_actors_must_fit_into_single_nodes_not_only_into_the_sum() -> None:
@@ -38,13 +38,13 @@ def test_the_default_plan_always_fits_its_cluster(count: int, cpus: int, gpus: i
     plan = plan_workers(PoolOptions(), nodes, two_stages)
     check_capacity(plan.pools, nodes)
     if gpus:
-        assert plan.propose.actors == gpus * count
+        assert plan.propose.actors == 2 * gpus * count
         assert sum(pool.actors * pool.num_gpus for pool in plan.pools) == gpus * count
     else:
         assert plan.torch_threads
         assert plan.propose.actors * plan.torch_threads <= cpus * count
         assert plan.torch_threads <= cpus
-    assert (plan.resolve is not None) == two_stages
+    assert (plan.finish is not None) == two_stages
 
 
 def test_workers_on_cpus_have_one_thread_each_unless_memory_is_short() -> None:
@@ -58,9 +58,22 @@ def test_workers_on_cpus_have_one_thread_each_unless_memory_is_short() -> None:
     assert shape(Node(8, 0, 64 << 30), Node(8, 0, 20 << 30)) == (8, 2)
 
 
+def test_shares_of_a_card_lie_on_one_card() -> None:
+    check_capacity([Pool("propose", 4, 0.25, 0.375), Pool("finish", 2, 0.25, 0.25)], [Node(4, 2)])
+    with pytest.raises(ClusterError, match="no node can hold actor 3 of 3 of propose"):
+        check_capacity([Pool("propose", 3, 0.25, 0.6)], [Node(4, 2)])
+
+
+def test_a_number_of_workers_gives_each_a_card() -> None:
+    plan = plan_workers(PoolOptions(actors=2), [Node(8, 2)], True)
+    assert [(pool.actors, pool.num_gpus) for pool in plan.pools] == [(2, 0.75), (2, 0.25)]
+    plan = plan_workers(PoolOptions(num_gpus=0.5), [Node(8, 2)], True)
+    assert [(pool.actors, pool.num_gpus) for pool in plan.pools] == [(2, 0.5), (2, 0.25)]
+
+
 def test_one_pool_does_both_stages_on_demand() -> None:
-    plan = plan_workers(PoolOptions(actors=2, resolve_actors=0, batch_size=3), [Node(2, 0)], True)
-    assert (plan.resolve, plan.propose.actors, plan.torch_threads, plan.batch_size) == (None, 2, 1, 3)
+    plan = plan_workers(PoolOptions(actors=2, finish_actors=0, batch_size=3), [Node(2, 0)], True)
+    assert (plan.finish, plan.propose.actors, plan.torch_threads, plan.batch_size) == (None, 2, 1, 3)
 
 
 def test_gpus_are_left_alone_when_the_user_says_so() -> None:

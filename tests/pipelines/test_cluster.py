@@ -14,7 +14,7 @@ import pytest
 from ray._private.utils import check_version_info
 
 from ovss_core.errors import ClusterError
-from pipelines.cluster import explain_start, temporary_folder
+from pipelines.run.cluster import explain_start, temporary_folder
 
 ImageFolder = Callable[..., Path]
 _LONG = "a_folder_of_a_batch_system_with_a_long_name_for_every_job_of_every_user/job.1355700"
@@ -71,13 +71,13 @@ def test_a_folder_that_cannot_be_used_is_named_with_what_to_set(
         ClusterError, match=r"Ray cannot start: /proc/nowhere cannot be used .*set RAY_TMPDIR"
     ):
         temporary_folder()
-    monkeypatch.setattr("pipelines.cluster._SHORT_FOLDERS", (str(tmp_path / "f"),))
+    monkeypatch.setattr("pipelines.run.cluster._SHORT_FOLDERS", (str(tmp_path / "f"),))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / _LONG))
     with pytest.raises(
         ClusterError, match=r"characters too long for its sockets; \S+ (is \d+|cannot be used)"
     ):
         temporary_folder()
-    monkeypatch.setattr("pipelines.cluster._LEAST_FREE_BYTES", 1 << 60)
+    monkeypatch.setattr("pipelines.run.cluster._LEAST_FREE_BYTES", 1 << 60)
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     with pytest.raises(ClusterError, match=r"/tmp has only \d+ MB free"):
         temporary_folder()

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.compute import pick_device
+from pipelines.run.compute import pick_device
 
 _COUNT_THREADS = """
 import os, threading, torch
-from pipelines.compute import use_threads
+from pipelines.run.compute import use_threads
 
 def report_helpers(count):
     use_threads(count)

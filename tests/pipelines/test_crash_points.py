@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from ovss_core.errors import OvssError, StorageError
-from pipelines.record import check_identity, remove_run
-from pipelines.runner import Job
+from pipelines.run.record import check_identity, remove_run
+from pipelines.run.runner import Job
+from pipelines.run.verify import verify_output
 from pipelines.sources import FolderSource, WebDatasetSource
-from pipelines.verify import verify_output
 from tests.pipelines.faulty_storage import use_faulty_storage
-from tests.pipelines.mean_colour import mean_job
+from tests.pipelines.mean_color import mean_job
 from tests.pipelines.plain_execution import rows_of, run_plain
 from tests.pipelines.test_shards import images, write_shard
 

@@ -13,8 +13,8 @@ import pytest
 
 from jobs import verify
 from ovss_core.errors import OvssError
-from pipelines.runner import Job
-from pipelines.verify import verify_output
+from pipelines.run.runner import Job
+from pipelines.run.verify import verify_output
 from tests.pipelines.plain_execution import PlainExecution, rows_of, run_plain
 from tests.pipelines.test_crash_points import Killed, assert_whole, make_input
 
@@ -101,6 +101,24 @@ def test_any_one_file_that_is_damaged_is_made_good_without_losing_a_row(
         job = outputs(kind, state, tmp_path / f"{number}")
         DAMAGES[damage](tmp_path / f"{number}" / name)
         assert start(job) is None, name
+
+
+@pytest.mark.parametrize("state", ["finished", "interrupted"])
+def test_a_list_in_the_place_of_another_is_found_out(
+    outputs: Callable[[str, str, Path], Job], tmp_path: Path, state: str
+) -> None:
+    names = [
+        name
+        for name in state_files(Path(outputs("folder", state, tmp_path / "names").output.uri))
+        if name.endswith(".parquet")
+    ]
+    lists = [name for name in names if name.startswith("manifest")]
+    pairs = [(name, other) for name in lists for other in names if other != name]
+    assert len(pairs) > 5
+    for number, (name, other) in enumerate(pairs):
+        job = outputs("folder", state, output := tmp_path / f"{number}")
+        shutil.copyfile(output / other, output / name)
+        assert start(job) is None, (name, other)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +226,9 @@ def test_verify_reads_everything_on_demand(outputs: Callable[[str, str, Path], J
     assert verify_output(job.output).problems == []
     [problem] = verify_output(job.output, content=True).problems
     assert "means/part-00000.parquet" in problem
+    assert problem.endswith("; remove _done/part-00000.json, and the same command does the part again")
+    (tmp_path / "out/_done/part-00000.json").unlink()
+    assert start(job) is None
 
 
 def test_verify_names_what_is_no_output_or_not_finished(

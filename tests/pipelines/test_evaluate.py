@@ -15,17 +15,17 @@ from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig, W
 from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
 from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.evaluation.measurement import measure
-from ovss_core.segmentation import Segmentation
+from ovss_core.results import Segmentation
 from ovss_core.vocabulary import Vocabulary
-from pipelines.evaluate import EvaluateJob, describe_result, run_evaluate
-from pipelines.evaluation.grid import GridBase, GridRow, grid_rows
-from pipelines.evaluation.options import PairOptions
-from pipelines.evaluation.pairs import BenchmarkSource, FolderPairsSource, spread
-from pipelines.evaluation.report import grid_markdown, score_variant
-from pipelines.evaluation.table import MEASUREMENTS, sum_measurements
-from pipelines.label import LabelJob, run_label
-from pipelines.masks import decode_mask
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.evaluate.grid import GridBase, GridRow, grid_rows
+from pipelines.evaluate.job import EvaluateJob, describe_result, run_evaluate
+from pipelines.evaluate.options import PairOptions
+from pipelines.evaluate.pairs import BenchmarkSource, FolderPairsSource, spread
+from pipelines.evaluate.report import grid_markdown, score_variant
+from pipelines.evaluate.table import MEASUREMENTS, sum_measurements
+from pipelines.label.job import LabelJob, run_label
+from pipelines.label.masks import decode_mask
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 
 VOCABULARY = Vocabulary.from_names(["background", "cat", "dog, puppy", "grass"], "test")
 SEGMENTER = SegmenterConfig(
@@ -84,7 +84,7 @@ def test_counts_equal_a_loop_over_the_masks_that_labelling_writes(pairs: Path) -
         RunOptions(str(pairs / "labels"), shard_size=3, no_progress_s=120.0),
         VOCABULARY,
         SEGMENTER,
-        pools=replace(POOLS, resolve_actors=0),
+        pools=replace(POOLS, finish_actors=0),
     )
     run_label(label)
 

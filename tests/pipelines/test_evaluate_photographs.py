@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovss_core.api import classify_text
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig
-from ovss_core.encoders.checkpoints import load_clip
 from ovss_core.evaluation.benchmarks import get_benchmark, protocol_config
 from ovss_core.evaluation.benchmarks.protocols import Purify
-from ovss_core.segmenter import classify_text
-from pipelines.evaluation.pairs import BenchmarkSource
-from pipelines.evaluation.stage import MeasureStage, Variant
-from pipelines.masks import decode_mask
-from pipelines.stages import SegmentStage
+from pipelines.evaluate.pairs import BenchmarkSource
+from pipelines.evaluate.stage import MeasureStage, Variant
+from pipelines.label.masks import decode_mask
+from pipelines.label.stages import SegmentStage
 
 PHOTOGRAPHS = Path(__file__).parents[2].parent / "shared" / "data"
 pytestmark = [

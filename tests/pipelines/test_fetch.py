@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.faults import Failure
-from pipelines.fetch import ImageFetcher
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.transport import patience
 from tests.pipelines.loopback import BODY, LoopbackServer, free_port, serving
 
@@ -201,9 +201,9 @@ def test_an_address_that_no_parser_takes_is_a_failure_of_its_own(address: str) -
 
 
 def test_an_image_inside_a_data_address_is_decoded_and_never_repeated() -> None:
-    assert fetch("data:image/png;base64,aGVsbG8=", "data:,a%20b") == [b"hello", b"a b"]
+    assert fetch("data:image/png;base64,aGVsbG8=", "Data:;base64,aGVs%0AbG8%3D") == [b"hello", b"hello"]
     broken = "data:image/png;base64," + "iVBORw0KGgo!" * 40
-    assert failure(broken).reason == "the data: address holds no sound base64"
+    assert failure(broken).reason == "the data: address is no valid base64 (Only base64 data is allowed)"
 
 
 def test_text_that_is_taken_for_a_path_is_cut_short() -> None:

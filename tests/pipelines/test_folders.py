@@ -10,9 +10,9 @@ import pytest
 
 from ovss_core.errors import StorageError
 from pipelines.faults import Failure
-from pipelines.fetch import ImageFetcher
-from pipelines.manifest import prepare_manifest, read_part
+from pipelines.run.manifest import prepare_manifest, read_part
 from pipelines.sources import FolderSource, WebDatasetSource
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.storage import Folder
 
 

@@ -12,17 +12,17 @@ import ray
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
+from ovss_core.api import OpenVocabSegmenter
 from ovss_core.config import ModelConfig, SegmenterConfig, WindowConfig
 from ovss_core.errors import OutputMismatchError, OvssError, StorageError
-from ovss_core.segmenter import OpenVocabSegmenter
 from ovss_core.vocabulary import Vocabulary
-from pipelines.label import LabelJob, encode_text, run_label
-from pipelines.masks import decode_mask
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
-from pipelines.stages import SegmentStage
+from pipelines.label.job import LabelJob, encode_text, run_label
+from pipelines.label.masks import decode_mask
+from pipelines.label.stages import SegmentStage
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.storage import Folder
 from tests.conftest import encode_image
-from tests.inference.pictures import encoded, png_header_only
+from tests.images.pictures import encoded, png_header_only
 
 ImageFolder = Callable[..., Path]
 VOCABULARY = Vocabulary.from_names(["background", "cat", "dog, puppy", "<b>grass</b>"], "test")
@@ -31,7 +31,7 @@ SEGMENTER = SegmenterConfig(
     windows=WindowConfig(size=32, stride=32, short_side=32),
     window_batch=8,
 )
-ONE_POOL = PoolOptions(actors=1, resolve_actors=0, batch_size=4, torch_threads=1)
+ONE_POOL = PoolOptions(actors=1, finish_actors=0, batch_size=4, torch_threads=1)
 
 
 def job(images: str | Path, output: str | Path, **changes: object) -> LabelJob:
@@ -88,7 +88,7 @@ def test_a_folder_with_every_kind_of_bad_file_is_labelled_and_the_rest_of_the_li
         images,
         output,
         run=RunOptions(str(output), shard_size=8, previews=3),
-        pools=replace(ONE_POOL, resolve_actors=1),
+        pools=replace(ONE_POOL, finish_actors=1),
     )
 
     summary = run_label(work)
@@ -228,7 +228,7 @@ def test_a_run_that_stops_before_its_first_image_leaves_nothing_that_blocks_anot
         raise OSError(28, "No space left on device", "/out/manifest")
 
     with monkeypatch.context() as broken:
-        broken.setattr("pipelines.lifecycle.run_job", full_disk)
+        broken.setattr("pipelines.run.lifecycle.run_job", full_disk)
         with pytest.raises(
             OvssError, match=r"the run stopped: .*No space left on device.*goes on"
         ) as stopped:

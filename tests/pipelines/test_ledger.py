@@ -5,7 +5,7 @@ import pytest
 
 from ovss_core.errors import ImageError
 from pipelines.faults import Failure, process_all
-from pipelines.ledger import AttemptLedger, AttemptRecord
+from pipelines.run.ledger import AttemptLedger, AttemptRecord
 
 
 class DeadWorkerError(BaseException):

@@ -1,5 +1,6 @@
 """`--images` given a list, a COCO file, a web address or something else."""
 
+import base64
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,10 @@ import pytest
 
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.faults import Failure
-from pipelines.fetch import ImageFetcher
-from pipelines.manifest import prepare_manifest, read_part
-from pipelines.options import SourceOptions
+from pipelines.run.manifest import prepare_manifest, read_part
+from pipelines.run.options import SourceOptions
 from pipelines.sources import FolderSource, Source
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.storage import Folder
 from tests.pipelines.loopback import BODY, LoopbackServer, serving
 from tests.pipelines.stores import running_store
@@ -120,6 +121,20 @@ def test_secrets_of_listed_addresses_stay_in_the_list(tmp_path: Path, server: Lo
     assert (first, third) == (BODY, BODY)
     assert isinstance(second, Failure)
     assert "the list of images changed after it was listed" in second.reason
+
+
+def test_images_written_into_a_list_are_decoded_and_never_repeated(tmp_path: Path) -> None:
+    encoded = base64.b64encode(BODY).decode()
+    path = tmp_path / "list.txt"
+    path.write_text(f"data:image/jpeg;base64,{encoded}\nDATA:image/jpeg;base64,{encoded[:-4]}\ndata:,x\n")
+    found = read(SourceOptions(images=str(path)).open(), tmp_path / "out")
+    assert found == {
+        "data:image/jpeg;base64": BODY,
+        "DATA:image/jpeg;base64": BODY[: len(base64.b64decode(encoded[:-4]))],
+        "data:": "a data: address without base64; ovss takes data:image/...;base64 or bytes",
+    }
+    for part in (tmp_path / "out/manifest").glob("*.parquet"):
+        assert encoded[:12] not in str(pq.read_table(part).to_pylist())
 
 
 def test_secrets_of_addresses_in_a_table_stay_in_the_table(tmp_path: Path, server: LoopbackServer) -> None:

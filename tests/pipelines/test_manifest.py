@@ -9,16 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from ovss_core.errors import OutputMismatchError
-from pipelines.id_set import IdSet, digests_of, distinct
-from pipelines.manifest import prepare_manifest, read_part
-from pipelines.manifest_files import COMPLETE, write_part
-from pipelines.plan import plan_work
-from pipelines.runner import plan_job
+from pipelines.run.id_set import IdSet, digests_of, distinct
+from pipelines.run.manifest import prepare_manifest, read_part
+from pipelines.run.manifest_files import COMPLETE, write_part
+from pipelines.run.plan import plan_work
+from pipelines.run.runner import plan_job
+from pipelines.run.work_units import ShardTask
 from pipelines.sources import FolderSource, ImageRecord, ParquetSource, WebDatasetSource
 from pipelines.storage import Folder
-from pipelines.work_units import ShardTask
 from tests.conftest import encode_image
-from tests.pipelines.mean_colour import MEANS, mean_job
+from tests.pipelines.mean_color import MEANS, mean_job
 from tests.pipelines.plain_execution import rows_of, run_plain
 from tests.pipelines.test_shards import images, write_shard
 

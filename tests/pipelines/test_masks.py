@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from pipelines.masks import decode_mask, encode_mask
+from pipelines.label.masks import decode_mask, encode_mask
 
 
 @given(

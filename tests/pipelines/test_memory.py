@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.manifest import prepare_manifest
-from pipelines.runner import plan_job
+from pipelines.run.manifest import prepare_manifest
+from pipelines.run.runner import plan_job
+from pipelines.run.work_units import ShardTask
 from pipelines.sources import ImageRecord
 from pipelines.storage import Folder
-from pipelines.work_units import ShardTask
-from tests.pipelines.mean_colour import mean_job
+from tests.pipelines.mean_color import mean_job
 
 
 class Numbers:

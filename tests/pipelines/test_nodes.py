@@ -44,7 +44,7 @@ def test_gpus_that_join_late_are_planned_on_and_without_waiting_the_job_is_refus
         "12 labelled",
     ]
     start = json.loads((output / "run.json").read_text())["starts"][0]
-    assert (start["pools"]["propose"]["actors"], start["pools"]["propose"]["num_gpus"]) == (2, 1.0)
+    assert (start["pools"]["propose"]["actors"], start["pools"]["propose"]["num_gpus"]) == (4, 0.5)
     assert sorted(node["gpus"] for node in start["cluster"]) == [0.0, 1.0, 1.0]
 
 
@@ -55,9 +55,9 @@ def join(images: str, output: str) -> None:
     from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
     from ovss_core.errors import ClusterError
     from ovss_core.vocabulary import Vocabulary
-    from pipelines import awaiting
-    from pipelines.label import LabelJob, run_label
-    from pipelines.options import RunOptions, SourceOptions
+    from pipelines.label.job import LabelJob, run_label
+    from pipelines.run import awaiting
+    from pipelines.run.options import RunOptions, SourceOptions
 
     store = {"object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **store})
@@ -92,12 +92,12 @@ def lose(images: str, output: str) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from pipelines.manifest import prepare_manifest
-    from pipelines.progress import ProgressReport
-    from pipelines.runner import run_job
+    from pipelines.run.manifest import prepare_manifest
+    from pipelines.run.progress import ProgressReport
+    from pipelines.run.runner import run_job
     from pipelines.sources import FolderSource
     from pipelines.storage import Folder
-    from tests.pipelines.mean_colour import mean_job
+    from tests.pipelines.mean_color import mean_job
 
     quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     store = {"object_store_memory": 100_000_000}

@@ -23,16 +23,16 @@ from hypothesis import strategies as st
 
 from ovss_core.errors import ConfigError, StorageError
 from pipelines.faults import Failure
-from pipelines.fetch import ImageFetcher
-from pipelines.label_rows import LABEL_TABLE
-from pipelines.manifest import prepare_manifest
-from pipelines.plan import plan_work
-from pipelines.reading import ReadImages
+from pipelines.label.table import LABEL_TABLE
+from pipelines.run.manifest import prepare_manifest
+from pipelines.run.plan import plan_work
+from pipelines.run.reading import ReadImages
+from pipelines.run.work_units import pack_units
 from pipelines.sources import ParquetSource
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources.parquet import is_hidden
 from pipelines.sources.parquet_file import TableFile
-from pipelines.storage import Folder, redact
-from pipelines.work_units import pack_units
+from pipelines.storage import Folder, redact, scrub
 
 PICTURES = [b"\xff\xd8\xff" + bytes([n]) * (50 + n) for n in range(6)]
 
@@ -224,8 +224,17 @@ def test_the_hugging_face_struct_opens_the_path_where_bytes_are_missing(tmp_path
 def test_a_missing_or_unfit_column_is_named(tmp_path: Path) -> None:
     columns = {"number": [1], "bytes": [b"1"], "numbers": [[300]], "many": [["a"]]}
     write(tmp_path, "t.parquet", columns)
-    with pytest.raises(ConfigError, match=r"no column 'photo'.*\['number', 'bytes', 'numbers', 'many'\]"):
-        ParquetSource(str(tmp_path), "photo")
+    with pytest.raises(
+        ConfigError,
+        match=r"no column 'byte' in .* \(did you mean 'bytes'\?\); give as --image-column one of number, bytes, numbers",
+    ):
+        ParquetSource(str(tmp_path), "byte")
+    write(tmp_path, "named/t.parquet", {"number": [1], "scan": [b"1"], "note": ["a"]})
+    with pytest.raises(ConfigError, match=r"holds the images\? give as --image-column one of scan, note$"):
+        ParquetSource(str(tmp_path / "named"))
+    write(tmp_path, "none/t.parquet", {"number": [1], "many": [["a"]]})
+    with pytest.raises(ConfigError, match=r"no column of .* can hold images; its columns are number, many$"):
+        ParquetSource(str(tmp_path / "none"))
     for name, kind in (("number", "int64"), ("numbers", "list<element: int64>")):
         with pytest.raises(ConfigError, match=rf"'{name}' .* is {kind}; images are bytes"):
             ParquetSource(str(tmp_path), name)
@@ -315,6 +324,7 @@ def test_data_addresses_are_decoded_and_bare_base64_is_named(tmp_path: Path) -> 
         strict=True,
     ):
         assert wanted in reason
+        assert scrub(reason) == reason
     told = "".join(reasons) + "".join(
         f"{record.uri}{record.path}{record.reason}" for record in source.records()
     )
@@ -596,7 +606,7 @@ import re, sys
 from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pipelines.fetch import ImageFetcher
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources import ParquetSource
 def peak():  # of this process alone; getrusage counts the one that started it as well
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -1,7 +1,7 @@
 import json
+import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import ray
 import torch
 from safetensors.torch import save_file
 
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import (
     LabelConfig,
     ModelConfig,
@@ -20,15 +21,21 @@ from ovss_core.config import (
     SfpConfig,
     WindowConfig,
 )
-from ovss_core.encoders.checkpoints import load_clip
-from ovss_core.errors import ConfigError, ModelError, OutputMismatchError, OvssError, WeightsError
+from ovss_core.errors import (
+    ConfigError,
+    ModelError,
+    OutputMismatchError,
+    OvssError,
+    StorageError,
+    WeightsError,
+)
 from ovss_core.vocabulary import Vocabulary
-from pipelines.evaluate import EvaluateJob, PairOptions, run_evaluate
-from pipelines.label import LabelJob, run_label
-from pipelines.manifest import prepare_manifest
-from pipelines.options import PoolOptions, RunOptions, SourceOptions
-from pipelines.preflight import check_evaluate, check_model, read_descriptions, require_apart
-from pipelines.record import holds_images, write_run
+from pipelines.evaluate.job import EvaluateJob, PairOptions, run_evaluate
+from pipelines.label.job import LabelJob, run_label
+from pipelines.preflight import check_evaluate, check_label, check_model, read_descriptions, require_apart
+from pipelines.run.manifest import prepare_manifest
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.record import holds_images, write_run
 from pipelines.storage import Folder
 from tests.conftest import encode_image
 from tests.tiny import NAME, register_tiny_models, tiny_clip
@@ -237,6 +244,42 @@ def test_a_grid_is_checked_for_what_its_rows_share() -> None:
         check_evaluate(benchmark, run, pools, DEMO, WORDS, {"cow": ["it moos"]})
 
 
+def test_masks_of_a_benchmark_that_ignores_zero_are_a_warning_where_they_are_given_as_folders() -> None:
+    pairs = PairOptions(images="images", masks="masks", benchmark="ade20k")
+    [*_, warning] = check_evaluate(pairs, RunOptions("out"), PoolOptions(), DEMO, Vocabulary.load("ade20k"))
+    assert "want --benchmark ade20k --root instead" in warning
+    voc = replace(pairs, benchmark="voc21")
+    assert check_evaluate(voc, RunOptions("out"), PoolOptions(), DEMO, Vocabulary.load("voc21")) == []
+
+
+def test_a_wait_for_one_image_that_would_end_the_run_is_shortened_with_a_word() -> None:
+    patient = SourceOptions(images="images", fetch_timeout_s=300)
+    assert check_label(patient, RunOptions("out", no_progress_s=900), PoolOptions(), DEMO, WORDS) == []
+    [warning] = check_label(patient, RunOptions("out"), PoolOptions(), DEMO, WORDS)
+    assert warning.startswith("an image may take 200 s to arrive and not 300 (fetch_timeout_s)")
+    pairs = PairOptions(images="images", masks="masks", fetch_timeout_s=300)
+    assert check_evaluate(pairs, RunOptions("out"), PoolOptions(), DEMO, WORDS) == [warning]
+
+
+def test_an_output_below_a_file_or_without_permission_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "kept").mkdir()
+    # not by the file's mode: root may do everything
+    monkeypatch.setattr("os.access", lambda path, mode: not str(path).endswith("kept"))
+    for place, problem in {
+        "file": "file is a file",
+        "file/a/b": "file is a file",
+        "kept/a/b": "no permission to write into .*kept",
+    }.items():
+        for output in (f"{tmp_path}/{place}", f"file://{tmp_path}/{place}"):
+            with pytest.raises(StorageError, match=f"cannot write under .*{problem}"):
+                check_label(SourceOptions(images="images"), RunOptions(output), PoolOptions(), DEMO, WORDS)
+    free = RunOptions(f"{tmp_path}/new/out")
+    assert check_label(SourceOptions(images="images"), free, PoolOptions(), DEMO, WORDS) == []
+
+
 def test_a_text_that_is_cut_is_said_before_the_start(tmp_path: Path) -> None:
     register_tiny_models()
     torch.save(tiny_clip().model.state_dict(), tmp_path / "weights.pt")
@@ -268,26 +311,38 @@ def test_an_output_holds_images_once_one_is_stored_labelled_or_failed(tmp_path: 
     assert not holds_images(output)
 
 
+OWN = "--images HERE/images --vocabulary cat,dog"
+
+
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("command", "message"),
     [
-        (["--host", "sfpp"], "--host is 'sfpp'; give one of"),
+        (f"label {OWN} --output HERE/out --host sfpp", "--host is 'sfpp'; give one of"),
         (
-            ["--pretrained", "opnai"],
+            f"label {OWN} --output HERE/out --pretrained opnai",
             "'opnai' is neither a file nor a weight tag of ViT-B-16 (did you mean 'openai'?)",
         ),
-        (["--output", "IMAGES/out"], "lies inside --images"),
+        (f"label {OWN} --output HERE/images/out", "lies inside --images"),
+        (f"label {OWN} --output HERE/file/out --model demo", "file is a file; give a folder as --output"),
+        (f"label {OWN} --output nosuch://out --model demo", "Protocol not known: nosuch"),
+        ("train-demo --folder HERE/file/out", "file is a file; give a folder as --folder"),
+        (f"evaluate {OWN} --masks HERE/nowhere --output HERE/out --model demo", "nowhere; check --masks"),
+        (
+            "evaluate --benchmark voc21 --root HERE/images --output HERE/out --model demo",
+            "does not hold voc21; expected JPEGImages",
+        ),
     ],
 )
-def test_the_command_refuses_within_three_seconds(flags: list[str], message: str, images: Path) -> None:
+def test_the_command_refuses_within_three_seconds(command: str, message: str, images: Path) -> None:
     output = images.parent / "out"
-    given = ["--images", str(images), "--vocabulary", "cat,dog", "--output", str(output)]
-    given += [flag.replace("IMAGES", str(images)) for flag in flags]
-    start = time.monotonic()
+    (images.parent / "file").touch()
+    given = [word.replace("HERE", str(images.parent)) for word in command.split()]
+    before = os.times()
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "label", *given], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "jobs.cli", *given], capture_output=True, text=True, check=False
     )
-    seconds = time.monotonic() - start
+    after = os.times()  # the child's own seconds, whatever else the machine does
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("ovss: error: ")
     assert message in done.stderr

@@ -7,18 +7,21 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from ovss_core.segmentation import PresentClass, ScoredClass, Segmentation
+from ovss_core.results import PresentClass, ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
-from pipelines import previews
-from pipelines.fragments import write_fragment
-from pipelines.label_rows import LABEL_TABLE, label_row
-from pipelines.manifest import prepare_manifest
-from pipelines.manifest_files import Manifest, read_part
-from pipelines.previews import write_previews
-from pipelines.schema import FAILURES, LABELS
-from pipelines.sink import FAILED, merge_part
-from pipelines.sources import FolderSource, Source
+from pipelines.label import pictures as previews
+from pipelines.label.pictures import write_previews
+from pipelines.label.table import LABEL_TABLE, label_row
+from pipelines.run.fragments import write_fragment
+from pipelines.run.manifest import prepare_manifest, refresh_manifest
+from pipelines.run.manifest_files import Manifest, read_part
+from pipelines.run.schema import FAILURES, LABELS
+from pipelines.run.shards import ShardReader
+from pipelines.run.sink import FAILED, merge_part
+from pipelines.run.work_units import ShardTask
+from pipelines.sources import FolderSource, Source, WebDatasetSource
 from pipelines.storage import Folder
+from tests.pipelines.test_shards import images, write_shard
 
 VOCABULARY = Vocabulary.from_names(["background", "cat", "<b>grass</b>"])
 SIZE = (24, 32)
@@ -39,6 +42,11 @@ def finished_run(folder: Path, labelled: set[int], shard_size: int = 2) -> tuple
     """Leave behind what a run does whose images of these numbers could be labelled."""
     output, source = Folder(str(folder.parent / "out")), FolderSource(str(folder))
     manifest = prepare_manifest(output, source, shard_size)
+    finish(output, manifest, labelled)
+    return output, source, manifest
+
+
+def finish(output: Folder, manifest: Manifest, labelled: set[int]) -> None:
     number = 0
     for part in manifest.parts:
         good, bad = [], []
@@ -52,7 +60,6 @@ def finished_run(folder: Path, labelled: set[int], shard_size: int = 2) -> tuple
         tables = {"labels": pa.Table.from_pylist(good, LABELS), FAILED: pa.Table.from_pylist(bad, FAILURES)}
         write_fragment(output, part, tables, {})
         merge_part(output.uri, part, LABEL_TABLE)
-    return output, source, manifest
 
 
 def page_of(output: Folder) -> str:
@@ -76,6 +83,24 @@ def test_pictures_come_from_the_parts_that_have_some(image_folder: ImageFolder) 
     assert "&lt;b&gt;grass&lt;/b&gt; 0.12" in page
     assert "<li>background</li>" in page
     assert "nan" not in page
+
+
+def test_pictures_of_compressed_shards_are_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = {"plain.tar": "w", "a.tar.gz": "w:gz", "cut.tar.gz": "w:gz"}
+    for position, (name, mode) in enumerate(shards.items()):
+        write_shard(tmp_path / "s" / name, images(3, 3 * position), mode)
+    output, source = Folder(str(tmp_path / "out")), WebDatasetSource(str(tmp_path / "s"))
+    manifest = prepare_manifest(output, source, 2)
+    reader = ShardReader(output, source.uri, source.fields, 1 << 20, 2)
+    for number, name in enumerate(manifest.containers):
+        assert sum(table.num_rows for table in reader.read(ShardTask(number, name, b"", {}))) == 3
+    manifest = refresh_manifest(output, manifest)
+    finish(output, manifest, set(range(9)))
+    assert write_previews(output, source, manifest, VOCABULARY, 9) == 9
+    (tmp_path / "s/cut.tar.gz").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert write_previews(output, source, manifest, VOCABULARY, 9) == 6
+    assert "no preview of cut.tar.gz: no such file" in caplog.text
 
 
 def test_a_picture_that_has_changed_since_costs_a_warning(
@@ -112,6 +137,6 @@ def test_whatever_goes_wrong_with_previews_is_a_line_of_the_log(
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (700, 2)])
 def test_pictures_of_any_shape_are_drawn(size: tuple[int, int]) -> None:
     picture = Image.new("RGB", (size[1], size[0]))
-    drawn = previews.draw(picture, label_row(segmentation(size)), previews.class_colours(VOCABULARY), 0)
+    drawn = previews.draw(picture, label_row(segmentation(size)), previews.class_colors(VOCABULARY), 0)
     assert {image.size for image in drawn.values()} == {drawn["image"].size}
     assert max(drawn["image"].size) <= 420

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipelines.progress import ProgressReport, announced
+from pipelines.run.progress import ProgressReport, announced
 
 
 class ClosedTerminal(io.StringIO):
@@ -51,7 +51,7 @@ def test_a_total_that_is_still_being_listed_is_a_lower_bound_without_share_and_t
 
 def test_a_step_that_lasts_is_said_and_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr("pipelines.progress._QUICK_S", 0.01)
+    monkeypatch.setattr("pipelines.run.progress._QUICK_S", 0.01)
     with announced("listing photos", 0.01, stream) as tell:
         tell("1,200 images so far")
         deadline = time.monotonic() + 10
@@ -68,7 +68,7 @@ def test_a_step_that_takes_no_time_says_nothing() -> None:
 
 
 def test_a_terminal_that_is_gone_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.progress._QUICK_S", 0.01)
+    monkeypatch.setattr("pipelines.run.progress._QUICK_S", 0.01)
     with announced("listing", 0.01, ClosedTerminal()), ProgressReport(1, stream=ClosedTerminal()) as progress:
         progress.advance(1, 0)
         time.sleep(0.05)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ray_processes import watched
+from pipelines.run.ray_processes import watched
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="finds processes in Linux's /proc"
 )
 
 _PROGRAM = """
-import subprocess, time
-from pipelines.ray_processes import marked, watched
+import subprocess, sys, time
+from pipelines.run.ray_processes import marked, watched
 with marked("a mark"):
     processes = [subprocess.Popen(command) for command in {commands}]
 time.sleep(0.2)

@@ -14,16 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from ovss_core.errors import OvssError
-from pipelines.fragments import finished_ids
-from pipelines.manifest import Manifest, prepare_manifest
-from pipelines.progress import ProgressReport
-from pipelines.runner import Job, run_job
-from pipelines.sink import reopen_part
+from pipelines.run.fragments import finished_ids
+from pipelines.run.manifest import Manifest, prepare_manifest
+from pipelines.run.progress import ProgressReport
+from pipelines.run.runner import Job, run_job
+from pipelines.run.sink import reopen_part
+from pipelines.run.summary import write_summary
 from pipelines.sources import FolderSource, WebDatasetSource
 from pipelines.storage import Folder
-from pipelines.summary import write_summary
 from tests.pipelines.deadly_reading import DeadlyReader
-from tests.pipelines.mean_colour import MEANS, mean_job, mean_of
+from tests.pipelines.mean_color import MEANS, mean_job, mean_of
 from tests.pipelines.test_shards import images as images_by_name
 from tests.pipelines.test_shards import write_shard
 
@@ -79,7 +79,7 @@ def test_files_that_are_no_images_become_failures_and_the_others_are_done(
     assert (summary["images"], summary["labelled"], summary["failed"]) == (8, 6, 2)
 
 
-def test_images_that_kill_their_worker_become_failures_and_their_neighbours_are_done(
+def test_images_that_kill_their_worker_become_failures_and_their_neighbors_are_done(
     ray_session: None, image_folder: ImageFolder, tmp_path: Path
 ) -> None:
     images, output = image_folder(16), tmp_path / "out"
@@ -143,7 +143,7 @@ def test_a_killed_driver_is_resumed_without_repeating_or_losing_an_image(
     ray_session: None, image_folder: ImageFolder, tmp_path: Path
 ) -> None:
     images, output = image_folder(40), tmp_path / "out"
-    command = [sys.executable, "-m", "tests.pipelines.mean_colour", str(images), str(output), "0.15"]
+    command = [sys.executable, "-m", "tests.pipelines.mean_color", str(images), str(output), "0.15"]
     process = subprocess.Popen(command, process_group=0, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 150
     while not list(output.glob("_done/*.json")) and time.monotonic() < deadline:
@@ -193,10 +193,10 @@ def test_a_batch_that_fails_is_tried_in_halves_until_the_faulty_item_is_alone() 
     assert np.all(np.array(sizes) <= 8)
 
 
-def test_an_image_that_kills_its_reader_becomes_a_failure_and_its_neighbours_are_done(
+def test_an_image_that_kills_its_reader_becomes_a_failure_and_its_neighbors_are_done(
     ray_session: None, image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.execution.ReadImages", DeadlyReader)
+    monkeypatch.setattr("pipelines.run.execution.ReadImages", DeadlyReader)
     images, output = image_folder(12), tmp_path / "out"
     run(mean_job(str(output), FolderSource(str(images))))
 
@@ -209,7 +209,7 @@ def test_an_image_that_kills_its_reader_becomes_a_failure_and_its_neighbours_are
 def test_a_shard_that_kills_its_reader_keeps_its_first_images_and_the_other_shards_are_done(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.execution.ReadImages", DeadlyReader)
+    monkeypatch.setattr("pipelines.run.execution.ReadImages", DeadlyReader)
     write_shard(tmp_path / "s/a.tar", images_by_name(6))
     write_shard(tmp_path / "s/b.tar", images_by_name(20, 10))
     output = tmp_path / "out"

@@ -59,7 +59,7 @@ def test_a_run_over_secret_addresses_writes_none_of_them_down(
     (tmp_path / "words.txt").write_text("cat\ndog\n")
     output = tmp_path / "out"
     flags = f"--images {tmp_path}/list.txt --vocabulary {tmp_path}/words.txt --output {output} --model demo --previews 5"
-    flags += " --pretrained random --actors 1 --resolve-actors 0 --fetch-timeout-s 1"
+    flags += " --pretrained random --actors 1 --finish-actors 0 --fetch-timeout-s 1"
     flags += " --windows.size 32 --windows.stride 32 --windows.short_side 32"
     assert cli.main(["label", *flags.split()]) == 0
     printed = capfd.readouterr()

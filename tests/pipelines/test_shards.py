@@ -10,18 +10,18 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.ledger import AttemptRecord
-from pipelines.manifest import prepare_manifest
-from pipelines.manifest_files import read_listing, read_part
-from pipelines.progress import ProgressReport
-from pipelines.runner import Job
+from pipelines.run.ledger import AttemptRecord
+from pipelines.run.manifest import prepare_manifest
+from pipelines.run.manifest_files import read_listing, read_part
+from pipelines.run.progress import ProgressReport
+from pipelines.run.runner import Job
+from pipelines.run.verify import verify_output
 from pipelines.sources import WebDatasetSource
 from pipelines.sources.tar_stream import stream_tar
 from pipelines.storage import Folder, open_storage
-from pipelines.verify import verify_output
 from tests.conftest import encode_image
 from tests.pipelines.faulty_storage import CountedFile
-from tests.pipelines.mean_colour import mean_job, mean_of
+from tests.pipelines.mean_color import mean_job, mean_of
 from tests.pipelines.plain_execution import PlainExecution, rows_of, run_plain
 
 
@@ -98,9 +98,8 @@ def test_listing_reads_no_byte_of_a_shard_and_a_run_reads_each_byte_once(
         return Counted(), open_storage(uri)[1]
 
     for module in (
-        "pipelines.shards",
+        "pipelines.run.shards",
         "pipelines.transport.patient_stream",
-        "pipelines.sources.webdataset",
         "pipelines.sources.listing",
     ):
         monkeypatch.setattr(f"{module}.open_storage", counted)
@@ -158,7 +157,7 @@ def _markers(output: Folder) -> list[dict[str, Any]]:
 
 
 def _fragment_ids(output: Folder, part: str) -> set[str]:
-    from pipelines.fragments import finished_ids
+    from pipelines.run.fragments import finished_ids
 
     return finished_ids(output, part) if f"{part}.json" not in output.names("_done") else set()
 
@@ -252,7 +251,7 @@ class DiesAtMember(PlainExecution):
 def test_a_shard_that_kills_its_reader_keeps_the_images_before_and_is_one_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines import shards
+    from pipelines.run import shards
 
     write_shard(tmp_path / "s/a.tar", images(20))
     write_shard(tmp_path / "s/b.tar", images(4, 20))
@@ -278,7 +277,7 @@ def test_a_shard_that_kills_its_reader_keeps_the_images_before_and_is_one_failur
 
 
 def test_the_ledger_forgets_what_was_read() -> None:
-    from pipelines.shards import _noted
+    from pipelines.run.shards import _noted
 
     record = AttemptRecord()
     assert list(_noted(iter(range(40)), "s", record)) == list(range(40))
@@ -288,7 +287,7 @@ def test_the_ledger_forgets_what_was_read() -> None:
 def test_progress_moves_by_image_while_fragments_are_still_to_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.runner._POLL_S", 0.01)
+    monkeypatch.setattr("pipelines.run.runner._POLL_S", 0.01)
     reached: list[int] = []
 
     class Waits(PlainExecution):

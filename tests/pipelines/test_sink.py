@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ovss_core.errors import OvssError
-from pipelines.fragments import encode_parquet, finished_ids
-from pipelines.manifest import Manifest, prepare_manifest
-from pipelines.schema import CARRIER, FAILURES, LABELS, result_type
-from pipelines.sink import WriteFragments, merge_part, reopen_part
+from pipelines.run.fragments import encode_parquet, finished_ids
+from pipelines.run.manifest import Manifest, prepare_manifest
+from pipelines.run.schema import CARRIER, FAILURES, LABELS, result_type
+from pipelines.run.sink import WriteFragments, merge_part, reopen_part
+from pipelines.run.summary import add_statistics, write_summary
 from pipelines.sources import FolderSource
 from pipelines.storage import Folder
-from pipelines.summary import add_statistics, write_summary
-from tests.pipelines.mean_colour import MEANS, SCHEMA
+from tests.pipelines.mean_color import MEANS, SCHEMA
 
 PART = "part-00000"
 

@@ -10,19 +10,19 @@ import pyarrow as pa
 import pytest
 
 from ovss_core.errors import ConfigError, StorageError
+from pipelines.demonstration.formats import SceneShard, encode_scene, write_webdataset
 from pipelines.faults import Failure
-from pipelines.fetch import ImageFetcher
-from pipelines.manifest import prepare_manifest, read_manifest, read_part, refresh_manifest
-from pipelines.options import SourceOptions
-from pipelines.reading import ReadImages
-from pipelines.scene_formats import SceneShard, encode_scene, write_webdataset
+from pipelines.run.manifest import prepare_manifest, read_manifest, read_part, refresh_manifest
+from pipelines.run.options import SourceOptions
+from pipelines.run.reading import ReadImages
+from pipelines.run.shards import ShardReader
+from pipelines.run.work_units import ShardTask, pack_units
 from pipelines.sources import FolderSource, ImageRecord, ParquetSource, Source, WebDatasetSource
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources.listing import expand_braces, matches
 from pipelines.sources.promises import Promises
 from pipelines.sources.tar_stream import ImageFields, TarEnd, TarImage, stream_tar
-from pipelines.sources.webdataset import open_shard
 from pipelines.storage import Folder
-from pipelines.work_units import ShardTask, pack_units
 
 
 def read_everything(source: Source, output: Path, **options: object) -> dict[str, bytes | str]:
@@ -271,7 +271,8 @@ def test_shards_are_promised_below_a_relative_path_too(
 def test_a_shard_of_a_server_that_states_no_length_is_streamed() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _WithoutLength) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        with open_shard(f"http://127.0.0.1:{server.server_port}", "s.tar") as stream:
+        reader = ShardReader(Folder("out"), f"http://127.0.0.1:{server.server_port}", ImageFields(), 1000, 7)
+        with reader.open("s.tar") as stream:
             image, end = stream_tar(stream, ImageFields(), 1000)
         server.shutdown()
     assert isinstance(image, TarImage)

@@ -12,20 +12,20 @@ import torch
 from PIL import Image
 from ray.data.extensions import ArrowTensorArray, ArrowVariableShapedTensorArray
 
+from ovss_core.api import classify_text
+from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
-from ovss_core.encoders.checkpoints import load_clip
-from ovss_core.encoders.text_encoder import TextClassifier
-from ovss_core.encoders.trace import EncoderTrace, TraceRequest
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError
-from ovss_core.inference.decoding import decode_image
-from ovss_core.inference.engine import SegmentationEngine
-from ovss_core.segmentation import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
-from ovss_core.segmenter import classify_text
+from ovss_core.images.decode import decode_image
+from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
-from pipelines.label_rows import label_row, summarize_labels
-from pipelines.masks import decode_mask
-from pipelines.schema import FAILURE, LABELS, result_type
-from pipelines.stages import ProposeStage, ResolveStage, SegmentStage
+from pipelines.label.masks import decode_mask
+from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
+from pipelines.label.table import label_row, summarize_labels
+from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, result_type
 from tests.tiny import WORDS, random_picture, tiny_clip, tiny_config
 
 SIZES = [(48, 64), (50, 41), (120, 48), (1, 1), (48, 64)]
@@ -65,8 +65,8 @@ def test_one_at_a_time_a_batch_and_two_stages_give_the_engines_labels(method: st
     whole = SegmentStage(settings, text(), "cpu")
     batch = whole(table(images))["result"].to_pylist()
     singles = [whole(table([data]))["result"].to_pylist()[0] for data in images]
-    propose, resolve = ProposeStage(settings, text().to_bytes(), "cpu"), ResolveStage(settings, text(), "cpu")
-    staged = resolve(propose(table(images)))["result"].to_pylist()
+    propose, finish = ProposeStage(settings, text().to_bytes(), "cpu"), FinishStage(settings, text(), "cpu")
+    staged = finish(propose(table(images)))["result"].to_pylist()
 
     for number, label_map in enumerate(expected):
         for rows in (batch, singles, staged):
@@ -105,10 +105,10 @@ def test_a_bad_image_fails_alone_and_failed_rows_pass_through() -> None:
 def test_seconds_of_all_steps_travel_with_the_first_row() -> None:
     settings = config()
     rows = ProposeStage(settings, text(), "cpu")(table(photographs()))
-    assert rows.schema.field("proposal").type == pa.binary()
-    rows = ResolveStage(settings, text(), "cpu")(rows)
+    assert rows.schema.field("proposal").type == PROPOSAL
+    rows = FinishStage(settings, text(), "cpu")(rows)
     first, *others = rows["seconds"].to_pylist()
-    assert {"decode", "encoder", "purification", "labels", "mask_encoding"} <= dict(first).keys()
+    assert {"decode", "encoder", "purification", "finish", "mask_encoding"} <= dict(first).keys()
     assert all(seconds >= 0 for _, seconds in first)
     assert others == [None] * (len(SIZES) - 1)
 
@@ -160,7 +160,7 @@ USERS = {
 @pytest.mark.parametrize("form", ["pyarrow", "numpy", "pandas"])
 def test_columns_of_the_users_own_names_are_kept_and_the_stages_stand_beside_them(form: str) -> None:
     names = ["ovss_failure", "ovss_seconds", "ovss_result"]
-    for stages in ([stage()], [stage(ProposeStage), stage(ResolveStage)]):
+    for stages in ([stage()], [stage(ProposeStage), stage(FinishStage)]):
         batch: Any = table(photographs(), **USERS)
         if form == "numpy":
             batch = {name: object_array(batch[name].to_pylist()) for name in batch.column_names}
@@ -186,11 +186,11 @@ def test_numpy_and_pandas_batches_are_given_back_as_they_came(form: str, method:
     batch: Any = {"image": object_array(images), "caption": np.arange(7)}
     if form == "pandas":
         batch = pd.DataFrame(batch)
-    propose, resolve = (kind(config(method), text(), "cpu") for kind in (ProposeStage, ResolveStage))
+    propose, finish = (kind(config(method), text(), "cpu") for kind in (ProposeStage, FinishStage))
     proposed = propose(batch)
     assert isinstance(proposed, type(batch))
-    assert isinstance(proposed["proposal"][0], bytes)
-    found = resolve(proposed)
+    assert proposed["proposal"][0]["maps"]
+    found = finish(proposed)
     assert isinstance(found, type(batch))
     assert list(found) == ["caption", "failure", "seconds", "result"]
     assert list(found["caption"]) == list(range(7))
@@ -198,7 +198,7 @@ def test_numpy_and_pandas_batches_are_given_back_as_they_came(form: str, method:
         "decode",
         "propose",
     ]
-    assert {"decode", "labels"} <= found["seconds"][0].keys()
+    assert {"decode", "finish"} <= found["seconds"][0].keys()
     whole = SegmentStage(config(method), text(), "cpu")(table(photographs()))
     assert_masks(masks(list(found["result"])[:5]), masks(whole["result"].to_pylist()))
 
@@ -252,11 +252,11 @@ def test_tensors_of_one_shape_are_taken_from_arrow_ray_and_numpy() -> None:
     assert_masks(masks(list(stage()({"image": pictures})["result"])), expected)
 
 
-def test_grey_and_transparent_pixels_are_taken_as_their_files_are() -> None:
+def test_gray_and_transparent_pixels_are_taken_as_their_files_are() -> None:
     clear = np.dstack([random_picture(48, 64), np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)])
-    grey = random_picture(48, 64)[..., 0]
-    found = stage()({"image": object_array([clear, grey, grey[..., None]])})
-    expected = masks(stage()(table([png(clear), png(grey), png(grey)]))["result"].to_pylist())
+    gray = random_picture(48, 64)[..., 0]
+    found = stage()({"image": object_array([clear, gray, gray[..., None]])})
+    expected = masks(stage()(table([png(clear), png(gray), png(gray)]))["result"].to_pylist())
     assert_masks(masks(list(found["result"])), expected)
 
 
@@ -312,8 +312,8 @@ def test_tensors_of_other_numbers_are_refused() -> None:
 
 def test_the_second_stage_says_that_it_wants_the_first() -> None:
     for batch in (table(photographs()), pa.table({"proposal": ["text"]})):
-        with pytest.raises(ConfigError, match=r"no column 'proposal' of bytes.*what ProposeStage gives"):
-            stage(ResolveStage)(batch)
+        with pytest.raises(ConfigError, match=r"no column 'proposal' of proposals.*what ProposeStage gives"):
+            stage(FinishStage)(batch)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_an_empty_batch_stays_one(empty: Any) -> None:
         assert all(len(found[name]) == 0 for name in names)
 
 
-@pytest.mark.parametrize("kinds", [(SegmentStage,), (ProposeStage, ResolveStage)])
+@pytest.mark.parametrize("kinds", [(SegmentStage,), (ProposeStage, FinishStage)])
 def test_an_image_whose_features_are_not_finite_fails_alone(
     kinds: tuple[type, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,8 @@ import pytest
 from ovss_core.errors import StorageError
 from pipelines import storage
 from pipelines.faults import Failure
-from pipelines.fetch import ImageFetcher
 from pipelines.sources import FolderSource
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.storage import Folder, join_uri, open_storage, redact, walk
 from pipelines.transport import patience, stores
 from tests.pipelines.loopback import free_port

@@ -331,8 +331,8 @@ def test_what_is_missing_is_said() -> None:
         (b"PAR1" + bytes(600), "a Parquet file; --parquet reads those"),
         (b"\xff\xd8\xff\xe0" + bytes(600), "a JPEG image; --images reads those"),
         (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
-        (gzip.compress(gzip.compress(SHARD)), "gzip data"),
-        (gzip.compress(b"<html>"), "an HTML page"),
+        (gzip.compress(gzip.compress(SHARD, mtime=0), mtime=0), "gzip data"),
+        (gzip.compress(b"<html>", mtime=0), "an HTML page"),
         (b"something else" * 100, "begins with b'something elseso'"),
     ],
 )

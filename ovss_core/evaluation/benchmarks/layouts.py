@@ -107,11 +107,11 @@ def find_samples(
             pairs = _pairs(layout, prefix, tree)
             if pairs:
                 return FoundSamples(tuple(pairs), layout, prefix)
-    expected = "\n".join(f"  {layout.describe()}" for layout in layouts)
+    expected = ", or ".join(layout.describe() for layout in layouts)
     below = ", ".join(repr(prefix) for prefix in prefixes if prefix)
     raise StorageError(
-        f"{tree.name} does not hold {name}; expected one of\n{expected}\n"
-        f"directly below it{f' or below {below}' if below else ''}; give the folder as --root"
+        f"{tree.name} does not hold {name}; expected {expected}, directly below it"
+        f"{f' or below {below}' if below else ''}; give the folder as --root"
     )
 
 

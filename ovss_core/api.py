@@ -1,0 +1,144 @@
+"""Three lines to label an image, without Ray.
+
+segmenter = OpenVocabSegmenter.from_pretrained("ViT-B-16", "openai", vocabulary=["cat", "sofa"])
+result = segmenter.segment(image)
+result.label_map
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ovss_core.check import validate
+from ovss_core.class_purification.null import load_distractors
+from ovss_core.clip.text import TextClassifier, TextEncoder, cut_texts, encode_vocabulary
+from ovss_core.clip.weights import ClipModel, load_clip
+from ovss_core.config import SegmenterConfig
+from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.errors import ConfigError, ImageError
+from ovss_core.images.decode import decode_image, picture_to_rgb
+from ovss_core.results import Segmentation
+from ovss_core.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+ImageLike = Image.Image | np.ndarray | str | Path | bytes
+
+
+class OpenVocabSegmenter:
+    """Labels single images or small lists of them.
+
+    Args:
+        engine: Does the work; `from_pretrained` builds it.
+    """
+
+    def __init__(self, engine: SegmentationEngine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = "ViT-B-16",
+        pretrained: str = "openai",
+        *,
+        vocabulary: Sequence[str] | str | Path | Vocabulary,
+        config: SegmenterConfig | None = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+        device: str | None = None,
+    ) -> "OpenVocabSegmenter":
+        """Load a model and encode a vocabulary.
+
+        Args:
+            name: open_clip architecture, or "demo" for the small model that ships with ovss.
+            pretrained: Weight tag or path; see `ModelConfig`.
+            vocabulary: A list of classes (synonyms of one separated by commas), words separated by commas, a
+                shipped vocabulary's name, or a file.
+            config: Everything else; its model is replaced by the one named here.
+            descriptions: Sentences by class name that settle ambiguous regions.
+            device: "cuda", "cpu", ...; None takes a GPU where there is one.
+
+        Raises:
+            OvssError: The model, its weights or the vocabulary cannot be used.
+        """
+        settings = config or SegmenterConfig()
+        settings = replace(settings, model=replace(settings.model, name=name, pretrained=pretrained))
+        classes = as_vocabulary(vocabulary)
+        warnings = validate(settings, classes, descriptions)
+        chosen = _choose_device(device)
+        clip = load_clip(settings.model)
+        warnings += cut_texts(lambda: clip.tokenizer, clip.context_length, classes.phrases, descriptions)
+        for warning in warnings:
+            logger.warning("%s", warning)
+        text = classify_text(clip, settings, classes, descriptions, chosen)
+        return cls(SegmentationEngine(settings, clip, text, chosen))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes; a label map holds their positions."""
+        return self.engine.text.vocabulary
+
+    def segment(self, image: ImageLike) -> Segmentation:
+        """Label one image.
+
+        Args:
+            image: A path or the bytes of an image file; a PIL image, which gets the mask of its file (turned upright by
+                its EXIF orientation, first frame, transparency on white); or uint8 RGB pixels [height, width, 3], which
+                are taken as they are.
+
+        Raises:
+            ImageError: The image cannot be decoded, or the array is no RGB picture.
+        """
+        return self.segment_batch([image])[0]
+
+    def segment_batch(self, images: Sequence[ImageLike]) -> list[Segmentation]:
+        """Label several images in one go; each gets what it would get alone."""
+        limit = self.engine.config.max_pixels
+        return self.engine.segment([_as_pixels(image, limit) for image in images])
+
+
+def _choose_device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}; give cpu, or cuda where there is a GPU") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"the device is {device!r}, but torch finds no GPU here; leave it out, or give cpu")
+    return device
+
+
+def as_vocabulary(source: Sequence[str] | str | Path | Vocabulary) -> Vocabulary:
+    """Return a vocabulary from one, or from what `Vocabulary.load` takes."""
+    return source if isinstance(source, Vocabulary) else Vocabulary.load(source)
+
+
+def classify_text(
+    clip: ClipModel,
+    config: SegmenterConfig,
+    vocabulary: Vocabulary,
+    descriptions: Mapping[str, Sequence[str]] | None = None,
+    device: str | torch.device = "cpu",
+    cache_dir: str | Path | None = None,
+) -> TextClassifier:
+    """Encode the text side of a run: phrases, descriptions, and the null's distractors where they are used."""
+    distractors = load_distractors(vocabulary.phrases) if config.purification.needs_distractors else []
+    return encode_vocabulary(TextEncoder(clip, device, cache_dir), vocabulary, descriptions, distractors)
+
+
+def _as_pixels(image: ImageLike, max_pixels: int) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ImageError(
+                f"pixels of type {image.dtype} and shape {image.shape} are no picture; give uint8 RGB "
+                "[height, width, 3]"
+            )
+        return image
+    if isinstance(image, Image.Image):
+        return picture_to_rgb(image, max_pixels)
+    return decode_image(image if isinstance(image, bytes) else Path(image).read_bytes(), max_pixels)

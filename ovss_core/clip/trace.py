@@ -1,0 +1,109 @@
+"""What a dense head wants from the blocks below it, and what it gets."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ovss_core.clip.positions import Resampling
+from ovss_core.errors import ConfigError
+
+
+@runtime_checkable
+class BlockObserver(Protocol):
+    """A method's part in the tower's own work: it sees blocks' attention, and may change the tokens that go on.
+
+    Observers that are equal do the same.
+    """
+
+    def begin(self) -> Any:
+        """Return what is kept of one trace; it becomes `EncoderTrace.observed`."""
+
+    def wants(self, layer: int) -> bool:
+        """Say whether block `layer` is observed."""
+
+    def after_block(
+        self,
+        observed: Any,
+        layer: int,
+        tokens: Float[Tensor, "windows tokens width"],
+        attention: Float[Tensor, "windows tokens tokens"],
+        grid: tuple[int, int],
+    ) -> Float[Tensor, "windows tokens width"]:
+        """Look at a block's output and head-mean attention; return the tokens that the next block gets."""
+
+
+@dataclass(frozen=True)
+class TraceRequest:
+    """Which intermediate results of blocks 1 to L-1 to keep; everything else is never stored.
+
+    Attributes:
+        hidden: Blocks (from 1; 0 is the embedding) whose output tokens are kept.
+        hidden_sum: Blocks whose outputs are summed into one tensor.
+        attention_statistics: Blocks whose head-mean class row and diagonal are kept.
+        mean_attention: Keep the mean over blocks 1 to L-1 of the head-mean patch-patch attention.
+        observer: Takes part between blocks; None lets them run as trained.
+        resampling: How positions are resampled off the base grid.
+    """
+
+    hidden: frozenset[int] = frozenset()
+    hidden_sum: frozenset[int] = frozenset()
+    attention_statistics: frozenset[int] = frozenset()
+    mean_attention: bool = False
+    observer: BlockObserver | None = None
+    resampling: Resampling = "scale"
+
+    def with_mean_attention(self) -> "TraceRequest":
+        """Return this request with the mean attention that class purification needs."""
+        return replace(self, mean_attention=True)
+
+    @property
+    def shared_part(self) -> tuple[object, ...]:
+        """What two requests must agree on to be served by one trace."""
+        return self.observer, self.resampling
+
+
+def merge_requests(requests: Iterable[TraceRequest]) -> TraceRequest:
+    """Unite requests into one that serves them all.
+
+    Raises:
+        ConfigError: The requests modify the blocks differently or sum different blocks.
+    """
+    wanted = list(requests)
+    sums = {request.hidden_sum for request in wanted if request.hidden_sum}
+    if any(request.shared_part != wanted[0].shared_part for request in wanted) or len(sums) > 1:
+        raise ConfigError("these heads need different blocks below them; trace them one by one")
+    return replace(
+        wanted[0],
+        hidden=frozenset().union(*(request.hidden for request in wanted)),
+        hidden_sum=next(iter(sums), frozenset()),
+        attention_statistics=frozenset().union(*(request.attention_statistics for request in wanted)),
+        mean_attention=any(request.mean_attention for request in wanted),
+    )
+
+
+@dataclass
+class EncoderTrace:
+    """What blocks 1 to L-1 left for the heads; tokens have the class token first, layers count from 1.
+
+    Attributes:
+        grid: Rows and columns of patches, N = rows * columns.
+        tokens: Output of block L-1 [windows, 1+N, width] (repaired, where repair was asked for).
+        hidden: Output tokens by block.
+        hidden_sum: Sum of the asked blocks' output tokens, or None.
+        class_attention: Head-mean attention of the class token to each patch, by block [windows, N].
+        self_attention: Head-mean attention of each patch to itself, by block [windows, N].
+        mean_attention: Mean over blocks of the head-mean patch-patch attention [windows, N, N], or None.
+        observed: What the observer kept, or None.
+    """
+
+    grid: tuple[int, int]
+    tokens: Float[Tensor, "windows tokens width"]
+    hidden: dict[int, Float[Tensor, "windows tokens width"]] = field(default_factory=dict)
+    hidden_sum: Float[Tensor, "windows tokens width"] | None = None
+    class_attention: dict[int, Float[Tensor, "windows patches"]] = field(default_factory=dict)
+    self_attention: dict[int, Float[Tensor, "windows patches"]] = field(default_factory=dict)
+    mean_attention: Float[Tensor, "windows patches patches"] | None = None
+    observed: Any = None

@@ -1,1 +1,0 @@
-"""Image and text towers of CLIP, and where their weights come from."""

@@ -1,0 +1,1 @@
+"""The labelling engine: images to proposals, proposals to labels."""

@@ -1,0 +1,227 @@
+"""Stage 2 for a batch of images: winners of the ambiguous regions, and labels at each image's own size."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
+from ovss_core.class_purification.placement import Units
+from ovss_core.class_purification.winners import LabelEdits, pick_winners, remove_losers, scale_boxes
+from ovss_core.clip.positions import Resampling
+from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.config import BackgroundPolicy, SegmenterConfig
+from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
+from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, label_by_purified_maps
+from ovss_core.engine.proposal import Decisions, Proposals
+from ovss_core.errors import ImageError
+from ovss_core.images.resize import normalize
+from ovss_core.images.stitch import Stitcher, chunk_by_area
+from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
+from ovss_core.transfer import Download, upload
+
+CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
+
+
+class Finisher:
+    """Turns proposals into labels.
+
+    Args:
+        config: Decides the rules.
+        text: Class descriptions and names.
+        policy: What becomes of the background class.
+        encoder: Encodes the crops.
+        normalization: Mean and standard deviation of the tower's pixels.
+        window_batch: Windows whose tokens are encoded at once.
+        resampling: How the head's tower resamples positions; the released code encodes crops by the same rule.
+    """
+
+    def __init__(
+        self,
+        config: SegmenterConfig,
+        text: TextClassifier,
+        policy: BackgroundPolicy,
+        encoder: ImageEncoder,
+        normalization: tuple[Sequence[float], Sequence[float]],
+        window_batch: int,
+        resampling: Resampling = "scale",
+    ) -> None:
+        self._config = config
+        self._vocabulary = text.vocabulary
+        self._encoder = encoder
+        self._normalization = normalization
+        self._resampling = resampling
+        self._crop_batch = window_batch * CROPS_PER_WINDOW
+        self._phrases = text.phrase_embeddings.to(encoder.device)
+        self._rule = PhraseRule(
+            text.phrase_class.to(encoder.device), len(text.vocabulary), text.vocabulary.background_index
+        )
+        self._descriptions = text.description_embeddings.to(encoder.device)
+        self._residual = text.vocabulary.background_index if policy == "residual" else None
+
+    def finish(self, proposals: Proposals) -> list[Segmentation | ImageError]:
+        """Label the images of one batch; one whose features or scores are not finite has an error in its place."""
+        if proposals.decisions is None:
+            outcomes = self._finish_phrases(proposals)
+        else:
+            outcomes = self._finish_purified(proposals, proposals.decisions)
+        return [
+            outcome if sound else not_finite(WINDOWS)
+            for outcome, sound in zip(outcomes, proposals.sound_images, strict=True)
+        ]
+
+    def winners(self, proposals: Proposals) -> tuple[Int[Tensor, " areas"], Bool[Tensor, " areas"]]:
+        """Encode the crops of all images in full batches and pick each region's winner.
+
+        Returns:
+            For each region that has an area: the position of the winner among its group's members, and whether the
+            crop's features are numbers.
+        """
+        device = self._encoder.device
+        if proposals.decisions is None or proposals.crops is None or not len(proposals.crops):
+            none = torch.zeros(0, dtype=torch.int64, device=device)
+            return none, none.bool()
+        regions, encoded = proposals.decisions.regions, []
+        for part in proposals.crops.split(self._crop_batch):
+            pixels = normalize(part.to(device), *self._normalization)
+            encoded.append(
+                F.normalize(self._encoder.class_features(pixels, self._resampling).float(), dim=-1)
+            )
+        features = torch.cat(encoded)
+        members = regions.members[regions.group[regions.has_area]]
+        candidates = upload({"members": members}, device)["members"]
+        return pick_winners(features, self._descriptions, candidates), finite_rows(features)
+
+    def _finish_phrases(self, proposals: Proposals) -> list[Segmentation | ImageError]:
+        chunks, downloads = (
+            chunk_by_area(proposals.sizes, len(self._phrases), budget(self._encoder.device)),
+            [],
+        )
+        for part in chunks:
+            maps = proposals.maps[proposals.windows_of(part)].to(self._encoder.device)
+            cosines = maps if proposals.scored else self._phrases @ maps
+            stitcher = self._stitcher(proposals, part)
+            labels = label_by_probability(stitcher.tile(cosines), self._rule, stitcher, self._config.labels)
+            downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
+        return [
+            found if isinstance(found, ImageError) else Segmentation(*found)
+            for part, download in zip(chunks, downloads, strict=True)
+            for found in self._present(download, proposals.sizes[part])
+        ]
+
+    def _finish_purified(self, proposals: Proposals, decisions: Decisions) -> list[Segmentation | ImageError]:
+        device = self._encoder.device
+        classes = upload({"classes": decisions.classes}, device)["classes"]
+        winners, finite = self.winners(proposals)
+        decided = Download([winners, finite])
+        kept = ClassMaps(Units.of(proposals.window_counts, device), classes, proposals.maps.to(device))
+        edits = None
+        if self._config.purification.variant == "image":
+            edits = LabelEdits.of_regions(decisions.regions, winners, decisions.classes, proposals.scales)
+        else:
+            kept = self._without_losers(
+                kept, decisions, self._encoder.grid_of(proposals.layouts[0].window_size), winners
+            )
+        chunks, downloads = chunk_by_area(proposals.sizes, kept.places, budget(device)), []
+        for part in chunks:
+            stitcher = self._stitcher(proposals, part)
+            labels = label_by_purified_maps(
+                stitcher.tile(kept.maps[proposals.windows_of(part)]),
+                classes[part],
+                len(self._vocabulary),
+                self._residual,
+                stitcher,
+                edits.of_images(part) if edits else None,
+            )
+            downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
+        found = [
+            image
+            for part, download in zip(chunks, downloads, strict=True)
+            for image in self._present(download, proposals.sizes[part])
+        ]
+        names, finite_crops = decided.wait()
+        areas = decisions.regions.image[decisions.regions.has_area]
+        unsound = set(areas[~finite_crops].tolist())
+        facts = self._describe(proposals, decisions, names)
+        outcomes: list[Segmentation | ImageError] = []
+        for image, (result, about) in enumerate(zip(found, facts, strict=True)):
+            if image in unsound:
+                outcomes.append(not_finite(CROPS))
+            else:
+                stays, goes, groups = about
+                outcomes.append(
+                    result if isinstance(result, ImageError) else Segmentation(*result, stays, goes, groups)
+                )
+        return outcomes
+
+    def _without_losers(
+        self, kept: ClassMaps, decisions: Decisions, grid: tuple[int, int], winners: Tensor
+    ) -> ClassMaps:
+        released = self._config.purification.variant == "released"
+        size = self._encoder.patch_size
+        return remove_losers(kept, decisions.regions, winners, decisions.classes, size, grid, released)
+
+    def _stitcher(self, proposals: Proposals, part: slice) -> Stitcher:
+        grid = self._encoder.grid_of(proposals.layouts[0].window_size)
+        return Stitcher(proposals.layouts[part], grid, proposals.sizes[part], self._encoder.device)
+
+    def _present(
+        self, download: Download, sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[np.ndarray, tuple[PresentClass, ...]] | ImageError]:
+        """Await label maps and counts, and list the classes of each image."""
+        maps, pixels, sums = download.wait()
+        names, dtype = self._vocabulary.names, self._vocabulary.mask_dtype
+        found: list[tuple[np.ndarray, tuple[PresentClass, ...]] | ImageError] = []
+        for image, (height, width) in enumerate(sizes):
+            if not np.isfinite(sums[image]).all():
+                found.append(not_finite(SCORES))
+                continue
+            present = tuple(
+                PresentClass(
+                    index=int(index),
+                    name=names[index],
+                    pixels=int(pixels[image, index]),
+                    share=float(pixels[image, index] / (height * width)),
+                    confidence=float(sums[image, index] / pixels[image, index]),
+                )
+                for index in np.flatnonzero(pixels[image])
+            )
+            found.append((maps[image, :height, :width].astype(dtype), present))
+        return found
+
+    def _describe(
+        self, proposals: Proposals, decisions: Decisions, winners: Int[np.ndarray, " areas"]
+    ) -> list[tuple[ScoredClasses, ScoredClasses, tuple[AmbiguityGroup, ...]]]:
+        """List kept and removed classes, and the groups with boxes in pixels of each image."""
+        regions = decisions.regions
+        owner = np.full(len(regions), NOBODY)
+        owner[regions.has_area] = regions.members[regions.group[regions.has_area], winners]
+        corners = regions.on_image([layout.origins for layout in proposals.layouts])
+        boxes = scale_boxes(corners, np.array(proposals.scales)[regions.image]).tolist()
+        taken = [None if winner == NOBODY else winner for winner in owner.tolist()]
+        decided: list[list[BoxDecision]] = [[] for _ in regions.members]
+        for group, (x0, y0, x1, y1), winner in zip(regions.group.tolist(), boxes, taken, strict=True):
+            decided[group].append(BoxDecision(int(x0), int(y0), int(x1), int(y1), winner))
+        groups: list[list[AmbiguityGroup]] = [[] for _ in proposals.sizes]
+        for image, members, places in zip(
+            regions.group_image.tolist(), regions.members.tolist(), decided, strict=True
+        ):
+            classes = tuple(index for index in members if index != NOBODY)
+            groups[image].append(AmbiguityGroup(classes, tuple(places)))
+        kept = np.zeros((len(groups), len(self._vocabulary) + 1), bool)
+        np.put_along_axis(kept, decisions.classes, True, 1)  # what is nobody's lies in the last column
+        kept = kept[:, :-1]
+        removed = ~kept & ~np.isnan(decisions.scores)
+        return [
+            (self._scored(kept[image], scores), self._scored(removed[image], scores), tuple(found))
+            for image, (scores, found) in enumerate(zip(decisions.scores, groups, strict=True))
+        ]
+
+    def _scored(
+        self, listed: Bool[np.ndarray, " classes"], scores: Float[np.ndarray, " classes"]
+    ) -> ScoredClasses:
+        return ScoredClasses(self._vocabulary.names, np.flatnonzero(listed), scores[listed])

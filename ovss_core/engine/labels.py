@@ -1,0 +1,206 @@
+"""From stitched scores to one class a pixel, for a batch of images, strip by strip, so that memory is bounded."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, Integer
+from torch import Tensor
+
+from ovss_core.class_purification.class_maps import NOBODY
+from ovss_core.class_purification.winners import LabelEdits
+from ovss_core.config import LabelConfig
+from ovss_core.images.stitch import Stitcher
+from ovss_core.kernels.class_sums import add_class_sums
+
+CPU_BUDGET, DEVICE_BUDGET = 1_000_000, 1 << 28
+"""Numbers of one strip: as many as a CPU's caches hold, or as fill a GPU."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One class a pixel, for each image of a batch.
+
+    Attributes:
+        label_maps: Class index of every pixel; uint8 up to 255 classes, int32 above. Padding holds anything.
+        pixels: Pixels of each class.
+        confidence_sums: Sum of the winning scores over each class's pixels.
+    """
+
+    label_maps: Integer[Tensor, "images height width"]
+    pixels: Int[Tensor, "images classes"]
+    confidence_sums: Float[Tensor, "images classes"]
+
+
+def budget(device: torch.device) -> int:
+    """Return how many scores are held at once on a device."""
+    return CPU_BUDGET if device.type == "cpu" else DEVICE_BUDGET
+
+
+class _Collector:
+    """Takes the labels of strips, and counts pixels and confidences by class as they come."""
+
+    def __init__(self, stitcher: Stitcher, classes: int, device: torch.device) -> None:
+        images, (height, width) = len(stitcher.sizes), stitcher.size
+        dtype = torch.uint8 if classes <= 255 else torch.int32
+        self.label_maps = torch.empty(images, height, width, dtype=dtype, device=device)
+        self._inside = None if all(size == stitcher.size for size in stitcher.sizes) else stitcher.inside
+        self._pixels = torch.zeros(images, classes, dtype=torch.int64, device=device)
+        self._sums = torch.zeros(images, classes, dtype=torch.float64, device=device)
+
+    def add(self, rows: slice, label: Tensor, confidence: Tensor) -> None:
+        self.label_maps[:, rows] = label.to(self.label_maps.dtype)
+        inside = None if self._inside is None else self._inside[:, rows]
+        add_class_sums(label, confidence, inside, self._pixels, self._sums)
+
+    def labels(self) -> Labels:
+        return Labels(self.label_maps, self._pixels, self._sums)
+
+
+def label_by_purified_maps(
+    tiled: Float[Tensor, "images places height width"],
+    place_classes: Int[Tensor, "images places"],
+    classes: int,
+    background: int | None,
+    stitcher: Stitcher,
+    edits: LabelEdits | None = None,
+) -> Labels:
+    """Assign each pixel the kept class with the largest purified map (FreeCP's rule).
+
+    Args:
+        tiled: Purified maps, windows side by side.
+        place_classes: Class of each map; `NOBODY` in unused places.
+        classes: Number of classes of the vocabulary.
+        background: Class that competes with score 1 - max over the maps and wins ties; an image that keeps nothing
+            is all background. None: every image must keep a class.
+        stitcher: Of the same images.
+        edits: Boxes in which a group's members are renamed to its winner.
+    """
+    collector = _Collector(stitcher, classes, tiled.device)
+    used = place_classes != NOBODY
+    tiled = tiled.masked_fill(~used[:, :, None, None], -1)  # below any score, so that nobody never wins
+    names = place_classes.clamp_min(0)
+    for rows in stitcher.strips(tiled.shape[1], budget(tiled.device)):
+        confidence, place = stitcher.stitch(tiled, rows).max(1)
+        confidence.clamp_min_(0)
+        if edits is not None:
+            _rename(place, confidence > 0, edits, rows)
+        label = names.gather(1, place.flatten(1)).view_as(place)
+        if background is not None:
+            is_background = 1 - confidence >= confidence
+            label = torch.where(is_background, background, label)
+            confidence = torch.where(is_background, 1 - confidence, confidence)
+        collector.add(rows, label, confidence)
+    return collector.labels()
+
+
+def _rename(place: Tensor, positive: Tensor, edits: LabelEdits, rows: slice) -> None:
+    """Let each winner take the pixels of its group inside its box, where anybody claims them at all.
+
+    The winner gets the largest score of its group, and that is the score already there: only names change.
+    """
+    device = place.device
+    y = torch.arange(rows.start, rows.stop, device=device)
+    for bounds, boxes, renamed in zip(edits.bounds, edits.boxes, edits.places, strict=True):
+        real = bounds[bounds[:, 2] > bounds[:, 0]]
+        if not len(real):
+            continue
+        left, top = real[:, 0].min(), max(real[:, 1].min() - rows.start, 0)
+        right, bottom = real[:, 2].max(), real[:, 3].max() - rows.start
+        if top >= min(bottom, len(y)):
+            continue
+        area = slice(None), slice(top, bottom), slice(left, right)
+        now = place[area]
+        x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
+        lines = (y[area[1]] >= y0) & (y[area[1]] < y1)
+        x = torch.arange(left, left + now.shape[2], device=device)
+        inside = lines[:, :, None] & ((x >= x0) & (x < x1))[:, None, :] & positive[area]
+        new = renamed.gather(1, now.flatten(1)).view_as(now)
+        place[area] = torch.where(inside, new, now)
+
+
+@dataclass(frozen=True)
+class PhraseRule:
+    """How phrases stand for classes.
+
+    Attributes:
+        phrase_class: Class of each phrase, ascending.
+        classes: Number of classes of the vocabulary.
+        background: Index of the background class, or None.
+    """
+
+    phrase_class: Int[Tensor, " phrases"]
+    classes: int
+    background: int | None
+
+
+def label_by_probability(
+    tiled: Float[Tensor, "images phrases height width"],
+    rule: PhraseRule,
+    stitcher: Stitcher,
+    config: LabelConfig,
+) -> Labels:
+    """Assign each pixel the class of its most probable phrase (SFP's evaluation rule).
+
+    Probabilities are a softmax over all phrases of logit_scale * cosine; a class has its best phrase's. Classes (the
+    background apart) whose share of the foreground's area is not above `min_area` lose their pixels to the next best
+    class, unless no class would remain; pixels whose probability is below `min_probability` become background.
+
+    Args:
+        tiled: Cosines with every phrase, windows side by side.
+        rule: Whose phrases they are.
+        stitcher: Of the same images.
+        config: `logit_scale`, `min_area` and `min_probability` apply; with background "none" the background's phrases
+            count in the softmax and never win.
+    """
+    tiled = tiled * config.logit_scale
+    never = rule.background if config.background == "none" else None
+    allowed = torch.ones(len(tiled), len(rule.phrase_class), dtype=torch.bool, device=tiled.device)
+    if never is not None:
+        allowed &= rule.phrase_class != never
+    floor = config.min_probability if config.background != "none" and rule.background is not None else 0.0
+    everyone = never is None
+    if config.min_area is not None:
+        # a second pass: how large a class is shows only when every pixel has been labelled once
+        first = _assign(tiled, rule, stitcher, allowed, everyone, 0.0)
+        large = ~_small_classes(first.pixels, rule.background, config.min_area)[:, rule.phrase_class]
+        remaining = allowed & large
+        allowed = torch.where(remaining.any(1, keepdim=True), remaining, allowed)
+        everyone = False
+    return _assign(tiled, rule, stitcher, allowed, everyone, floor)
+
+
+def _assign(
+    tiled: Tensor,
+    rule: PhraseRule,
+    stitcher: Stitcher,
+    allowed: Bool[Tensor, "images phrases"],
+    everyone: bool,
+    floor: float,
+) -> Labels:
+    """Give each pixel its best allowed class, and that class's probability among all phrases."""
+    collector = _Collector(stitcher, rule.classes, tiled.device)
+    for rows in stitcher.strips(tiled.shape[1], budget(tiled.device)):
+        logits = stitcher.stitch(tiled, rows)
+        peak, phrase = logits.max(1)
+        total = (logits - peak[:, None]).exp_().sum(1)
+        if not everyone:
+            best, phrase = logits.masked_fill_(~allowed[:, :, None, None], -torch.inf).max(1)
+            total = total * (peak - best).exp_()
+        probability, label = total.reciprocal_(), rule.phrase_class[phrase]
+        if floor > 0 and rule.background is not None:
+            label = torch.where(probability < floor, rule.background, label)
+        collector.add(rows, label, probability)
+    return collector.labels()
+
+
+def _small_classes(
+    pixels: Int[Tensor, "images classes"], background: int | None, min_area: float
+) -> Bool[Tensor, "images classes"]:
+    """Say of each class whether its share of the foreground's area is not above `min_area`."""
+    area = pixels.double()
+    if background is not None:
+        area[:, background] = 0
+    small = area / area.sum(1, keepdim=True).clamp_min(1) <= min_area
+    if background is not None:
+        small[:, background] = False
+    return small

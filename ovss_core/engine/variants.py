@@ -1,0 +1,162 @@
+"""Labelling the same images by several settings of one model, with the work that they share done once.
+
+Settings with equal windows share resizing and cutting; those whose heads read the same blocks share one pass through
+the image tower; those with the same head share its features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovss_core.clip.trace import TraceRequest, merge_requests
+from ovss_core.config import SfpConfig, WindowConfig
+from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
+from ovss_core.engine.finite import raise_first
+from ovss_core.errors import ConfigError
+from ovss_core.images.resize import normalize
+from ovss_core.results import Segmentation
+
+
+class _HeadKey(NamedTuple):
+    """What decides a window's features, given the model and its pixels."""
+
+    host: str
+    purified: bool
+    sfp: SfpConfig | None
+
+
+@dataclass(frozen=True)
+class EncodedWave:
+    """Images of one window size, encoded for one engine."""
+
+    wave: Wave
+    encoded: Encoded
+
+    def single(self, position: int, engine: SegmentationEngine) -> "EncodedWave":
+        """Return one of the images alone, for an engine that the wave was encoded for."""
+        wave, encoded = self.wave, self.encoded
+        start = sum(map(len, wave.layouts[:position]))
+        windows = slice(start, start + len(wave.layouts[position]))
+        one = slice(position, position + 1)
+        attention = None if encoded.attention is None else encoded.attention[windows]
+        return EncodedWave(
+            Wave(
+                wave.places[one],
+                wave.sizes[one],
+                wave.layouts[one],
+                wave.pixels.single(position, windows),
+                engine.place(wave.layouts[one]),
+            ),
+            Encoded(encoded.features[windows], attention),
+        )
+
+    def segment(self, engine: SegmentationEngine) -> list[Segmentation]:
+        """Label the images with an engine whose windows and head are those they were encoded with.
+
+        Raises:
+            ImageError: The features or scores of an image are not finite.
+        """
+        return raise_first(engine.finish(engine.propose_encoded(self.wave, self.encoded, engine.room).wait()))
+
+
+class VariantEngines:
+    """Several engines on one image tower.
+
+    Args:
+        engines: All of one model and device, in the order of the results.
+
+    Raises:
+        ConfigError: The engines hold different models.
+    """
+
+    def __init__(self, engines: Sequence[SegmentationEngine]) -> None:
+        if len({engine.config.model for engine in engines}) != 1:
+            raise ConfigError(
+                "variants of one run must share one model; run once for each --model and compare the results"
+            )
+        self.engines = tuple(engines)
+        self._trunks = _plan_trunks(self.engines)
+
+    def encode(self, images: Sequence[np.ndarray]) -> list[list[EncodedWave]]:
+        """Encode images for every engine.
+
+        Args:
+            images: Decoded images, uint8 RGB [height, width, 3], any sizes.
+
+        Returns:
+            For each engine the waves of images that have one window size; each image is in one of them.
+        """
+        found: list[list[EncodedWave]] = [[] for _ in self.engines]
+        for trunks in self._trunks.values():
+            for wave in self.engines[trunks[0].members[0]].gather(images):
+                for trunk in trunks:
+                    for member, encoded in trunk.encode(self.engines, wave):
+                        found[member].append(EncodedWave(wave, encoded))
+        return found
+
+    def segment(self, images: Sequence[np.ndarray]) -> list[list[Segmentation]]:
+        """Label images by every engine; one list an engine, in the order of the images."""
+        results = []
+        for engine, waves in zip(self.engines, self.encode(images), strict=True):
+            placed = {
+                place: result
+                for encoded in waves
+                for place, result in zip(encoded.wave.places, encoded.segment(engine), strict=True)
+            }
+            results.append([placed[place] for place in range(len(images))])
+        return results
+
+
+@dataclass
+class _Trunk:
+    """Engines that one pass through the image tower serves."""
+
+    members: list[int]
+    request: TraceRequest
+
+    @torch.inference_mode()
+    def encode(self, engines: Sequence[SegmentationEngine], wave: Wave) -> list[tuple[int, Encoded]]:
+        """Encode windows of one size; return the features and the attention for each member."""
+        first = engines[self.members[0]]
+        heads = {_head_key(engines[member]): engines[member].head for member in self.members}
+        features: dict[_HeadKey, list[Tensor]] = {key: [] for key in heads}
+        attention = []
+        for part in wave.parts(first.window_batch):
+            pixels = normalize(wave.pixels.cut_windows(part), *first.normalization)
+            trace = first.encoder.trace(pixels, self.request)
+            for key, head in heads.items():
+                features[key].append(F.normalize(head.features(first.encoder, trace).float(), dim=-1))
+            if trace.mean_attention is not None:
+                attention.append(trace.mean_attention)
+        joined = {key: torch.cat(parts) for key, parts in features.items()}
+        whole = torch.cat(attention) if attention else None
+        return [(member, Encoded(joined[_head_key(engines[member])], whole)) for member in self.members]
+
+
+def _head_key(engine: SegmentationEngine) -> _HeadKey:
+    config = engine.config
+    return _HeadKey(
+        config.host, engine.config.purification.active, config.sfp if config.host == "sfp" else None
+    )
+
+
+def _plan_trunks(engines: Sequence[SegmentationEngine]) -> dict[WindowConfig, list[_Trunk]]:
+    """Group engines by windows, and those by whether one trace can serve them."""
+    trunks: dict[WindowConfig, list[_Trunk]] = {}
+    for member, engine in enumerate(engines):
+        candidates = trunks.setdefault(engine.config.windows, [])
+        for trunk in candidates:
+            try:
+                trunk.request = merge_requests([trunk.request, engine.request])
+            except ConfigError:
+                continue
+            trunk.members.append(member)
+            break
+        else:
+            candidates.append(_Trunk([member], engine.request))
+    return trunks

@@ -1,0 +1,1 @@
+"""Pixels in, pixels out: files decoded, images resized, cut into windows and stitched again. Knows no model."""

@@ -1,0 +1,161 @@
+"""Exact stitching of window score maps at any output size, as two small matrices, for a batch of images at once.
+
+Upsampling each window, summing the overlaps, dividing by the count and resizing to the original size are linear and
+separable, so a map is My G Mx^T: G holds all windows' patch grids side by side, My and Mx have at most 8 non-zero
+entries a row, and no map at the resized scale is ever made. Images of different sizes share a batch: their matrices are
+padded with zeros to the largest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ovss_core.images.windows import AxisWindows, WindowLayout
+from ovss_core.transfer import upload
+
+
+def bilinear_matrix(length: int, output: int) -> Float[Tensor, "output length"]:
+    """Return the matrix of bilinear resampling with align_corners=False; float64."""
+    source = ((torch.arange(output, dtype=torch.float64) + 0.5) * length / output - 0.5).clamp_(0, length - 1)
+    lower = source.floor().long()
+    upper = (lower + 1).clamp_(max=length - 1)
+    share = source - lower
+    matrix = torch.zeros(output, length, dtype=torch.float64)
+    matrix.scatter_add_(1, lower[:, None], (1 - share)[:, None])
+    return matrix.scatter_add_(1, upper[:, None], share[:, None])
+
+
+@lru_cache(maxsize=512)
+def stitch_matrix(axis: AxisWindows, patches: int, output: int) -> Float[Tensor, "output grid"]:
+    """Return M = resize * diag(1 / count) * place for one axis, float32.
+
+    Args:
+        axis: The windows along the axis.
+        patches: Patches of one window along the axis.
+        output: Length of the result, pixels.
+
+    Returns:
+        [output, windows * patches].
+    """
+    upsample = bilinear_matrix(patches, axis.size)
+    placed = torch.zeros(axis.length, len(axis.starts) * patches, dtype=torch.float64)
+    count = torch.zeros(axis.length, dtype=torch.float64)
+    for index, start in enumerate(axis.starts):
+        rows = slice(start, start + axis.size)
+        placed[rows, index * patches : (index + 1) * patches] += upsample
+        count[rows] += 1
+    averaged = placed / count[:, None]
+    resized = averaged if output == axis.length else bilinear_matrix(axis.length, output) @ averaged
+    return resized.float()
+
+
+@dataclass(frozen=True)
+class Stitcher:
+    """Stitches the patch maps of the windows of several images.
+
+    Args:
+        layouts: Each image's windows, all of one size.
+        grid: Rows and columns of patches of a window.
+        sizes: Height and width of each result.
+        device: Where the maps are.
+    """
+
+    layouts: tuple[WindowLayout, ...]
+    grid: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
+    device: torch.device | str = "cpu"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width that hold every result."""
+        return max(height for height, _ in self.sizes), max(width for _, width in self.sizes)
+
+    @cached_property
+    def _tables(self) -> dict[str, Tensor]:
+        """My [images, height, grid height] and Mx [images, width, grid width], zero outside an image; where windows lie."""
+        heights, widths = (np.array(sides) for sides in zip(*self.sizes, strict=True))
+        down = max(len(layout.vertical.starts) for layout in self.layouts)
+        across = max(len(layout.horizontal.starts) for layout in self.layouts)
+        windows = np.full((len(self.layouts), down, across), -1)
+        first = 0
+        for row, layout in zip(windows, self.layouts, strict=True):
+            shape = len(layout.vertical.starts), len(layout.horizontal.starts)
+            row[: shape[0], : shape[1]] = first + np.arange(len(layout)).reshape(shape)
+            first += len(layout)
+        return upload(
+            {
+                "vertical": self._matrices(0),
+                "horizontal": self._matrices(1),
+                "windows": windows.clip(min=0),
+                "nothing": windows < 0,
+                "inside": (np.arange(self.size[0]) < heights[:, None])[:, :, None]
+                & (np.arange(self.size[1]) < widths[:, None])[:, None, :]
+                if len(set(self.sizes)) > 1
+                else np.ones((1, 1, 1), bool),
+            },
+            self.device,
+        )
+
+    def _matrices(self, axis: int) -> np.ndarray:
+        name = ("vertical", "horizontal")[axis]
+        matrices = [
+            stitch_matrix(getattr(layout, name), self.grid[axis], size[axis]).numpy()
+            for layout, size in zip(self.layouts, self.sizes, strict=True)
+        ]
+        padded = np.zeros((len(matrices), self.size[axis], max(m.shape[1] for m in matrices)), np.float32)
+        for row, matrix in zip(padded, matrices, strict=True):
+            row[: matrix.shape[0], : matrix.shape[1]] = matrix
+        return padded
+
+    @property
+    def inside(self) -> Bool[Tensor, "images height width"]:
+        """Which pixels of the padded results belong to each image."""
+        return self._tables["inside"].expand(len(self.sizes), *self.size)
+
+    def tile(
+        self, maps: Float[Tensor, "windows maps patches"], empty: float = 0.0
+    ) -> Float[Tensor, "images maps height width"]:
+        """Lay the grids of each image's windows side by side: [images, maps, rows of windows * rows, ...].
+
+        Args:
+            maps: Maps of the windows of all images, one image after the other.
+            empty: What stands where an image has fewer windows than the largest.
+        """
+        laid = maps[self._tables["windows"]].unflatten(4, self.grid)
+        if len(set(self.layouts)) > 1:
+            laid = laid.masked_fill(self._tables["nothing"][..., None, None, None], empty)
+        # [images, down, across, maps, rows, columns], the windows' rows beside the patches' rows
+        tiled: Tensor = laid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return tiled
+
+    def stitch(
+        self, tiled: Float[Tensor, "images maps height width"], rows: slice | None = None
+    ) -> Float[Tensor, "images maps out_height out_width"]:
+        """Return My G Mx^T for grids laid side by side, all rows of the results or a strip of them."""
+        vertical, horizontal = self._tables["vertical"], self._tables["horizontal"]
+        strip = vertical if rows is None else vertical[:, rows]
+        stitched: Tensor = (strip[:, None] @ tiled) @ horizontal[:, None].mT
+        return stitched
+
+    def strips(self, maps: int, budget: int) -> list[slice]:
+        """Split the rows of the results so that `maps` maps of one strip hold at most `budget` numbers."""
+        height, width = self.size
+        step = max(1, min(height, budget // max(1, len(self.sizes) * maps * width)))
+        return [slice(top, min(top + step, height)) for top in range(0, height, step)]
+
+
+def chunk_by_area(sizes: Sequence[tuple[int, int]], maps: int, budget: int) -> list[slice]:
+    """Split a batch so that `maps` padded maps of a chunk hold at most `budget` numbers; one image at least."""
+    chunks: list[slice] = []
+    start = height = width = 0
+    for place, size in enumerate(sizes):
+        height, width = max(height, size[0]), max(width, size[1])
+        if place > start and (place + 1 - start) * maps * height * width > budget:
+            chunks.append(slice(start, place))
+            start, (height, width) = place, size
+    return [*chunks, slice(start, len(sizes))] if sizes else []

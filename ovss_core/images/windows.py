@@ -1,0 +1,77 @@
+"""Where the windows of an image lie, and cutting them out."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ovss_core.config import WindowConfig
+
+
+@dataclass(frozen=True)
+class AxisWindows:
+    """The windows along one axis.
+
+    Attributes:
+        length: Pixels of the resized image along the axis.
+        size: Pixels of one window; smaller than asked where the image is.
+        starts: First pixel of each window, ascending; the last one shifts inside the image.
+    """
+
+    length: int
+    size: int
+    starts: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def axis_windows(length: int, size: int, stride: int) -> AxisWindows:
+    """Lay windows of `size` every `stride` pixels so that all of `length` is covered.
+
+    An axis shorter than the window gets one smaller window.
+    """
+    count = max(length - size + stride - 1, 0) // stride + 1
+    starts = tuple(max(min(i * stride + size, length) - size, 0) for i in range(count))
+    return AxisWindows(length, min(size, length), starts)
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """The windows of one image: every vertical start with every horizontal one, row by row."""
+
+    vertical: AxisWindows
+    horizontal: AxisWindows
+
+    @classmethod
+    def of(cls, height: int, width: int, config: WindowConfig) -> "WindowLayout":
+        """Lay out the windows of a resized image of `height` x `width` pixels."""
+        return cls(
+            axis_windows(height, config.size, config.stride), axis_windows(width, config.size, config.stride)
+        )
+
+    @classmethod
+    def of_image(cls, image: np.ndarray, config: WindowConfig) -> "WindowLayout":
+        """Lay out the windows of a resized image [height, width, 3]."""
+        return cls.of(image.shape[0], image.shape[1], config)
+
+    def __len__(self) -> int:
+        return len(self.vertical.starts) * len(self.horizontal.starts)
+
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """Height and width of every window."""
+        return self.vertical.size, self.horizontal.size
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the resized image."""
+        return self.vertical.length, self.horizontal.length
+
+    @property
+    def origins(self) -> list[tuple[int, int]]:
+        """Top and left of each window, row by row."""
+        return [(top, left) for top in self.vertical.starts for left in self.horizontal.starts]
+
+    def cut(self, image: np.ndarray) -> np.ndarray:
+        """Cut the windows out of the resized image [height, width, 3]: [windows, size, size, 3]."""
+        height, width = self.window_size
+        return np.stack([image[top : top + height, left : left + width] for top, left in self.origins])

@@ -1,1 +1,0 @@
-"""From pictures to windows, and from window scores to labels."""

@@ -1,0 +1,121 @@
+"""The result for one image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PresentClass:
+    """A class with at least one pixel.
+
+    Attributes:
+        index: Its value in the label map.
+        pixels: Number of its pixels.
+        share: The same as a share of the image, in (0, 1].
+        confidence: Mean score of its pixels: probability without purification, purified map value with it.
+    """
+
+    index: int
+    name: str
+    pixels: int
+    share: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class ScoredClass:
+    """A class that redundancy purification kept or removed, with its score (nan: a background, kept unscored)."""
+
+    index: int
+    name: str
+    score: float
+
+
+class ScoredClasses(Sequence[ScoredClass]):
+    """Scored classes as arrays, each made into a `ScoredClass` when it is asked for.
+
+    Of a large vocabulary every image lists nearly all; what only passes through to a table is never made at all.
+
+    Args:
+        names: Of the whole vocabulary.
+        indices: Classes that are listed, ascending.
+        scores: Of the same classes.
+    """
+
+    def __init__(self, names: Sequence[str], indices: np.ndarray, scores: np.ndarray) -> None:
+        self.indices, self.scores = indices, scores
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, place: int) -> ScoredClass: ...
+    @overload
+    def __getitem__(self, place: slice) -> "ScoredClasses": ...
+    def __getitem__(self, place: int | slice) -> "ScoredClass | ScoredClasses":
+        if isinstance(place, slice):
+            return ScoredClasses(self._names, self.indices[place], self.scores[place])
+        index = int(self.indices[place])
+        return ScoredClass(index, self._names[index], float(self.scores[place]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_dicts(self) -> list[dict[str, object]]:
+        """Return index, name and score of each."""
+        return [
+            {"index": index, "name": self._names[index], "score": score}
+            for index, score in zip(self.indices.tolist(), self.scores.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class BoxDecision:
+    """One region that several classes claimed.
+
+    Attributes:
+        x0, y0, x1, y1: Pixels of the image, exclusive end.
+        winner: Index of the class that took it, or None where the region was degenerate and all kept it.
+    """
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    winner: int | None
+
+
+@dataclass(frozen=True)
+class AmbiguityGroup:
+    """Classes whose maps coincide, and who won where."""
+
+    classes: tuple[int, ...]
+    boxes: tuple[BoxDecision, ...]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The labels of one image, at its own size, and how they came about.
+
+    Attributes:
+        label_map: Class index of every pixel [height, width], uint8, or uint16 above 255 classes.
+        present: The classes in the label map, by index.
+        kept: The purified vocabulary, by index; empty without purification.
+        removed: The classes that purification removed as redundant, by index.
+        groups: Ambiguous groups, their regions and the winners.
+    """
+
+    label_map: np.ndarray
+    present: tuple[PresentClass, ...]
+    kept: Sequence[ScoredClass] = ()
+    removed: Sequence[ScoredClass] = ()
+    groups: tuple[AmbiguityGroup, ...] = ()

@@ -1,0 +1,92 @@
+"""Between host and device: many small tables in one copy, and results that are awaited later.
+
+A copy of a few numbers costs a GPU's queue as much as one of a megabyte, and a copy back makes the host wait for all
+that is queued. So the tables of a batch travel as one block of pinned memory, and what comes back is asked for when the
+next batch has been queued.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 16
+
+
+def upload(
+    tables: Mapping[str, np.ndarray | Sequence[np.ndarray]], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Bring tables to a device in one copy; on the CPU they are not copied at all.
+
+    Args:
+        tables: By name; several arrays that differ in length alone become one.
+        device: Where they go.
+    """
+    parts = {
+        name: [np.ascontiguousarray(part) for part in ([table] if isinstance(table, np.ndarray) else table)]
+        for name, table in tables.items()
+    }
+    if torch.device(device).type == "cpu":
+        return {
+            name: torch.from_numpy(table[0] if len(table) == 1 else np.concatenate(table))
+            for name, table in parts.items()
+        }
+    sizes = [-(-sum(part.nbytes for part in table) // _ALIGNMENT) * _ALIGNMENT for table in parts.values()]
+    block = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    flat = block.numpy()
+    start = 0
+    for size, table in zip(sizes, parts.values(), strict=True):
+        place = start
+        for part in table:
+            flat[place : place + part.nbytes] = part.reshape(-1).view(np.uint8)
+            place += part.nbytes
+        start += size
+    sent = block.to(device, non_blocking=True)
+    return {
+        name: piece[: sum(part.nbytes for part in table)]
+        .view(torch.from_numpy(table[0]).dtype)
+        .view(sum(len(part) for part in table), *table[0].shape[1:])
+        for piece, (name, table) in zip(sent.split(sizes), parts.items(), strict=True)
+    }
+
+
+class Download:
+    """Tensors on their way to the host in one copy.
+
+    Args:
+        tensors: On one device; the copy begins when this is made, behind all work that is queued.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._kinds = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        self._tensors = tensors
+        self._event: torch.cuda.Event | None = None
+        if tensors[0].device.type == "cpu":
+            return
+        joined = torch.cat([_as_bytes(tensor) for tensor in tensors])
+        self._host = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        self._host.copy_(joined, non_blocking=True)
+        if torch.cuda.is_available():
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> list[np.ndarray]:
+        """Return the tensors as arrays, in order."""
+        if self._tensors[0].device.type == "cpu":
+            return [tensor.numpy() for tensor in self._tensors]
+        if self._event is not None:
+            self._event.synchronize()
+        arrays, start = [], 0
+        for shape, dtype in self._kinds:
+            size = shape.numel() * dtype.itemsize
+            arrays.append(self._host[start : start + size].clone().view(dtype).view(shape).numpy())
+            start += size
+        return arrays
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    flat = tensor.contiguous().flatten()
+    if flat.stride(0) != 1:  # a single number may keep the stride of what it was cut from
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)

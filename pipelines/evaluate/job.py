@@ -1,0 +1,215 @@
+"""Measure labels against reference masks: a benchmark by the papers' protocols, or any two folders."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from ovss_core.api import classify_text
+from ovss_core.clip.weights import load_clip
+from ovss_core.config import SegmenterConfig
+from ovss_core.evaluation.benchmarks import published_miou
+from ovss_core.vocabulary import Vocabulary
+from pipelines.evaluate.grid import GridBase, GridRow, grid_rows
+from pipelines.evaluate.options import PairOptions as PairOptions
+from pipelines.evaluate.pairs import PairSource
+from pipelines.evaluate.report import (
+    EVALUATION,
+    GRID,
+    GRID_TABLE,
+    grid_entries,
+    grid_markdown,
+    run_facts,
+    score_variant,
+    write_json,
+)
+from pipelines.evaluate.stage import STAGE, MeasureStage, Variant
+from pipelines.evaluate.table import MEASUREMENT_TABLE, MEASUREMENTS
+from pipelines.preflight import check_evaluate, check_model, say_once
+from pipelines.run.lifecycle import Course, carry_out, open_source, stopping_in_one_line
+from pipelines.run.options import PoolOptions, RunOptions
+from pipelines.run.pools import WorkerPlan
+from pipelines.run.runner import ActorStage
+from pipelines.storage import Folder
+
+SINGLE = "evaluation"
+GRID_BATCH_DIVISOR, GRID_PATIENCE = 8, 4
+"""A grid labels each image some forty times, so its batches are smaller and may take longer."""
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """An evaluation.
+
+    Attributes:
+        vocabulary: The classes, in the order of the masks' values.
+        segmenter: What decides the labels; in a grid of a benchmark only the model and memory of it apply.
+        descriptions: Sentences by class name for the ambiguity step.
+    """
+
+    pairs: PairOptions
+    run: RunOptions
+    vocabulary: Vocabulary
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    descriptions: Mapping[str, list[str]] | None = None
+    pools: PoolOptions = field(default_factory=PoolOptions)
+
+    def rows(self) -> list[GridRow]:
+        """Return the settings to measure: those of the grid, or the one of this job."""
+        if self.pairs.grid:
+            from_benchmark = self.pairs.benchmark and not self.pairs.vocabulary
+            vocabulary = None if from_benchmark else self.vocabulary
+            return grid_rows(GridBase(self.segmenter, self.pairs.benchmark, vocabulary))
+        config, benchmark = self.segmenter, self.pairs.benchmark
+        published = published_miou(benchmark, config.host, config.purification.method) if benchmark else None
+        return [GridRow(SINGLE, "", config, self.vocabulary, published)]
+
+
+def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
+    """Measure every pair, and return what `evaluation.json` (or `grid.json`) holds.
+
+    Raises:
+        ConfigError: Before any worker starts: settings that cannot work, or an output of another run.
+        StorageError: Before any worker starts: no pairs, or an output that cannot be written.
+        WeightsError: Before any worker starts: the model's weights are missing.
+        ClusterError: Before any worker starts: the cluster is too small.
+        OvssError: The run stopped, or its counts do not add up.
+    """
+    asked = job.pairs, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
+    warnings, vocabularies = check_evaluate(*asked), [row.vocabulary for row in job.rows()]
+    say_once([*warnings, *check_model(job.segmenter.model, vocabularies, job.descriptions)])
+    rows, pairs = job.rows(), job.pairs
+    source = open_source(pairs.images or pairs.root, partial(pairs.open, job.vocabulary), job.run)
+    summary, _ = carry_out(
+        Course(
+            source=source,
+            run=job.run,
+            pools=job.pools,
+            table=MEASUREMENT_TABLE,
+            model=rows[0].config.model,
+            encode=encode_texts,
+            encode_arguments=(rows, job.descriptions),
+            identity=partial(_identity, job, source, rows),
+            stages=partial(_stages, job, source),
+            details={},
+            adjust=partial(_smaller_batches, job),
+            max_bytes=pairs.max_bytes,
+            fetch_timeout_s=pairs.fetch_timeout_s,
+            patience=GRID_PATIENCE if pairs.grid else 1,
+            reports=(EVALUATION, GRID, GRID_TABLE),
+        )
+    )
+    with stopping_in_one_line():
+        return _report(job, Folder(job.run.output), rows, summary)
+
+
+def encode_texts(
+    rows: Sequence[GridRow], descriptions: Mapping[str, list[str]] | None, device: str
+) -> tuple[list[Variant], str]:
+    """Encode the vocabulary of every row, each once; returns the variants and the weights' hash."""
+    clip = load_clip(rows[0].config.model)
+    encoded: dict[tuple[str, bool], bytes] = {}
+    variants = []
+    for row in rows:
+        purification = row.config.purification
+        wants_null = purification.method == "freecp" and purification.redundancy
+        key = row.vocabulary.content_hash, wants_null and purification.thresholds == "auto"
+        if key not in encoded:
+            encoded[key] = classify_text(clip, row.config, row.vocabulary, descriptions, device).to_bytes()
+        variants.append(Variant(row.key, row.config, encoded[key]))
+    return variants, clip.weights_hash()
+
+
+def _stages(
+    job: EvaluateJob, source: PairSource, plan: WorkerPlan, variants: Sequence[Variant]
+) -> list[ActorStage]:
+    arguments = {
+        "variants": list(variants),
+        "masks": source.masks,
+        "conversion": source.conversion,
+        "oracle": job.pairs.oracle,
+        "device": job.pools.device,
+        "torch_threads": plan.torch_threads,
+    }
+    return [ActorStage(STAGE, MeasureStage, arguments, plan.propose, plan.batch_size)]
+
+
+def _smaller_batches(job: EvaluateJob, plan: WorkerPlan) -> WorkerPlan:
+    if not job.pairs.grid or job.pools.batch_size is not None:
+        return plan
+    return replace(plan, batch_size=max(1, plan.batch_size // GRID_BATCH_DIVISOR))
+
+
+def _report(
+    job: EvaluateJob, output: Folder, rows: Sequence[GridRow], summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    facts = {"benchmark": job.pairs.benchmark, **run_facts(output, summary)}
+    statistics = summary["statistics"]
+    if job.pairs.grid:
+        entries = grid_entries(rows, statistics)
+        report: dict[str, Any] = {**facts, "rows": entries}
+        write_json(output, GRID, report)
+        output.write(GRID_TABLE, grid_markdown(entries).encode())
+        return report
+    [row] = rows
+    published = None if row.published is None else row.published / 100
+    report = {
+        **score_variant(statistics.get(row.key, {}), row.config, row.vocabulary),
+        "published_miou": published,
+        **facts,
+    }
+    write_json(output, EVALUATION, report)
+    return report
+
+
+def _identity(
+    job: EvaluateJob, source: PairSource, rows: Sequence[GridRow], weights_hash: str | None
+) -> dict[str, Any]:
+    return {
+        "job": "evaluate",
+        "schema": MEASUREMENTS.metadata[b"ovss_schema"].decode(),
+        "source": source.describe(),
+        "variants": {row.key: _deciding(row) for row in rows},
+        "weights_hash": weights_hash,
+        "descriptions": job.descriptions,
+        "oracle": job.pairs.oracle,
+        "shard_size": job.run.shard_size,
+    }
+
+
+def _deciding(row: GridRow) -> dict[str, Any]:
+    """Return the settings that decide a row's figures; those of speed and memory are left out."""
+    config = row.config.to_dict()
+    config.pop("window_batch")
+    config["purification"].pop("phrase_chunk")
+    return {"config": config, "vocabulary_hash": row.vocabulary.content_hash}
+
+
+def describe_result(job: EvaluateJob, report: Mapping[str, Any]) -> int:
+    """Print what came out, and return the exit status: 1 if not a single pair could be measured."""
+    place = Folder(job.run.output).public_uri
+    print(f"{report['images']:,} images: {report['measured']:,} measured, {report['failed']:,} failed")
+    if job.pairs.grid:
+        print(grid_markdown(report["rows"]))
+        print(f"report: {place}/{GRID}, {place}/{GRID_TABLE}")
+    else:
+        print(_headline(report))
+        print(f"report: {place}/{EVALUATION}")
+    for warning in (report["rows"][0] if job.pairs.grid else report)["warnings"]:
+        print(f"warning: {warning}")
+    if report["failed"]:
+        print(f"why images failed: {place}/failures; try them again with --retry-failed")
+    return 0 if report["measured"] else 1
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    named = {
+        "mIoU": report["miou"],
+        "published with ViT-B/16": report["published_miou"],
+        "pixel accuracy": report["pixel_accuracy"],
+        "boundary mIoU": report["boundary_miou"],
+        "oracle mIoU": (report["oracle"] or {}).get("miou"),
+        "purified vocabulary F1": (report["purified_vocabulary"] or {}).get("f1"),
+    }
+    scores = [f"{name} {100 * value:.2f} %" for name, value in named.items() if value is not None]
+    return ", ".join(scores) or "no scores"

@@ -1,0 +1,1 @@
+"""Labelling: the job, its stages in actors, its table and its pictures."""

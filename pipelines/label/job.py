@@ -1,0 +1,147 @@
+"""Label a corpus: what the job is made of, the checks before it starts, and its one call."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from ovss_core.api import classify_text
+from ovss_core.clip.weights import load_clip
+from ovss_core.config import SegmenterConfig
+from ovss_core.vocabulary import Vocabulary
+from pipelines.label.pictures import write_previews
+from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
+from pipelines.label.table import LABEL_TABLE
+from pipelines.preflight import check_label, check_model, say_once
+from pipelines.preflight import read_descriptions as read_descriptions
+from pipelines.run.lifecycle import Course, carry_out, open_source, stopping_in_one_line
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.run.pools import WorkerPlan
+from pipelines.run.progress import announced
+from pipelines.run.runner import ActorStage
+from pipelines.run.schema import LABELS
+from pipelines.sources import Source
+from pipelines.storage import Folder
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """A labelling run.
+
+    Attributes:
+        vocabulary: The classes.
+        descriptions: Sentences by class name for the ambiguity step.
+        segmenter: What decides the masks.
+    """
+
+    source: SourceOptions
+    run: RunOptions
+    vocabulary: Vocabulary
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    descriptions: Mapping[str, list[str]] | None = None
+    pools: PoolOptions = field(default_factory=PoolOptions)
+
+
+def run_label(job: LabelJob) -> dict[str, Any]:
+    """Label every image of the source, and return the summary.
+
+    Raises:
+        ConfigError: Before any worker starts: settings that cannot work, or an output of another run.
+        StorageError: Before any worker starts: no images, or an output that cannot be written.
+        WeightsError: Before any worker starts: the model's weights are missing.
+        ClusterError: Before any worker starts: the cluster is too small.
+        OvssError: The run stopped, or its counts do not add up.
+    """
+    asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
+    say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.descriptions)])
+    options = job.source
+    source = open_source(options.images or options.parquet or options.webdataset, options.open, job.run)
+    purification = job.segmenter.purification
+    summary, manifest = carry_out(
+        Course(
+            source=source,
+            run=job.run,
+            pools=job.pools,
+            table=LABEL_TABLE,
+            model=job.segmenter.model,
+            encode=encode_text,
+            encode_arguments=(job.segmenter, job.vocabulary, job.descriptions),
+            identity=partial(_identity, job, source),
+            stages=partial(_stages, job),
+            details={"vocabulary": job.vocabulary.name, "segmenter": job.segmenter.to_dict()},
+            two_stages=purification.needs_crops,
+            max_bytes=options.max_bytes,
+            fetch_timeout_s=options.fetch_timeout_s,
+        )
+    )
+    if job.run.previews:
+        with announced("ovss: drawing previews", job.run.progress_s), stopping_in_one_line():
+            write_previews(Folder(job.run.output), source, manifest, job.vocabulary, job.run.previews)
+    return summary
+
+
+def encode_text(
+    config: SegmenterConfig,
+    vocabulary: Vocabulary,
+    descriptions: Mapping[str, list[str]] | None,
+    device: str,
+) -> tuple[bytes, str]:
+    """Encode the vocabulary once for all workers; returns the classifier's bytes and the weights' hash."""
+    text = classify_text(load_clip(config.model), config, vocabulary, descriptions, device)
+    return text.to_bytes(), text.weights_hash
+
+
+def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
+    arguments = {
+        "config": job.segmenter,
+        "text": text,
+        "device": job.pools.device,
+        "torch_threads": plan.torch_threads,
+        "worker_threads": plan.worker_threads,
+    }
+    if plan.finish is None:
+        return [ActorStage("segment", SegmentStage, arguments, plan.propose, plan.batch_size)]
+    lighter = arguments | {"torch_threads": plan.torch_threads and 1}
+    return [
+        ActorStage("propose", ProposeStage, arguments, plan.propose, plan.batch_size),
+        ActorStage("finish", FinishStage, lighter, plan.finish, plan.batch_size),
+    ]
+
+
+def _identity(job: LabelJob, source: Source, weights_hash: str | None) -> dict[str, Any]:
+    """Say what decides the results: contents, not the paths of vocabulary and weights, nor speed and memory."""
+    config = job.segmenter.to_dict()
+    config.pop("window_batch")
+    config["purification"].pop("phrase_chunk")
+    config["model"].pop("pretrained")
+    return {
+        "job": "label",
+        "schema": LABELS.metadata[b"ovss_schema"].decode(),
+        "source": source.describe(),
+        "config": config,
+        "vocabulary": job.vocabulary.to_dict()["classes"],
+        "vocabulary_hash": job.vocabulary.content_hash,
+        "weights_hash": weights_hash,
+        "descriptions": job.descriptions,
+        "shard_size": job.run.shard_size,
+    }
+
+
+def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:
+    """Print what came out, and return the exit status: 1 if not a single image could be labelled."""
+    place = Folder(job.run.output).public_uri
+    start = summary["this_start"]
+    did = (
+        f"this start did {start['images']:,} in {start['seconds']:.1f} s ({start['images_per_second']:.2f} images/s)"
+        if start["images"]
+        else "nothing was left to do"
+    )
+    print(
+        f"{summary['images']:,} images: {summary['labelled']:,} labelled, {summary['failed']:,} failed; {did}"
+    )
+    print(f"labels: {place}/labels, summary: {place}/summary.json")
+    if summary["failed"]:
+        print(f"why images failed: {place}/failures; try them again with --retry-failed")
+    if job.run.previews:
+        print(f"previews: {place}/previews/index.html")
+    return 0 if summary["labelled"] else 1

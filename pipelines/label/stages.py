@@ -1,0 +1,306 @@
+"""The labelling stages: callable classes over batches, which run in Ray Data's actors and without Ray.
+
+Each takes rows with a payload (an image, or a proposal) and hands them on with its own payload in the same place;
+a row that has failed passes through. So they fit any pipeline:
+``dataset.map_batches(SegmentStage, fn_constructor_kwargs={"config": config, "text": text},
+batch_format="pyarrow", ...)``, and as well "numpy" or "pandas", which are given back as they came.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ovss_core.clip.text import TextClassifier
+from ovss_core.config import SegmenterConfig
+from ovss_core.engine.engine import PreparedImage, SegmentationEngine, Wave
+from ovss_core.engine.finite import WINDOWS, not_finite
+from ovss_core.engine.proposal import Proposals
+from ovss_core.errors import ConfigError, ImageError
+from ovss_core.images.decode import EncodedImage
+from ovss_core.images.windows import WindowLayout
+from ovss_core.results import Segmentation
+from pipelines.faults import Failure, process_all
+from pipelines.label.batches import PREFIX, Batch, pairs
+from pipelines.label.image_column import Item, OddValue, image_items, to_pixels
+from pipelines.label.table import label_row
+from pipelines.run.compute import pick_device, use_threads
+from pipelines.run.ledger import AttemptLedger
+from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, SECONDS, result_type
+
+_LARGE_PIXELS = 1 << 24
+_WAVE, _WAVE_ON_GPU = 16, 32
+"""Images that are decoded before the engine begins with them: enough to fill it, few enough that the next decode
+meanwhile."""
+_PIXELS_AT_ONCE = 1 << 26
+
+
+class _EngineStage:
+    """What all labelling stages share: an engine, and rows in which failures travel on.
+
+    Args:
+        config: Decides what every image gets.
+        text: The encoded vocabulary, or its bytes (one copy for all actors).
+        device: "auto" takes the GPU that Ray assigned, if any.
+        torch_threads: Threads of one operation on the CPU; None leaves torch's choice.
+        worker_threads: Threads that decode images or encode masks.
+        image_column: Column with images (first stage only): files as bytes, structs with a field ``bytes``, or pixels as
+            uint8 tensors [height, width, 3].
+        ledger: Finds images that kill their worker; None outside `run_job`.
+    """
+
+    name = "segment"
+    payload = "image"
+    output = "result"
+    output_type: pa.DataType = result_type(LABELS)
+
+    def __init__(
+        self,
+        config: SegmenterConfig,
+        text: TextClassifier | bytes,
+        device: str = "auto",
+        torch_threads: int | None = None,
+        worker_threads: int = 4,
+        image_column: str = "image",
+        ledger: AttemptLedger | None = None,
+    ) -> None:
+        use_threads(torch_threads and 1)
+        chosen = pick_device(device)
+        classifier = TextClassifier.from_bytes(text) if isinstance(text, bytes) else text
+        self.engine = SegmentationEngine.build(config, classifier, chosen)
+        self.image_column = image_column
+        self.ledger = ledger
+        self._torch_threads = torch_threads
+        self._threads = ThreadPoolExecutor(worker_threads)
+        self._large = threading.Lock()
+        self._seconds: dict[str, float] = {}
+
+    def work(self, items: Sequence[Any]) -> list[Any]:
+        """Turn payloads into the values of the output column; a value may be a failure."""
+        raise NotImplementedError
+
+    def __call__(self, batch: Any) -> Any:
+        """Work on the rows that have not failed; every row stays one row, in a batch of the kind that came.
+
+        Raises:
+            ConfigError: The batch has no such column, or it holds no payloads.
+        """
+        use_threads(self._torch_threads)
+        rows = Batch.of(batch)
+        payload = self._payload(rows)
+        items = self._items(rows, payload)
+        own = rows.own_column("failure", self._chained)
+        failures = rows.values(own) if own else [None] * len(items)
+        for place, item in enumerate(items):
+            if failures[place] is None and (reason := _no_payload(payload, item)):
+                failures[place] = Failure(self.name, "ImageError", reason).to_dict()
+        ids = _ids(rows, items)
+        live = [place for place, failure in enumerate(failures) if failure is None]
+        outcomes = process_all(
+            self.name,
+            [ids[place] for place in live],
+            [items[place] for place in live],
+            self.work,
+            self.ledger,
+        )
+        values: list[Any] = [None] * len(items)
+        for place, outcome in zip(live, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                failures[place] = outcome.to_dict()
+            else:
+                values[place] = outcome
+        return self._replace(rows, payload, values, failures)
+
+    @property
+    def _chained(self) -> bool:
+        """Whether another stage came before, so that its columns are there."""
+        return self.payload != "image"
+
+    def _payload(self, rows: Batch) -> str:
+        if not self._chained:
+            return self.image_column
+        prefixed = PREFIX + self.payload
+        return prefixed if prefixed in rows.names else self.payload
+
+    def _items(self, rows: Batch, payload: str) -> list[Any]:
+        if (
+            len(rows) == 0 and payload not in rows.names
+        ):  # Ray hands on empty blocks that have no columns at all
+            return []
+        return image_items(rows, payload) if not self._chained else _proposals(rows, payload)
+
+    def _replace(self, rows: Batch, payload: str, values: list[Any], failures: list[Any]) -> Any:
+        own_failure, own_seconds = (rows.own_column(name, self._chained) for name in ("failure", "seconds"))
+        seconds = rows.values(own_seconds) if own_seconds else [None] * len(values)
+        seconds = [pairs(entry) or None for entry in seconds]
+        if seconds:
+            spent = {**self.engine.take_timings(), **self._seconds}
+            seconds[0] = [*(seconds[0] or ()), *spent.items()]
+            self._seconds = {}
+        dropped = [name for name in (payload, own_failure, own_seconds) if name and name in rows.names]
+        columns = {
+            rows.free_name("failure", dropped): (failures, FAILURE),
+            rows.free_name("seconds", dropped): (seconds, SECONDS),
+            rows.free_name(self.output, dropped): (values, self.output_type),
+        }
+        return rows.replace(dropped, columns)
+
+    def _propose(
+        self, items: Sequence[Item], outcomes: dict[int, Any]
+    ) -> Iterator[tuple[tuple[int, ...], Proposals]]:
+        """Yield the proposals of the items, with their places; decoding goes ahead in threads.
+
+        Args:
+            items: Images.
+            outcomes: Takes the failures of items that cannot be decoded, by place.
+        """
+        decoding = [self._threads.submit(self._prepare, item) for item in items]
+        for wave, proposals in self.engine.propose_all(self._waves(decoding, outcomes)):
+            yield wave.places, proposals
+
+    def _waves(
+        self, decoding: Sequence[Future[PreparedImage | Failure]], outcomes: dict[int, Any]
+    ) -> Iterator[Wave]:
+        size = _WAVE_ON_GPU if self.engine.device.type == "cuda" else _WAVE
+        for start in range(0, len(decoding), size):
+            waiting = time.perf_counter()
+            images = {
+                start + offset: future.result()
+                for offset, future in enumerate(decoding[start : start + size])
+            }
+            self._count("decode", waiting)
+            outcomes.update({place: image for place, image in images.items() if isinstance(image, Failure)})
+            prepared = {place: image for place, image in images.items() if isinstance(image, PreparedImage)}
+            places = list(prepared)
+            for wave in self.engine.gather(list(prepared.values())):
+                yield replace(wave, places=tuple(places[position] for position in wave.places))
+
+    def _finish(self, places: Sequence[int], proposals: Proposals, outcomes: dict[int, Any]) -> None:
+        """Label the images of one batch, and turn them into rows."""
+        results = [
+            Failure.of(self.name, result) if isinstance(result, ImageError) else result
+            for result in self.engine.finish(proposals)
+        ]
+        start = time.perf_counter()
+        outcomes.update(zip(places, self._threads.map(_row, results), strict=True))
+        self._count("mask_encoding", start)
+
+    def _prepare(self, item: Item) -> PreparedImage | Failure:
+        limit = self.engine.config.max_pixels
+        try:
+            if not isinstance(item, bytes):
+                return self.engine.prepare(to_pixels(item, limit))
+            image = EncodedImage(item, limit)
+            with self._large if image.height * image.width > _LARGE_PIXELS else nullcontext():
+                return self.engine.prepare(image.pixels())
+        except ImageError as error:
+            return Failure.of("decode", error)
+
+    def _count(self, step: str, start: float) -> None:
+        self._seconds[step] = self._seconds.get(step, 0.0) + time.perf_counter() - start
+
+
+class ProposeStage(_EngineStage):
+    """Stage 1: image files to proposals (column ``proposal``)."""
+
+    name = "propose"
+    output = "proposal"
+    output_type = PROPOSAL
+
+    def work(self, items: Sequence[Item]) -> list[Any]:
+        """Turn image files into rows of `PROPOSAL`."""
+        outcomes: dict[int, Any] = {}
+        for places, proposals in self._propose(items, outcomes):
+            rows = proposals.to_rows()
+            for place, row, sound in zip(places, rows, proposals.sound_images, strict=True):
+                outcomes[place] = row if sound else Failure.of(self.name, not_finite(WINDOWS))
+        return [outcomes[place] for place in range(len(items))]
+
+
+class FinishStage(_EngineStage):
+    """Stage 2: proposals to labels (column ``result``)."""
+
+    name = "finish"
+    payload = "proposal"
+
+    def work(self, items: Sequence[dict[str, Any]]) -> list[Any]:
+        """Turn rows of `PROPOSAL` into label rows."""
+        outcomes: dict[int, Any] = {}
+        for places in _batches(items, self.engine):
+            proposals = self.engine.proposals_of_rows([items[place] for place in places])
+            self._finish(places, proposals, outcomes)
+        return [outcomes[place] for place in range(len(items))]
+
+
+class SegmentStage(_EngineStage):
+    """Both stages in one actor: image files to labels (column ``result``)."""
+
+    def work(self, items: Sequence[Item]) -> list[Any]:
+        """Turn image files into label rows."""
+        outcomes: dict[int, Any] = {}
+        for places, proposals in self._propose(items, outcomes):
+            self._finish(places, proposals, outcomes)
+        return [outcomes[place] for place in range(len(items))]
+
+
+def _row(result: Segmentation | Failure) -> dict[str, Any] | Failure:
+    return result if isinstance(result, Failure) else label_row(result)
+
+
+def _batches(items: Sequence[dict[str, Any]], engine: SegmentationEngine) -> Iterator[list[int]]:
+    """Put rows together whose windows have one size, cut where label maps would take too much memory."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for place, item in enumerate(items):
+        height, width = item["resized"]
+        size = WindowLayout.of(height, width, engine.config.windows).window_size
+        by_size.setdefault(size, []).append(place)
+    for places in by_size.values():
+        room = 0
+        batch: list[int] = []
+        for place in places:
+            height, width = items[place]["size"]
+            if batch and height * width > room:
+                yield batch
+                batch = []
+            if not batch:
+                room = _PIXELS_AT_ONCE
+            batch.append(place)
+            room -= height * width
+        yield batch
+
+
+def _proposals(rows: Batch, payload: str) -> list[Any]:
+    values = rows.values(payload) if payload in rows.names else [payload]
+    if not all(value is None or isinstance(value, dict) for value in values):
+        raise ConfigError(
+            f"the batch has no column {payload!r} of proposals (it has {', '.join(map(str, rows.names)) or 'none'}); "
+            "FinishStage works on what ProposeStage gives"
+        )
+    return values
+
+
+def _no_payload(payload: str, item: Any) -> str | None:
+    """Say why a row has nothing to work on, if so."""
+    if item is None:
+        return f"column {payload!r} is empty"
+    return item.reason if isinstance(item, OddValue) else None
+
+
+def _ids(rows: Batch, items: Sequence[Any]) -> list[str]:
+    if rows.names.count("image_id") == 1:
+        return [str(image_id) for image_id in rows.values("image_id")]
+    return [blake2b(_content(item), digest_size=16).hexdigest() for item in items]
+
+
+def _content(item: Any) -> bytes:
+    if isinstance(item, np.ndarray | Image.Image):
+        return item.tobytes()
+    return item if isinstance(item, bytes) else b""

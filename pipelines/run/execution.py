@@ -1,0 +1,189 @@
+"""The one place that talks to Ray Data: units of work through a read stage, actor pools and the sink."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+import ray.data.exceptions
+
+from ovss_core.errors import OvssError
+from pipelines.run.capacity import READ_CPUS, WRITE_CPUS, Pool
+from pipelines.run.ledger import AttemptLedger
+from pipelines.run.manifest import is_streamed
+from pipelines.run.options import FETCH_SHARE
+from pipelines.run.reading import ReadImages
+from pipelines.run.sink import OutputTable, WriteFragments, merge_part
+from pipelines.run.work_units import Unit, pack_units
+from pipelines.sources import Source
+from pipelines.storage import Folder
+
+_MAX_BLOCKS = 4096
+_MERGES_AT_ONCE = 4
+_BLOCK_BYTES, _STREAM_BLOCK_BYTES = 16 << 20, 2 << 20
+"""A block goes to one actor; those of a streamed shard are smaller, for its few readers feed all actors."""
+_COLORS = re.compile(r"\x1b\[\d+m")
+_ERROR_LINE = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*: \S")
+
+
+@dataclass(frozen=True)
+class ActorStage:
+    """A stage that holds state, such as a model, in a pool of actors.
+
+    Attributes:
+        name: For messages; the worker's own failures carry the name that it chooses.
+        worker: Callable class over Arrow tables; gets `arguments` and ``ledger``.
+        batch_size: Images of one call.
+    """
+
+    name: str
+    worker: type
+    arguments: Mapping[str, Any]
+    pool: Pool
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs besides the images themselves.
+
+    Attributes:
+        stages: Applied in order; the last one fills the column ``result``.
+        table: The output table.
+        fetch_timeout_s: Seconds that one file may take to arrive; at most a third of `no_progress_s`, as a table of
+            files that all fail may take twice as long.
+        shard_size: Images of a part of a shard that is listed while it is read.
+        fragment_rows: Images that are stored together while a part is unfinished; what a kill can cost.
+        no_progress_s: Give up when Ray moves nothing for so long.
+    """
+
+    output: Folder
+    source: Source
+    stages: Sequence[ActorStage]
+    table: OutputTable
+    image_column: str | None = None
+    max_bytes: int = 1 << 28
+    fetch_timeout_s: float = 60.0
+    shard_size: int = 256
+    fragment_rows: int = 16
+    no_progress_s: float = 300.0
+
+
+class Execution(Protocol):
+    """What moves the images; `RayExecution`, or a plain loop in tests."""
+
+    def written(self, units: Sequence[Unit]) -> Iterator[Mapping[str, Any]]:
+        """Do the work, and yield rows of `pipelines.run.sink.WRITTEN` as fragments are stored."""
+
+    def merge(self, part: str) -> None:
+        """Begin to merge a part whose rows are all stored."""
+
+    def wait(self) -> None:
+        """Wait until every part that `merge` was called for is merged."""
+
+    def finished(self) -> int:
+        """Return how many images the last stage has finished, stored or not."""
+
+    def noted(self, ids: Sequence[str]) -> Mapping[str, str]:
+        """Return, of some images, those that a stage began and never finished, with that stage."""
+
+
+class RayExecution:
+    """Moves images with Ray Data; one ledger serves all rounds of the run."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._ledger = AttemptLedger.start()
+        self._merge = ray.remote(num_cpus=0, max_retries=3)(merge_part)
+        self._table = ray.put(job.table)
+        self._merges: list[Any] = []
+
+    def written(self, units: Sequence[Unit]) -> Iterator[Mapping[str, Any]]:
+        """Send units through all stages."""
+        job = self.job
+        reader = ReadImages(
+            job.output.uri,
+            job.source.uri,
+            job.image_column,
+            job.max_bytes,
+            timeout_s=min(job.fetch_timeout_s, job.no_progress_s / FETCH_SHARE),
+            fields=getattr(job.source, "fields", None),
+            shard_size=job.shard_size,
+            ledger=self._ledger,
+        )
+        writer = WriteFragments(job.output.uri, job.table)
+        with _reported(), _context(job):
+            rows = ray.data.from_items(
+                pack_units(units), override_num_blocks=min(_MAX_BLOCKS, math.ceil(len(units)))
+            )
+            rows = rows.map_batches(reader.read, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)
+            for stage in job.stages:
+                rows = rows.map_batches(
+                    stage.worker,
+                    fn_constructor_kwargs={**stage.arguments, "ledger": self._ledger},
+                    batch_size=stage.batch_size,
+                    batch_format="pyarrow",
+                    compute=ray.data.ActorPoolStrategy(size=stage.pool.actors),
+                    num_cpus=stage.pool.num_cpus,
+                    num_gpus=stage.pool.num_gpus,
+                )
+            written = rows.map_batches(
+                writer.write, batch_size=job.fragment_rows, batch_format="pyarrow", num_cpus=WRITE_CPUS
+            )
+            yield from written.iter_rows()
+
+    def merge(self, part: str) -> None:
+        """Merge in a task; a few at once."""
+        with _reported():
+            if len(self._merges) >= _MERGES_AT_ONCE:
+                ready, self._merges = ray.wait(self._merges, num_returns=1)
+                ray.get(ready)
+            self._merges.append(self._merge.remote(self.job.output.uri, part, self._table))
+
+    def wait(self) -> None:
+        """Wait for the merges."""
+        with _reported():
+            ray.get(self._merges)
+        self._merges = []
+
+    def finished(self) -> int:
+        """Ask the ledger."""
+        return self._ledger.finished(self.job.stages[-1].name)
+
+    def noted(self, ids: Sequence[str]) -> Mapping[str, str]:
+        """Ask the ledger."""
+        return self._ledger.noted(ids)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    try:
+        yield
+    except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
+        raise OvssError(f"the job stopped: {root_cause(error)}; the same command goes on") from error
+
+
+@contextmanager
+def _context(job: Job) -> Iterator[None]:
+    context = ray.data.DataContext.get_current()
+    names = ("target_max_block_size", "execution_no_progress_timeout_s", "enable_progress_bars")
+    before = {name: getattr(context, name) for name in names}
+    context.target_max_block_size = _STREAM_BLOCK_BYTES if is_streamed(job.source) else _BLOCK_BYTES
+    context.execution_no_progress_timeout_s = job.no_progress_s
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+def root_cause(error: BaseException) -> str:
+    """Find the line of Ray's report that names the error of our own code or of a library."""
+    text = _COLORS.sub("", str(error))
+    named = [line for line in text.splitlines() if _ERROR_LINE.match(line)]
+    lines = [line for line in text.splitlines() if line.strip()]
+    return named[-1] if named else (lines[0] if lines else type(error).__name__)

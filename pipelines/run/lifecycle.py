@@ -1,0 +1,261 @@
+"""The course of a run, the same for every job: check, list, start Ray, plan, encode the text, work, add up.
+
+What can be known without Ray is decided first, and a run whose output is finished already ends there. Nothing is
+written before the checks have passed but a file that shows whether the output can be written to.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from time import monotonic
+from typing import Any, TypeVar, cast
+
+import ray
+
+from ovss_core.clip.weights import load_clip
+from ovss_core.config import ModelConfig
+from ovss_core.errors import (
+    ClusterError,
+    ConfigError,
+    ModelError,
+    OvssError,
+    StorageError,
+    WeightsError,
+)
+from pipelines.run.awaiting import await_plan
+from pipelines.run.capacity import Node
+from pipelines.run.cluster import connected, run_near_gpu
+from pipelines.run.execution import root_cause
+from pipelines.run.manifest import is_streamed, prepare_manifest, read_manifest
+from pipelines.run.manifest_files import COMPLETE, Manifest
+from pipelines.run.options import PoolOptions, RunOptions
+from pipelines.run.pools import WorkerPlan
+from pipelines.run.progress import ProgressReport, announced, say
+from pipelines.run.record import CLEARING, RUN, check_identity, continues_run, remove_run, write_run
+from pipelines.run.retry import reopen_failed
+from pipelines.run.runner import ActorStage, Job, run_job
+from pipelines.run.sink import OutputTable
+from pipelines.run.state_files import DamagedFileError
+from pipelines.run.summary import read_markers, write_summary
+from pipelines.run.verify import is_whole
+from pipelines.sources import ImageRecord, ParquetSource, Source
+from pipelines.storage import Folder, redact
+
+_LISTED_STEP = 1000
+Text = Any
+"""What the workers need of the encoded vocabulary."""
+OpenSource = TypeVar("OpenSource", bound=Source)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a job adds to the course of a run.
+
+    Attributes:
+        table: The output table.
+        model: Whose weights decide the results.
+        encode: Called as ``encode(*encode_arguments, device)`` near a GPU; returns the text and the weights' hash.
+        identity: Gives what decides the results, from the weights' hash.
+        stages: Gives the stages, from the plan and the text.
+        details: What else `run.json` says of this start.
+        adjust: Changes the plan to what the job's batches take.
+        two_stages: Whether stage 2 has work of its own.
+        max_bytes: Image files with more bytes are refused.
+        fetch_timeout_s: Seconds that one image may take to arrive.
+        patience: Factor on the seconds in which something must move.
+        reports: Files that the job writes at its end, removed when it starts anew.
+    """
+
+    source: Source
+    run: RunOptions
+    pools: PoolOptions
+    table: OutputTable
+    model: ModelConfig
+    encode: Callable[..., tuple[Text, str]]
+    encode_arguments: tuple[Any, ...]
+    identity: Callable[[str | None], dict[str, Any]]
+    stages: Callable[[WorkerPlan, Text], Sequence[ActorStage]]
+    details: Mapping[str, Any]
+    adjust: Callable[[WorkerPlan], WorkerPlan] = lambda plan: plan
+    two_stages: bool = False
+    max_bytes: int = 1 << 28
+    fetch_timeout_s: float = 60.0
+    patience: float = 1.0
+    reports: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> Folder:
+        """Where the run writes."""
+        return Folder(self.run.output)
+
+
+def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
+    """Run a job from its checks to its summary, and return the summary and the manifest.
+
+    Raises:
+        ConfigError: Before any worker starts: an output of another run.
+        StorageError: Before any worker starts: no images, or an output that cannot be written.
+        ModelError: Before any worker starts: an architecture that cannot be used.
+        WeightsError: Before any worker starts: the model's weights are missing.
+        ClusterError: Before any worker starts: Ray cannot start, or the cluster is too small.
+        OvssError: The run stopped, or its counts do not add up.
+    """
+    output, run = course.output, course.run
+    with _refusing_in_one_line():
+        replaces = run.overwrite or not continues_run(output, course.identity(None), but=("weights_hash",))
+        output.check_writable()
+        manifest = None if replaces else _extend_finished(course)
+    if manifest and _is_finished(course, manifest):
+        with stopping_in_one_line():
+            return write_summary(output, manifest, _this_start(0, 0.0)), manifest
+    with connected(run.address, run.verbose, run.progress_s) as joined:
+        plan, nodes = _plan(course, joined)
+        with announced("ovss: loading the weights and encoding the vocabulary", run.progress_s):
+            text, weights_hash = run_near_gpu(course.encode, *course.encode_arguments, use_gpu=plan.on_gpus)
+        identity = course.identity(weights_hash)
+        replaces = replaces or not continues_run(output, identity)
+        with stopping_in_one_line():
+            if replaces:
+                remove_run(output, course.table.name)
+                for name in course.reports:
+                    output.remove(name)
+            write_run(output, identity, _details(course, plan, nodes))
+            manifest = manifest or _list(course)
+            return _work(course, manifest, plan, text)
+
+
+def open_source(uri: str | None, open_it: Callable[[], OpenSource], run: RunOptions) -> OpenSource:
+    """Open a source, and see that it holds an image.
+
+    Raises:
+        StorageError: It holds none.
+    """
+    with _refusing_in_one_line(), announced(f"ovss: looking into {redact(uri or '')}", run.progress_s):
+        source = open_it()
+        if not is_streamed(source) and next(iter(source.records()), None) is None:
+            raise StorageError(
+                f"no image in {source.describe()['uri']}; check the path and the files' extensions"
+            )
+    return source
+
+
+@contextmanager
+def _refusing_in_one_line() -> Iterator[None]:
+    """Turn what the system says against a place into the error of a command that has not begun."""
+    try:
+        yield
+    except OvssError:
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise StorageError(f"{place}{error.strerror or root_cause(error)}") from error
+
+
+@contextmanager
+def stopping_in_one_line() -> Iterator[None]:
+    """Turn what goes wrong once a run has begun into an error that says it can go on; it is no refusal then."""
+    try:
+        yield
+    except (ConfigError, ModelError, ClusterError, OSError, ray.exceptions.RayError) as error:
+        raise OvssError(
+            f"the run stopped: {root_cause(error)}; put that right, and the same command goes on"
+        ) from error
+
+
+def _extend_finished(course: Course) -> Manifest | None:
+    """Bring the manifest of a finished output up to date without Ray; None where there is work to be done anyway."""
+    output = course.output
+    if output.exists(CLEARING) or not output.exists(RUN) or not output.exists(COMPLETE):
+        return None
+    try:
+        if not _is_finished(course, read_manifest(output)):
+            return None
+    except DamagedFileError:  # the run that comes now repairs it
+        return None
+    with announced("ovss: everything is done; comparing the weights", course.run.progress_s):
+        try:
+            weights_hash = load_clip(course.model).weights_hash()
+        except (ModelError, WeightsError):  # they may lie on the cluster's nodes only
+            return None
+    check_identity(output, course.identity(weights_hash))
+    return _list(course)
+
+
+def _is_finished(course: Course, manifest: Manifest) -> bool:
+    if not is_whole(course.output, manifest, course.table.name):
+        return False
+    failed = any(marker["failed"] for marker in read_markers(course.output, manifest))
+    return not (course.run.retry_failed and failed)
+
+
+def _list(course: Course) -> Manifest:
+    with announced(f"ovss: listing {course.source.describe()['uri']}", course.run.progress_s) as tell:
+        counted = cast(Source, _Counted(course.source, tell))
+        return prepare_manifest(course.output, counted, course.run.shard_size)
+
+
+class _Counted:
+    """A source that says how many images it has listed."""
+
+    def __init__(self, source: Source, tell: Callable[[str], None]) -> None:
+        self._source, self._tell = source, tell
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def records(self, *arguments: Any, **options: Any) -> Iterator[ImageRecord]:
+        for count, record in enumerate(self._source.records(*arguments, **options), 1):
+            if count % _LISTED_STEP == 0:
+                self._tell(f"{count:,} images so far")
+            yield record
+
+
+def _plan(course: Course, joined: bool) -> tuple[WorkerPlan, list[Node]]:
+    run = course.run
+    if not joined:
+        plan, nodes = await_plan(course.pools, course.two_stages, 0.0, joined=False)
+        return course.adjust(plan), nodes
+    with announced("ovss: looking for workers", run.progress_s) as tell:
+        plan, nodes = await_plan(course.pools, course.two_stages, run.cluster_wait_s, tell)
+    return course.adjust(plan), nodes
+
+
+def _details(course: Course, plan: WorkerPlan, nodes: Sequence[Node]) -> dict[str, Any]:
+    return {
+        **course.details,
+        "pools": asdict(plan),
+        "cluster": [asdict(node) for node in nodes],
+        "run": {**asdict(course.run), "output": course.output.public_uri, "address": None},
+    }
+
+
+def _work(
+    course: Course, manifest: Manifest, plan: WorkerPlan, text: Text
+) -> tuple[dict[str, Any], Manifest]:
+    output, run, source = course.output, course.run, course.source
+    if run.retry_failed:
+        manifest = reopen_failed(output, source, manifest, course.table, run.shard_size)
+    work = Job(
+        output,
+        source,
+        course.stages(plan, text),
+        course.table,
+        image_column=source.image_column if isinstance(source, ParquetSource) else None,
+        max_bytes=course.max_bytes,
+        fetch_timeout_s=course.fetch_timeout_s,
+        shard_size=run.shard_size,
+        fragment_rows=2 * plan.batch_size,
+        no_progress_s=run.no_progress_s * course.patience,
+    )
+    start = monotonic()
+    workers = ", ".join(f"{pool.actors} x {pool.name}" for pool in plan.pools)
+    say(f"ovss: starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})")
+    with ProgressReport(manifest.images, interval_s=run.progress_s, final=not manifest.unlisted) as progress:
+        manifest = run_job(work, manifest, progress)
+    seconds = monotonic() - start
+    return write_summary(output, manifest, _this_start(progress.fresh, seconds)), manifest
+
+
+def _this_start(images: int, seconds: float) -> dict[str, Any]:
+    speed = images / seconds if seconds else 0.0
+    return {"images": images, "seconds": round(seconds, 3), "images_per_second": round(speed, 3)}

@@ -1,0 +1,202 @@
+"""The list of images of a run: made once, kept, and brought up to date when the run comes back.
+
+Plain files and tables are listed here. Shards are only named here: whoever streams one lists it (`pipelines.run.shards`),
+so that its bytes are read once. A run that comes back reads what is listed instead of listing anew; images and
+shards that came to the source since are appended as new parts, so that no finished part ever changes.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from ovss_core.errors import OutputMismatchError, StorageError
+from pipelines.run.fragments import FRAGMENTS
+from pipelines.run.id_set import IdSet, distinct
+from pipelines.run.manifest_files import (
+    COMPLETE,
+    FOLDER,
+    PART,
+    Manifest,
+    ShardListing,
+    part_name,
+    read_complete,
+    read_listing,
+    read_part,
+    shard_file,
+    write_complete,
+    write_part,
+)
+from pipelines.run.manifest_repair import KnownImages, shard_names
+from pipelines.run.record import stored_identity
+from pipelines.run.sink import DONE
+from pipelines.run.state_files import DamagedFileError
+from pipelines.sources.record import ImageRecord, Source
+from pipelines.storage import Folder
+
+__all__ = ["Manifest", "prepare_manifest", "read_manifest", "read_part", "refresh_manifest"]
+_LOG = logging.getLogger(__name__)
+_THREADS = 8
+
+
+def prepare_manifest(output: Folder, source: Source, shard_size: int, relist: bool = False) -> Manifest:
+    """Write the manifest of a new output, or bring that of an existing one up to date.
+
+    Args:
+        shard_size: Images of a part, and so of an output file; at least 1.
+        relist: List containers that are known, too, and take what is new in them.
+
+    Raises:
+        StorageError: The source holds no image.
+        OutputMismatchError: The output was begun by an older version that listed shards in another way.
+    """
+    kept, sound = _kept(output)
+    if is_streamed(source):
+        return _prepare_shards(output, source, kept, sound)
+    if kept is not None and kept.streamed:
+        raise OutputMismatchError(f"{output.public_uri} was begun with shards; give another --output")
+    return _prepare_listed(output, source, kept, sound, shard_size, relist)
+
+
+def is_streamed(source: Source) -> bool:
+    """Say whether the images of a source are listed by the workers that read them, shard by shard."""
+    return bool(getattr(source, "streamed", False))
+
+
+def read_manifest(output: Folder) -> Manifest:
+    """Read the manifest that an output has.
+
+    Raises:
+        DamagedFileError: It is damaged; a run would repair it.
+    """
+    return refresh_manifest(output, read_complete(output))
+
+
+def refresh_manifest(output: Folder, manifest: Manifest) -> Manifest:
+    """Take in what workers have listed since; a listing that is damaged counts as none."""
+    if not manifest.streamed:
+        return manifest
+    there = set(output.names(FOLDER))
+    numbers = [n for n in range(len(manifest.containers)) if shard_file(n).rpartition("/")[2] in there]
+
+    def read(number: int) -> ShardListing | None:
+        try:
+            listing = read_listing(output, number)
+        except DamagedFileError as error:
+            _LOG.warning("%s; the shard is listed again", error)
+            return None
+        return listing if listing.shard == manifest.containers[number] else None
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = zip(numbers, threads.map(read, numbers), strict=True)
+        listings = {number: listing for number, listing in found if listing}
+    parts = {
+        part_name(number, chunk): count
+        for number, listing in listings.items()
+        for chunk, count in sorted(listing.chunks.items())
+    }
+    ignored = sum(listing.ignored for listing in listings.values())
+    return replace(manifest, parts=parts, listings=listings, ignored=ignored)
+
+
+def _kept(output: Folder) -> tuple[Manifest | None, bool]:
+    """Return what an earlier start left of the manifest, and whether it is as it was left."""
+    try:
+        return read_complete(output), True
+    except DamagedFileError as error:
+        work = output.names(DONE) or output.folders(FRAGMENTS)
+        if not output.exists(COMPLETE) and not work:
+            return None, True  # a listing that was cut short, or none at all
+        _LOG.warning("%s; it is made again from the other files", error)
+    places = [output.names(folder) for folder in output.folders() if folder != FRAGMENTS]
+    stems = {name.partition(".")[0] for name in chain(output.folders(FRAGMENTS), *places)}
+    names = sorted(name for name in stems if PART.fullmatch(name))
+    return Manifest(dict.fromkeys(names, 0)), False
+
+
+def _prepare_listed(
+    output: Folder, source: Source, kept: Manifest | None, sound: bool, shard_size: int, relist: bool
+) -> Manifest:
+    if kept is None:
+        output.remove_folder(FOLDER)
+        everything = chain.from_iterable(distinct(source.records(), IdSet()))
+        parts, digests = _write_parts(output, everything, 0, shard_size)
+        if not parts:
+            raise StorageError(
+                f"no image in {source.describe()['uri']} ({source.ignored} other files passed over); check the path"
+            )
+        tables = tuple(source.containers() or ())
+        return _complete(output, Manifest(parts, tables, ignored=source.ignored, digests=digests))
+    known = KnownImages.load(output, kept, sound)
+    containers = source.containers()
+    missing = [name for name in containers or () if name not in set(kept.containers)]
+    if containers is None or known.damaged or not sound or relist:
+        new = known.unknown(chain.from_iterable(distinct(source.records(), IdSet())))
+    elif missing:
+        new = chain.from_iterable(distinct(_records_beside(source, kept.containers, known.ids), known.ids))
+    else:
+        new = iter(())
+    first = 1 + max((int(match[1]) for match in map(PART.fullmatch, kept.parts) if match), default=-1)
+    added, digests = _write_parts(output, new, first, shard_size)
+    known.rescue(output)
+    merged = Manifest(
+        {**known.parts, **added},
+        (*kept.containers, *missing),
+        ignored=source.ignored,
+        appended=sum(added.values()),
+        gone=sum(known.parts.values()) - known.found if containers is None else 0,
+        digests={**known.digests, **digests},
+    )
+    if not merged.parts:
+        raise StorageError(f"no image in {source.describe()['uri']}; check the path")
+    changed = added or missing or known.damaged or not sound
+    return _complete(output, merged) if changed else replace(merged, ignored=source.ignored)
+
+
+def _records_beside(source: Source, skip: tuple[str, ...], taken: IdSet) -> Iterator[ImageRecord]:
+    """List new containers; a source whose ids may repeat makes them unique by its own rule."""
+    options: dict[str, Any] = {"taken": taken.__contains__} if getattr(source, "id_column", None) else {}
+    return source.records(skip=skip, **options)
+
+
+def _write_parts(
+    output: Folder, records: Iterable[ImageRecord], first: int, shard_size: int
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Write lists from number `first` on; return the images of each part, and the digest of its list."""
+    parts: dict[str, int] = {}
+    digests: dict[str, str] = {}
+    rows: list[ImageRecord] = []
+    for row in chain(records, [None]):
+        if row is not None:
+            rows.append(row)
+        if rows and (row is None or len(rows) == shard_size):
+            name = part_name(first + len(parts))
+            digests[name] = write_part(output, name, rows)
+            parts[name] = len(rows)
+            rows = []
+    return parts, digests
+
+
+def _complete(output: Folder, manifest: Manifest) -> Manifest:
+    write_complete(output, manifest, stored_identity(output))
+    return manifest
+
+
+def _prepare_shards(output: Folder, source: Source, kept: Manifest | None, sound: bool) -> Manifest:
+    names = list(source.containers() or ())
+    if kept is None:
+        output.remove_folder(FOLDER)
+        return _complete(output, Manifest({}, tuple(names), True, {}))
+    if sound and not kept.streamed:
+        raise OutputMismatchError(
+            f"{output.public_uri} was begun by an older version, which listed shards before the work; give another "
+            "--output, or --overwrite to replace it"
+        )
+    before = kept.containers if sound else shard_names(output, source, kept, names)
+    missing = [name for name in names if name not in set(before)]
+    manifest = replace(kept, containers=(*before, *missing), streamed=True, parts={})
+    if missing or not sound:
+        _complete(output, manifest)
+    return refresh_manifest(output, manifest)

@@ -1,0 +1,167 @@
+"""What a user may set about a run, apart from what decides the masks; every job takes these."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ovss_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipelines.sources import Source
+
+FETCH_SHARE = 3
+"""What share of `no_progress_s` one image may take to arrive: a server that is silent must not end the run."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Where the images come from; give one of the first three.
+
+    Raises:
+        ConfigError: None or several of them, or settings that do not go together.
+
+    Attributes:
+        images: Folder (searched below as well), glob, file, .txt list (a path or address a line) or COCO .json;
+            local path or URI such as s3://bucket/folder.
+        parquet: Parquet file, folder or glob with a column of images.
+        webdataset: Tar shard, folder of shards or glob such as 'train-{0000..0127}.tar'.
+        image_column: Column of the Parquet table: bytes, a struct with bytes and path, or addresses. Found by its
+            name where there is one such as "image".
+        id_column: Column of the Parquet table whose values name the images; the default is file#row.
+        image_field: Field of a WebDataset sample that holds the picture, such as jpg or image.png; found by itself
+            by default. Several that samples may have instead: jpg;png.
+        max_bytes: Image files with more bytes are refused before they are read.
+        fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included; at most a third of
+            no_progress_s.
+    """
+
+    images: str | None = None
+    parquet: str | None = None
+    webdataset: str | None = None
+    image_column: str | None = None
+    id_column: str | None = None
+    image_field: str | None = None
+    max_bytes: int = 1 << 28
+    fetch_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("images", "parquet", "webdataset") if getattr(self, name)]
+        if len(given) != 1:
+            raise ConfigError(
+                f"give exactly one of --images, --parquet and --webdataset; got {', '.join(given) or 'none'}"
+            )
+        if self.image_field and not self.webdataset:
+            raise ConfigError("--image-field goes with --webdataset; leave it out here")
+        if not self.parquet and (self.image_column or self.id_column):
+            raise ConfigError("--image-column and --id-column go with --parquet; leave them out here")
+        if self.max_bytes < 1:
+            raise ConfigError(f"max_bytes is {self.max_bytes}; give at least 1")
+        if not self.fetch_timeout_s > 0:
+            raise ConfigError(f"fetch_timeout_s is {self.fetch_timeout_s}; give more than 0 seconds")
+
+    def open(self) -> "Source":
+        """Open the source that was given.
+
+        Raises:
+            StorageError: Nothing is there.
+        """
+        # imported here: help and the checks of flags must not wait for Arrow
+        from pipelines.sources import ParquetSource, WebDatasetSource, open_images
+
+        if self.parquet:
+            return ParquetSource(self.parquet, self.image_column, self.id_column)
+        if self.webdataset:
+            return WebDatasetSource(self.webdataset, self.image_field)
+        return open_images(self.images or "")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the results go, and what happens if some are there already.
+
+    Attributes:
+        output: Folder for everything the run writes; local path or URI. A run that was interrupted goes on.
+        overwrite: Remove what an earlier run of ovss wrote into the output folder, and start anew.
+        retry_failed: Try the images again that failed before.
+        shard_size: Images of one output file.
+        previews: How many images to show on the page previews/index.html.
+        address: Ray cluster to join ("auto": the one on this machine); the default starts one here, unless
+            RAY_ADDRESS says otherwise.
+        cluster_wait_s: Wait up to so many seconds for nodes that are still to join; the workers are planned from
+            what is there then.
+        no_progress_s: Give up when nothing moves for so many seconds.
+        progress_s: Seconds between progress lines in a log.
+        verbose: Show Ray's own messages.
+    """
+
+    output: str
+    overwrite: bool = False
+    retry_failed: bool = False
+    shard_size: int = 256
+    previews: int = 0
+    address: str | None = None
+    cluster_wait_s: float = 0.0
+    no_progress_s: float = 600.0
+    progress_s: float = 10.0
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1 or self.previews < 0:
+            raise ConfigError(
+                f"shard_size is {self.shard_size} and previews {self.previews}; give at least 1 and 0"
+            )
+        if not self.cluster_wait_s >= 0:
+            raise ConfigError(f"cluster_wait_s is {self.cluster_wait_s}; give at least 0 seconds")
+        for name in ("no_progress_s", "progress_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0 seconds")
+        if self.overwrite and self.retry_failed:
+            raise ConfigError("--overwrite starts anew and --retry-failed goes on; give one of them")
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """How many workers, and what each may use; the defaults follow from the cluster.
+
+    Attributes:
+        actors: Workers of stage 1 (encoder and purification).
+        finish_actors: Workers of stage 2 (ambiguous regions and masks); 0 lets those of stage 1 do both.
+        num_gpus: GPUs of a worker of stage 1, a fraction to share one; 0 computes on CPUs.
+        finish_gpus: The same for stage 2.
+        num_cpus: Logical CPUs that each worker reserves.
+        torch_threads: Threads of a worker on CPUs.
+        batch_size: Images that a worker takes at once; larger fills a GPU better and takes more memory.
+        device: Where workers compute; "auto" is their GPU where they have one.
+    """
+
+    actors: int | None = None
+    finish_actors: int | None = None
+    num_gpus: float | None = None
+    finish_gpus: float | None = None
+    num_cpus: float | None = None
+    torch_threads: int | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+
+    @property
+    def wants_cpus(self) -> bool:
+        """Whether the user asked for workers without GPUs."""
+        return self.num_gpus == 0 or self.device.startswith("cpu")
+
+    @property
+    def wants_gpus(self) -> bool:
+        """Whether the user asked for workers with GPUs by name; left open, they take what there is."""
+        return not self.wants_cpus and (bool(self.num_gpus) or self.device.startswith("cuda"))
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("actors", 1),
+            ("finish_actors", 0),
+            ("num_gpus", 0),
+            ("finish_gpus", 0),
+            ("num_cpus", 0),
+            ("torch_threads", 1),
+            ("batch_size", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigError(f"{name} is {value}; give at least {least}")

@@ -1,0 +1,219 @@
+"""What a run was: `run.json`, written before the work starts, and checked by every run that comes back.
+
+The identity decides what every mask is: configuration, vocabulary, weights and source. A second run into the
+same output must have the same; otherwise one output would hold the labels of two.
+"""
+
+import json
+import logging
+import platform
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from hashlib import blake2b
+from importlib import metadata
+from typing import Any
+
+from ovss_core.errors import OutputMismatchError, StorageError
+from pipelines.run.fragments import FRAGMENTS
+from pipelines.run.manifest_files import COMPLETE
+from pipelines.run.manifest_files import FOLDER as MANIFEST
+from pipelines.run.sink import DONE, FAILED
+from pipelines.run.state_files import DamagedFileError, read_json, write_json
+from pipelines.storage import Folder
+
+RUN = "run.json"
+SUMMARY = "summary.json"
+PREVIEWS = "previews"
+CLEARING = "_ovss_clearing.json"
+PROBE = "_ovss_probe_"
+_LOG = logging.getLogger(__name__)
+_PACKAGES = ("ovss", "ray", "torch", "open_clip_torch", "pyarrow", "pillow", "numpy", "fsspec")
+
+
+def check_identity(output: Folder, identity: Mapping[str, Any], but: Collection[str] = ()) -> None:
+    """Compare this run with the one that wrote the output before, all but the named entries.
+
+    Raises:
+        OutputMismatchError: Something that decides the results differs, or the folder holds something else.
+        StorageError: What the run was cannot be known any more.
+    """
+    if output.is_file():
+        raise StorageError(f"cannot write under {output.public_uri}: it is a file; give a folder as --output")
+    if output.exists(CLEARING):
+        return  # `write_run` ends the clearing that an --overwrite began; nothing of that run is left to compare
+    try:
+        before = read_json(output, RUN, {"identity": dict})["identity"]
+    except DamagedFileError as error:
+        _check_digest(output, None if but else identity, error)
+        return
+    now = json.loads(json.dumps(identity))
+    for name in but:
+        before.pop(name, None)
+        now.pop(name, None)
+    differences = list(_differences("", before, now))
+    if differences:
+        raise OutputMismatchError(
+            f"{output.public_uri} belongs to another run: {'; '.join(differences[:5])}; give another --output, "
+            "the same settings, or --overwrite to replace it"
+        )
+
+
+def _check_digest(output: Folder, identity: Mapping[str, Any] | None, error: DamagedFileError) -> None:
+    """Decide without `run.json`: what the manifest says of the run suffices where it is the same."""
+    work = output.names(DONE) or output.folders(FRAGMENTS)
+    if not output.exists(RUN) and not work and not output.exists(COMPLETE):
+        found = [name for name in (*output.names(), *output.folders()) if not name.startswith(PROBE)]
+        if found:
+            raise OutputMismatchError(
+                f"{output.public_uri} holds files that are not of a run ({', '.join(found[:3])}); give an empty or "
+                "new folder as --output"
+            )
+        return
+    stored = _manifest_identity(output)
+    if identity is None:
+        return  # only a part of it is known yet; it is checked again when all of it is
+    if stored == identity_digest(identity):
+        _LOG.warning("%s; it is written anew, for the manifest says that this is the same run", error)
+    elif stored is not None:
+        raise OutputMismatchError(
+            f"{error}, and {output.public_uri} belongs to a run with other settings; give those, another --output, or "
+            "--overwrite to replace it"
+        )
+    elif work:
+        raise StorageError(
+            f"{error}, and so nothing says with which settings the labels there were made; put the file back from a "
+            "copy, give another --output, or --overwrite to replace the run"
+        )
+
+
+def identity_digest(identity: Mapping[str, Any]) -> str:
+    """Return a short text that differs where the identity does."""
+    plain = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def stored_identity(output: Folder) -> str | None:
+    """Return the digest of the identity in `run.json`, if it can be read."""
+    try:
+        return identity_digest(read_json(output, RUN, {"identity": dict})["identity"])
+    except DamagedFileError:
+        return None
+
+
+def _manifest_identity(output: Folder) -> str | None:
+    try:
+        digest: str = read_json(output, COMPLETE, {"identity": str})["identity"]
+    except DamagedFileError:
+        return None
+    return digest
+
+
+def continues_run(output: Folder, identity: Mapping[str, Any], but: Collection[str] = ()) -> bool:
+    """Say whether this run goes on with what the output holds; False where that is to be removed first.
+
+    A run that stopped before it stored any image leaves nothing worth keeping, and does not stand in the way of a
+    corrected command.
+
+    Raises:
+        OutputMismatchError: As `check_identity`, where images are stored.
+    """
+    try:
+        check_identity(output, identity, but)
+    except NotADirectoryError:  # nothing is there to compare; that it cannot be written to is said next
+        return True
+    except OutputMismatchError:
+        if not output.exists(RUN) or holds_images(output):
+            raise
+        return False
+    return True
+
+
+def holds_images(output: Folder) -> bool:
+    """Say whether a run has stored any image in an output, labelled or failed; if not, another may take its place."""
+    parts = [f"{FRAGMENTS}/{part}" for part in output.folders(FRAGMENTS)]
+    return any(output.names(folder) for folder in (DONE, FAILED, "labels", "measurements", *parts))
+
+
+def write_run(output: Folder, identity: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+    """Write `run.json`, or add this start to it; what a clearing that was cut short left goes first.
+
+    Args:
+        identity: What decides the results; compared by `check_identity`.
+        details: What else a reader wants to know: resolved settings that do not change the results.
+    """
+    if output.exists(CLEARING):
+        clear(output)
+    for name in output.names():
+        if name.startswith(PROBE):  # of a start that was killed at its first moment
+            output.remove(name)
+    try:
+        starts = read_json(output, RUN, {"starts": list})["starts"]
+    except DamagedFileError:
+        starts = []
+    started = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **details}
+    record = {
+        "identity": identity,
+        "versions": package_versions(),
+        "machine": machine_facts(),
+        "starts": [*starts, started],
+    }
+    write_json(output, RUN, record, indent=2)
+
+
+def remove_run(output: Folder, table: str) -> None:
+    """Remove what a run of ovss wrote into a folder, and nothing else.
+
+    A file `CLEARING` is there from the first to the last moment: whatever start comes next ends the clearing before
+    it does anything else. Markers go before the files that they vouch for.
+    """
+    if not any(output.exists(name) for name in (RUN, COMPLETE, CLEARING)):
+        return
+    output.write(CLEARING, json.dumps({"table": table}).encode())
+    clear(output)
+
+
+def clear(output: Folder) -> None:
+    """End the clearing of an output."""
+    try:
+        table = read_json(output, CLEARING, {"table": str})["table"]
+    except DamagedFileError:
+        table = "labels"
+    output.remove(COMPLETE)
+    for folder in (DONE, FRAGMENTS, MANIFEST, table, FAILED, PREVIEWS):
+        output.remove_folder(folder)
+    for name in (SUMMARY, RUN, CLEARING):
+        output.remove(name)
+
+
+def _differences(path: str, before: Any, now: Any) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            yield from _differences(f"{path}.{name}" if path else name, before.get(name), now.get(name))
+    elif before != now:
+        yield f"{path} was {_short(before)}, is now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide results."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine_facts() -> dict[str, Any]:
+    """Describe the machine, without names that belong to it alone."""
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "byte_order": sys.byteorder,
+    }

@@ -1,0 +1,126 @@
+"""The tables that a run leaves behind; any Parquet reader understands them.
+
+Every file says in its metadata (key ``ovss_schema``) which table and version it is. The version goes up when a
+column changes its meaning or goes; new columns alone keep it.
+"""
+
+import pyarrow as pa
+
+_PIXEL = pa.int32()
+
+
+def _schema(name: str, fields: list[pa.Field]) -> pa.Schema:
+    return pa.schema(fields, metadata={b"ovss_schema": name.encode()})
+
+
+def _documented(name: str, kind: pa.DataType, nullable: bool, meaning: str) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={b"description": meaning.encode()})
+
+
+_SCORED = pa.list_(pa.struct([("index", pa.int32()), ("name", pa.string()), ("score", pa.float32())]))
+_PRESENT = pa.list_(
+    pa.struct(
+        [
+            ("index", pa.int32()),
+            ("name", pa.string()),
+            ("pixels", pa.int64()),
+            ("share", pa.float32()),
+            ("confidence", pa.float32()),
+        ]
+    )
+)
+_BOX = pa.struct([("x0", _PIXEL), ("y0", _PIXEL), ("x1", _PIXEL), ("y1", _PIXEL), ("winner", pa.int32())])
+_GROUPS = pa.list_(pa.struct([("classes", pa.list_(pa.int32())), ("boxes", pa.list_(_BOX))]))
+
+LABELS = _schema(
+    "labels/1",
+    [
+        _documented("image_id", pa.string(), False, "stable name of the image, unique in the run"),
+        _documented("uri", pa.string(), False, "where the image was read"),
+        _documented("height", _PIXEL, False, "height of mask and image in pixels, orientation applied"),
+        _documented("width", _PIXEL, False, "width of mask and image in pixels, orientation applied"),
+        _documented(
+            "mask",
+            pa.binary(),
+            False,
+            "PNG with one channel; a pixel's value is its class's position in the vocabulary; 8 bits up to 255 "
+            "classes, 16 above",
+        ),
+        _documented(
+            "present",
+            _PRESENT,
+            False,
+            "classes in the mask, by pixels descending: share of the image's pixels in [0, 1], mean confidence "
+            "over the class's pixels in [0, 1]",
+        ),
+        _documented("kept", _SCORED, False, "vocabulary after redundancy purification, with scores"),
+        _documented("removed", _SCORED, False, "classes removed as redundant, with scores"),
+        _documented(
+            "groups",
+            _GROUPS,
+            False,
+            "classes that claimed the same region; each box in pixels of the image, end exclusive, with the class "
+            "that won it (null: nobody)",
+        ),
+    ],
+)
+
+FAILURES = _schema(
+    "failures/1",
+    [
+        _documented("image_id", pa.string(), False, "stable name of the image, unique in the run"),
+        _documented("uri", pa.string(), False, "where the image was to be read"),
+        _documented(
+            "stage", pa.string(), False, "stage that gave up: list, read, or the name of an actor stage"
+        ),
+        _documented("error_type", pa.string(), False, "class of the error, or WorkerCrash"),
+        _documented("reason", pa.string(), False, "one line that says what was wrong"),
+    ],
+)
+
+FAILURE = pa.struct([("stage", pa.string()), ("error_type", pa.string()), ("reason", pa.string())])
+"""Type of the column ``failure`` between stages; null while all is well."""
+
+SECONDS = pa.map_(pa.string(), pa.float64())
+"""Type of the column ``seconds`` between stages: what the batch whose first row this is took, by step."""
+
+PROPOSAL = pa.struct(
+    [
+        ("size", pa.list_(pa.int32(), 2)),
+        ("resized", pa.list_(pa.int32(), 2)),
+        ("scored", pa.bool_()),
+        ("maps", pa.binary()),
+        ("kept", pa.list_(pa.int32())),
+        ("scores", pa.binary()),
+        ("groups", pa.list_(pa.list_(pa.int32()))),
+        ("region_group", pa.list_(pa.int32())),
+        ("region_window", pa.list_(pa.int32())),
+        ("region_corners", pa.list_(pa.int32())),
+        ("crops", pa.binary()),
+    ]
+)
+"""Type of the column ``proposal`` between the two labelling stages: a row of `Proposals.to_rows`."""
+
+CARRIER = pa.schema(
+    [
+        ("part", pa.string()),
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("annotation", pa.string()),
+        ("image", pa.binary()),
+        ("failure", FAILURE),
+        ("seconds", SECONDS),
+        ("part_images", pa.int64()),
+    ]
+)
+"""What the read stage hands to the first actor stage (`part_images`, how many the part has, comes with the last image
+of a part that was listed while it was read); each actor stage replaces the payload by its own."""
+
+
+def result_type(schema: pa.Schema) -> pa.StructType:
+    """Return the type of the column ``result``, which the last actor stage fills for one output table."""
+    return pa.struct([pa.field(entry.name, entry.type) for entry in schema if entry.name not in ROW_NAMES])
+
+
+ROW_NAMES = ("image_id", "uri")
+"""Columns that every output table begins with; they come from the carrier, not from the result."""

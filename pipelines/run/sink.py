@@ -1,0 +1,225 @@
+"""From rows to finished files: fragments as work comes in, one file a manifest part when all of it is there.
+
+A part's rows are merged in the order of the manifest; only then its marker under ``_done/`` is written, and only
+after that its fragments go. Whatever moment the run is killed at, the files that exist are whole, and say what is
+missing. A marker holds the rows and bytes of its files, so that one that is cut or gone is found (`pipelines.run.verify`).
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.run.fragments import FRAGMENTS, encode_parquet, read_fragments, write_fragment
+from pipelines.run.manifest_files import read_part
+from pipelines.run.schema import FAILURES, ROW_NAMES
+from pipelines.run.state_files import DamagedFileError, read_json, read_table, write_json
+from pipelines.storage import Folder
+
+DONE = "_done"
+FAILED = "failures"
+_LOG = logging.getLogger(__name__)
+_MARKER: dict[str, type | tuple[type, ...]] = {
+    "part": (str, int),
+    "images": int,
+    "labelled": int,
+    "failed": int,
+    "seconds": dict,
+    "statistics": dict,
+}
+
+Statistics = dict[str, Any]
+WRITTEN = pa.schema(
+    [("part", pa.string()), ("labelled", pa.int64()), ("failed", pa.int64()), ("part_images", pa.int64())]
+)
+"""What the write stage reports to the driver; `part_images` where a row of the batch brought it."""
+
+
+@dataclass(frozen=True)
+class OutputTable:
+    """The table that a job writes beside its failures.
+
+    Attributes:
+        name: Folder of the files, such as "labels".
+        schema: Columns; the first are those of `ROW_NAMES`.
+        summarize: Turns the rows of a part into statistics, JSON-ready.
+    """
+
+    name: str
+    schema: pa.Schema
+    summarize: Callable[[pa.Table], Statistics]
+
+    @property
+    def schemas(self) -> dict[str, pa.Schema]:
+        """The schemas of both kinds of rows by the name of their folder."""
+        return {self.name: self.schema, FAILED: FAILURES}
+
+
+class WriteFragments:
+    """Store finished rows as fragments, and report how many there are.
+
+    `write` takes tables with the columns ``part, image_id, uri, part_images, failure, seconds, result``; exactly one of
+    `failure` and `result` is set. Returns a table of `WRITTEN`.
+    """
+
+    def __init__(self, output: str, table: OutputTable) -> None:
+        self.output = Folder(output)
+        self.table = table
+
+    def write(self, batch: pa.Table) -> pa.Table:
+        """Write one fragment a part that occurs in the batch."""
+        written = []
+        for part in sorted(set(batch["part"].to_pylist())):
+            rows = batch.filter(pc.equal(batch["part"], part))
+            failed = pc.is_valid(rows["failure"])
+            labelled = _unpack(rows.filter(pc.invert(failed)), "result", self.table.schema)
+            failures = _unpack(rows.filter(failed), "failure", FAILURES)
+            write_fragment(self.output, part, {self.table.name: labelled, FAILED: failures}, _seconds(rows))
+            counts = {"labelled": labelled.num_rows, "failed": failures.num_rows}
+            written.append({"part": part, **counts, "part_images": pc.max(rows["part_images"]).as_py()})
+        return pa.Table.from_pylist(written, schema=WRITTEN)
+
+
+def merge_part(output_uri: str, part: str, table: OutputTable) -> dict[str, Any]:
+    """Turn a part's fragments into its finished files and its marker.
+
+    Returns:
+        The marker's content, or ``{"part": part, "missing": n}`` if rows are still to come (nothing is written).
+
+    Raises:
+        DamagedFileError: The part's list of images cannot be read.
+    """
+    output = Folder(output_uri)
+    order = read_part(output, part, ["image_id"])["image_id"].to_pylist()
+    fragments = list(read_fragments(output, part, table.schemas))
+    labelled = _in_order(fragments, table.name, table.schema, order)
+    got = set(labelled["image_id"].to_pylist())
+    failed = _in_order(fragments, FAILED, FAILURES, [image_id for image_id in order if image_id not in got])
+    strangers = {i for _, rows, _ in fragments for i in rows["image_id"].to_pylist()} - set(order)
+    if strangers:
+        _LOG.warning(
+            "%s/%s holds %d images that are not of this part, such as %r; they are passed over",
+            FRAGMENTS,
+            part,
+            len(strangers),
+            min(strangers),
+        )
+    missing = len(order) - labelled.num_rows - failed.num_rows
+    if missing:
+        return {"part": part, "missing": missing}
+    files = {
+        name: {"rows": rows.num_rows, "bytes": _publish(output, finished_file(name, part), rows)}
+        for name, rows in ((table.name, labelled), (FAILED, failed))
+    }
+    marker = {
+        "part": part,
+        "images": len(order),
+        "labelled": labelled.num_rows,
+        "failed": failed.num_rows,
+        "files": files,
+        "seconds": _sum_seconds(seconds for _, _, seconds in fragments),
+        "statistics": table.summarize(labelled),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(output, marker_file(part), marker)
+    output.remove_folder(f"{FRAGMENTS}/{part}")
+    return marker
+
+
+def marker_file(part: str) -> str:
+    """Return the path of a part's marker."""
+    return f"{DONE}/{part}.json"
+
+
+def finished_file(table: str, part: str) -> str:
+    """Return the path of a part's finished rows."""
+    return f"{table}/{part}.parquet"
+
+
+def read_marker(output: Folder, part: str) -> dict[str, Any]:
+    """Read a part's marker.
+
+    Raises:
+        DamagedFileError: It is gone, cut, or something else.
+    """
+    marker = read_json(output, marker_file(part), _MARKER)
+    if (
+        marker["images"] != marker["labelled"] + marker["failed"]
+        or min(marker["labelled"], marker["failed"]) < 0
+    ):
+        raise DamagedFileError(output, marker_file(part), "its counts do not add up")
+    return marker
+
+
+def reopen_part(output: Folder, part: str, table: OutputTable, keep_failures: bool = False) -> None:
+    """Take back the marker of a finished part, so that what its files do not hold is done (again).
+
+    The rows go back to the fragments first, as far as they can be read; the finished files stay until the part is
+    finished anew.
+
+    Args:
+        keep_failures: Do not try the failed images again.
+    """
+    try:
+        seconds = read_marker(output, part)["seconds"]
+    except DamagedFileError:
+        seconds = {}
+    tables = {}
+    for name, schema in table.schemas.items():
+        try:
+            if name == table.name or keep_failures:
+                tables[name] = read_table(output, finished_file(name, part), schema)
+        except DamagedFileError:  # gone where there are no such rows; whoever checks the marker says more
+            continue
+    output.remove_folder(f"{FRAGMENTS}/{part}")
+    write_fragment(output, part, tables, seconds)
+    output.remove(marker_file(part))
+
+
+def _publish(output: Folder, path: str, table: pa.Table) -> int:
+    """Write a finished file, or remove the one there is where no row belongs into it; return its bytes."""
+    if not table.num_rows:
+        output.remove(path)
+        return 0
+    data = encode_parquet(table)
+    output.write(path, data)
+    return len(data)
+
+
+def _unpack(rows: pa.Table, payload: str, schema: pa.Schema) -> pa.Table:
+    column = rows[payload].combine_chunks()
+    arrays = [
+        rows[entry.name] if entry.name in ROW_NAMES else pc.struct_field(column, entry.name)
+        for entry in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def _in_order(
+    fragments: Iterable[tuple[str, pa.Table, Any]], name: str, schema: pa.Schema, order: list[str]
+) -> pa.Table:
+    tables = [rows.replace_schema_metadata(schema.metadata) for kind, rows, _ in fragments if kind == name]
+    rows = pa.concat_tables([schema.empty_table(), *tables])
+    place = {image_id: index for index, image_id in enumerate(rows["image_id"].to_pylist())}
+    chosen = [place[image_id] for image_id in order if image_id in place]
+    return rows.take(np.array(chosen, np.int64)).replace_schema_metadata(schema.metadata)
+
+
+def _seconds(rows: pa.Table) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for entry in rows["seconds"].to_pylist():
+        total.update(dict(entry or ()))
+    return dict(total)
+
+
+def _sum_seconds(fragments: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for seconds in fragments:
+        total.update(seconds)
+    return {name: round(value, 3) for name, value in sorted(total.items())}

@@ -1,0 +1,71 @@
+"""Totals over all parts of a run, earlier starts included, taken from the completion markers."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ovss_core.errors import OvssError
+from pipelines.run.manifest_files import Manifest
+from pipelines.run.record import SUMMARY
+from pipelines.run.sink import DONE, read_marker
+from pipelines.storage import Folder
+
+
+def read_markers(output: Folder, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """Yield the marker of every finished part, in order.
+
+    Raises:
+        DamagedFileError: A marker is damaged; a run would repair it.
+    """
+    names = set(output.names(DONE))
+    finished = [part for part in manifest.parts if f"{part}.json" in names]
+    with ThreadPoolExecutor(8) as threads:
+        yield from threads.map(lambda part: read_marker(output, part), finished)
+
+
+def write_summary(output: Folder, manifest: Manifest, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Add up the markers, check that no image is missing, and write `summary.json`.
+
+    Args:
+        run: What is known of this start alone, such as its seconds and images a second.
+
+    Raises:
+        OvssError: The counts do not add up.
+    """
+    totals: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    statistics: dict[str, Any] = {}
+    for marker in read_markers(output, manifest):
+        totals.update({name: marker[name] for name in ("images", "labelled", "failed")})
+        seconds.update(marker["seconds"])
+        add_statistics(statistics, marker["statistics"])
+    summary = {
+        "images": manifest.images,
+        "labelled": totals["labelled"],
+        "failed": totals["failed"],
+        "files_passed_over": manifest.ignored,
+        "parts": len(manifest.parts),
+        "seconds_by_stage": {name: round(value, 3) for name, value in seconds.items()},
+        "this_start": dict(run),
+        "statistics": statistics,
+    }
+    output.write(SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False).encode())
+    if not totals["images"] == totals["labelled"] + totals["failed"] == manifest.images:
+        raise OvssError(
+            f"the counts do not add up: {manifest.images} images in the manifest, {totals['images']} in finished "
+            f"parts, {totals['labelled']} labelled and {totals['failed']} failed; run the same command again"
+        )
+    return summary
+
+
+def add_statistics(total: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Add the numbers of nested mappings; what is no number is taken from the later one."""
+    for name, value in part.items():
+        if isinstance(value, Mapping):
+            add_statistics(total.setdefault(name, {}), value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            total[name] = total.get(name, 0) + value
+        else:
+            total[name] = value

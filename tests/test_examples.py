@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from examples import label_folder, label_one_image, own_ray_pipeline, train_on_masks
+from pipelines.run.options import PoolOptions
+from tests.conftest import encode_image
+
+WORDS = "background,tree,house"
+ONE_POOL = PoolOptions(actors=1, finish_actors=0, batch_size=4, torch_threads=1)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures, one of them in a folder below, and a file that is none."""
+    folder = tmp_path_factory.mktemp("examples") / "images"
+    (folder / "below").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(encode_image(0))
+    (folder / "below/b.jpg").write_bytes(encode_image(1, 40, 30))
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(ray_session: None, images: Path) -> Path:
+    """What the folder's script leaves behind."""
+    place = images.parent / "out"
+    summary = label_folder.main(str(images), WORDS, str(place), "demo", pools=ONE_POOL)
+    assert (summary["images"], summary["labelled"], summary["failed"]) == (3, 2, 1)
+    return place
+
+
+def test_one_image_is_labelled_at_its_own_size_and_its_classes_are_printed(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = label_one_image.main(str(images / "a.jpg"), WORDS, "demo")
+    assert result.label_map.shape == (24, 32)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("a.jpg: 32 x 24 pixels")
+    assert len(printed) == 1 + len(np.unique(result.label_map))
+
+
+def test_a_folder_is_labelled_by_the_python_call_of_the_job(output: Path) -> None:
+    assert {path.name for path in output.iterdir()} >= {"labels", "failures", "run.json", "summary.json"}
+
+
+def test_a_stage_labels_inside_somebody_elses_pipeline_and_a_failure_stays_one_row(
+    ray_session: None, images: Path
+) -> None:
+    rows = {
+        Path(row["path"]).name: row["classes"] for row in own_ray_pipeline.main(str(images), WORDS, "demo")
+    }
+    assert rows.keys() == {"a.jpg", "b.jpg", "broken.jpg"}
+    assert set(rows["a.jpg"].split(", ")) <= set(WORDS.split(","))
+    assert "image" in rows["broken.jpg"]
+
+
+def test_masks_are_read_beside_their_images_and_unsure_classes_are_ignored(
+    output: Path, images: Path
+) -> None:
+    pairs = list(train_on_masks.LabelledImages(str(images), str(output)))
+    assert sorted(tuple(pixels.shape[1:]) for pixels, _ in pairs) == [(24, 32), (40, 30)]
+    assert all(pixels.shape[1:] == classes.shape for pixels, classes in pairs)
+    assert all(classes.min() >= 0 and classes.max() < 3 for _, classes in pairs)
+    unsure = train_on_masks.LabelledImages(str(images), str(output), least_confidence=2.0)
+    assert all(torch.all(classes == train_on_masks.IGNORED) for _, classes in unsure)
+    assert train_on_masks.main(str(images), str(output)) == 2
