@@ -5,6 +5,7 @@ and with helpers left running. Here that is one line and an end at once.
 """
 
 import os
+import re
 import selectors
 import signal
 import sys
@@ -18,6 +19,7 @@ from typing import NoReturn
 _MARK = "OVSS_STARTED_BY"
 _GRACE_S = 2.0
 _CORES = {b"gcs_server": "control service", b"raylet": "node service (raylet)"}
+_AGENT = re.compile(rb"^ray::\w*Agent|/agent(/main)?\.py\0")
 
 
 @contextmanager
@@ -60,19 +62,21 @@ def _marked_processes(mark: str) -> list[int]:
 
 @contextmanager
 def watched(mark: str) -> Iterator[None]:
-    """End this process in one line, with status 1, when a core process that carries the mark ends inside the block."""
+    """End this process in one line, with status 1, when a core process that carries the mark, or its agent, ends inside."""
     with ExitStack() as files, selectors.DefaultSelector() as selector:
         cores = _cores(mark)
         for process, name in cores.items():
             with suppress(OSError):
                 selector.register(files.enter_context(_process_file(process)), selectors.EVENT_READ, name)
-        agents = []
+        children = []
         for process in _children(cores):
             with suppress(OSError):
-                agents.append(files.enter_context(_process_file(process)))
+                children.append(files.enter_context(_process_file(process)))
+                if _AGENT.search(Path(f"/proc/{process}/cmdline").read_bytes()):  # the raylet ends with it
+                    selector.register(children[-1], selectors.EVENT_READ, "agent")
         stopped, stop = (files.enter_context(_open(file)) for file in os.pipe())
         selector.register(stopped, selectors.EVENT_READ)
-        watcher = threading.Thread(target=_watch, args=(selector, agents, mark), daemon=True)
+        watcher = threading.Thread(target=_watch, args=(selector, children, mark), daemon=True)
         watcher.start()
         try:
             yield
@@ -116,13 +120,13 @@ def _open(file: int) -> Iterator[int]:
         os.close(file)
 
 
-def _watch(selector: selectors.BaseSelector, agents: Sequence[int], mark: str) -> None:
+def _watch(selector: selectors.BaseSelector, children: Sequence[int], mark: str) -> None:
     ended = [key.data for key, _ in selector.select()]
     if None not in ended:  # else the block has ended
-        _end_with(ended[0], agents, mark)
+        _end_with(ended[0], children, mark)
 
 
-def _end_with(name: str, agents: Sequence[int], mark: str) -> NoReturn:
+def _end_with(name: str, children: Sequence[int], mark: str) -> NoReturn:
     """Say what has died and end; Ray's core would hang in its own shutdown, and no handler of Python's would run."""
     with suppress(OSError, ValueError):
         print(
@@ -134,8 +138,8 @@ def _end_with(name: str, agents: Sequence[int], mark: str) -> NoReturn:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):  # Ray's own threads go on to print what they found of the dead
         os.dup2(nowhere, output)
-    for agent in agents:  # they would report to the dead for a minute
+    for child in children:  # agents would report to the dead for a minute
         with suppress(OSError):
-            signal.pidfd_send_signal(agent, signal.SIGKILL)
+            signal.pidfd_send_signal(child, signal.SIGKILL)
     end_leftovers(mark, grace_s=0.0)
     os._exit(1)

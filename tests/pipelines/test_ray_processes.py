@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 _PROGRAM = """
-import subprocess, sys, time
+import subprocess, time
 from pipelines.run.ray_processes import marked, watched
 with marked("a mark"):
     processes = [subprocess.Popen(command) for command in {commands}]
@@ -81,20 +81,30 @@ def test_other_processes_may_die_and_core_processes_may_end_behind_the_block(tmp
     assert not is_running(core)
 
 
-def test_agents_that_have_lost_the_mark_are_taken_along(tmp_path: Path) -> None:
-    raylet = tmp_path / "raylet"
-    raylet.write_text("#!/bin/sh\nenv -i sleep 60 &\necho $! > $0.agent\nwait\n")
-    (tmp_path / "run").mkdir()
-    shell = shutil.which("sh")
-    assert shell
-    shutil.copy(shell, tmp_path / "run/raylet")
-    program, [core] = run([str(tmp_path / "run/raylet"), str(raylet)])
-    agent = int((tmp_path / "raylet.agent").read_text())
+def start_with_agent(folder: Path) -> tuple[subprocess.Popen[str], int, int]:
+    """Start a program whose raylet has an agent without the mark; return it and the ids of both."""
+    (folder / "dashboard").mkdir()
+    for program, copy in (("sh", "dashboard/raylet"), ("sleep", "dashboard/agent.py")):
+        path = shutil.which(program)
+        assert path
+        shutil.copy(path, folder / copy)
+    script = folder / "script"
+    script.write_text("env -i ${0%script}dashboard/agent.py 60 &\necho $! > $0.agent\nwait\nsleep 60\n")
+    watching, [raylet] = run([str(folder / "dashboard/raylet"), str(script)])
+    return watching, raylet, int((folder / "script.agent").read_text())
+
+
+@pytest.mark.parametrize("dies", ["raylet", "agent"])
+def test_an_agent_goes_with_its_raylet_and_the_run_with_either(tmp_path: Path, dies: str) -> None:
+    program, raylet, agent = start_with_agent(tmp_path)
+    assert is_running(raylet)
     assert is_running(agent)
-    os.kill(core, signal.SIGKILL)
-    program.communicate(timeout=30)
+    os.kill(agent if dies == "agent" else raylet, signal.SIGKILL)
+    _, said = program.communicate(timeout=30)
     assert program.returncode == 1
+    assert said.startswith(f"ovss: error: Ray's {'agent' if dies == 'agent' else 'node service'}")
     assert not is_running(agent)
+    assert not is_running(raylet)
 
 
 def test_where_nothing_was_started_nothing_is_watched() -> None:
