@@ -16,7 +16,7 @@ from PIL import Image
 
 from ovss_core.check import validate
 from ovss_core.class_purification.null import load_distractors
-from ovss_core.clip.text import TextClassifier, TextEncoder, cut_texts, encode_vocabulary
+from ovss_core.clip.text import EncodedVocabulary, TextEncoder, cut_texts, encode_vocabulary
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
@@ -74,7 +74,7 @@ class OpenVocabSegmenter:
         warnings += cut_texts(lambda: clip.tokenizer, clip.context_length, classes.phrases, descriptions)
         for warning in warnings:
             logger.warning("%s", warning)
-        text = classify_text(clip, settings, classes, descriptions, chosen)
+        text = encode_words(clip, settings, classes, descriptions, chosen)
         return cls(SegmentationEngine(settings, clip, text, chosen))
 
     @property
@@ -118,14 +118,14 @@ def as_vocabulary(source: Sequence[str] | str | Path | Vocabulary) -> Vocabulary
     return source if isinstance(source, Vocabulary) else Vocabulary.load(source)
 
 
-def classify_text(
+def encode_words(
     clip: ClipModel,
     config: SegmenterConfig,
     vocabulary: Vocabulary,
     descriptions: Mapping[str, Sequence[str]] | None = None,
     device: str | torch.device = "cpu",
     cache_dir: str | Path | None = None,
-) -> TextClassifier:
+) -> EncodedVocabulary:
     """Encode the text side of a run: phrases, descriptions, and the null's distractors where they are used."""
     distractors = load_distractors(vocabulary.phrases) if config.purification.needs_distractors else []
     return encode_vocabulary(TextEncoder(clip, device, cache_dir), vocabulary, descriptions, distractors)

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from ovss_core.clip.architectures import Architecture, find_architecture
 from ovss_core.clip.weight_sources import resolve_weights
 from ovss_core.config import (
+    HEAD_SETTINGS,
     BackgroundPolicy,
     LabelConfig,
     PurificationConfig,
     SegmenterConfig,
-    SfpConfig,
 )
 from ovss_core.errors import ConfigError, nearest
 from ovss_core.head_names import require_host
@@ -187,9 +187,10 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
     else:
         changed = _changed(purification, PurificationConfig(method="none"), "purification")
         yield from (f"{name} (it goes with --purify freecp)" for name in changed)
-    if config.host != "sfp":
-        changed = _changed(config.sfp, SfpConfig(), "sfp")
-        yield from (f"{name} (it goes with --host sfp)" for name in changed)
+    for head in sorted(HEAD_SETTINGS - {config.host}):
+        settings = getattr(config, head)
+        changed = _changed(settings, type(settings)(), head)
+        yield from (f"{name} (it goes with --host {head})" for name in changed)
     if descriptions and not (purifying and purification.ambiguity):
         yield "descriptions (they go with --purify freecp and purification.ambiguity)"
 

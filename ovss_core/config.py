@@ -80,8 +80,12 @@ class WindowConfig:
         )
 
 
+class HeadSettings:
+    """What a dataclass of a dense head's own settings inherits; the field of `SegmenterConfig` has the head's name."""
+
+
 @dataclass(frozen=True)
-class SfpConfig:
+class SfpConfig(HeadSettings):
     """SFP, "Feature Purification Matters" (ICCV 2025): which parts run, and in which published form.
 
     Attributes:
@@ -258,9 +262,14 @@ class SegmenterConfig:
         _require(self.max_pixels >= 1, f"max_pixels is {self.max_pixels}; give at least 1")
 
     @property
+    def head_settings(self) -> Any:
+        """The settings of the dense head: the field that has its name; None for a head without settings."""
+        return getattr(self, self.host, None) if self.host in HEAD_SETTINGS else None
+
+    @property
     def tower_part(self) -> tuple[object, ...]:
         """What decides which model runs on which pixels, and what it is asked for; the rest is done afterwards."""
-        return self.model, self.host, self.sfp, self.windows, self.purification.active
+        return self.model, self.host, self.head_settings, self.windows, self.purification.active
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide results as nested plain values.
@@ -271,6 +280,8 @@ class SegmenterConfig:
         values.pop("window_batch")
         values["purification"].pop("phrase_chunk")
         values["model"].pop("pretrained")
+        for head in HEAD_SETTINGS - {self.host}:
+            values.pop(head)
         return values
 
     def to_dict(self) -> dict[str, Any]:
@@ -282,6 +293,14 @@ class SegmenterConfig:
         """Rebuild a configuration from `to_dict`; unknown fields raise `ConfigError`."""
         built: SegmenterConfig = _build(cls, values)
         return built
+
+
+HEAD_SETTINGS = frozenset(
+    entry.name
+    for entry in fields(SegmenterConfig)
+    if isinstance(entry.type, type) and issubclass(entry.type, HeadSettings)
+)
+"""The fields of `SegmenterConfig` that hold the settings of the dense head of their name."""
 
 
 def _build(kind: Any, values: Mapping[str, Any]) -> Any:

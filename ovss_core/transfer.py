@@ -1,6 +1,6 @@
-"""Between host and device: many small tables in one copy, and results that are awaited later.
+"""Between CPU and device: many small tables in one copy, and results that are awaited later.
 
-A copy of a few numbers costs a GPU's queue as much as one of a megabyte, and a copy back makes the host wait for all
+A copy of a few numbers costs a GPU's queue as much as one of a megabyte, and a copy back makes the CPU wait for all
 that is queued. So the tables of a batch travel as one block of pinned memory, and what comes back is asked for when the
 next batch has been queued.
 """
@@ -52,7 +52,7 @@ def upload(
 
 
 class Download:
-    """Tensors on their way to the host in one copy.
+    """Tensors on their way to CPU memory in one copy.
 
     Args:
         tensors: On one device; the copy begins when this is made, behind all work that is queued.
@@ -65,8 +65,8 @@ class Download:
         if tensors[0].device.type == "cpu":
             return
         joined = torch.cat([_as_bytes(tensor) for tensor in tensors])
-        self._host = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        self._host.copy_(joined, non_blocking=True)
+        self._landed = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        self._landed.copy_(joined, non_blocking=True)
         if torch.cuda.is_available():
             self._event = torch.cuda.Event()
             self._event.record()
@@ -80,7 +80,7 @@ class Download:
         arrays, start = [], 0
         for shape, dtype in self._kinds:
             size = shape.numel() * dtype.itemsize
-            arrays.append(self._host[start : start + size].clone().view(dtype).view(shape).numpy())
+            arrays.append(self._landed[start : start + size].clone().view(dtype).view(shape).numpy())
             start += size
         return arrays
 

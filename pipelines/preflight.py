@@ -178,9 +178,8 @@ def _check_grid(
         validate(SegmenterConfig(segmenter.model, segmenter.host))
         require_descriptions(vocabulary, descriptions)
         return []
-    purified = replace(
-        segmenter, purification=replace(segmenter.purification, method="freecp"), sfp=SfpConfig()
-    )
+    purification = replace(segmenter.purification, method="freecp")
+    purified = replace(segmenter, purification=purification, sfp=SfpConfig())
     validate(purified, vocabulary, descriptions)
     return vocabulary_warnings(vocabulary, background_policy(purified, vocabulary))
 

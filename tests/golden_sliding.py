@@ -11,7 +11,7 @@ from ovss_core.class_purification.class_maps import ClassMaps, WindowBatch
 from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import Regions, pick_winners, remove_losers
-from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import LabelConfig, PurificationConfig, WindowConfig
 from ovss_core.dense_heads import HeadOptions, build_head
@@ -263,14 +263,14 @@ def _check_freecp(
     _check_freecp_maps(case, kept, layout, trace.grid, original, int(classes), report)
 
 
-def _text(case: dict[str, np.ndarray], classes: int, behind: int) -> TextClassifier:
+def _text(case: dict[str, np.ndarray], classes: int, behind: int) -> EncodedVocabulary:
     entries = (
         [VocabularyClass("background", tuple(f"background {i}" for i in range(behind)))] if behind else []
     )
     entries += [VocabularyClass(f"class {i}", (f"class {i}",)) for i in range(classes)]
     descriptions = _unit(case["text_llm_raw"])[behind:]
     lead = torch.zeros(1 if behind else 0, descriptions.shape[1])
-    return TextClassifier(
+    return EncodedVocabulary(
         Vocabulary(tuple(entries)),
         _unit(case["text_raw"]),
         torch.cat([lead, descriptions]),
@@ -279,7 +279,7 @@ def _text(case: dict[str, np.ndarray], classes: int, behind: int) -> TextClassif
     )
 
 
-def _winners(encoder: ImageEncoder, windows: Tensor, regions: Regions, text: TextClassifier) -> Tensor:
+def _winners(encoder: ImageEncoder, windows: Tensor, regions: Regions, text: EncodedVocabulary) -> Tensor:
     """Pick winners on crops of the normalized windows, as the authors' code cuts them."""
     areas = np.flatnonzero(regions.has_area)
     crops = [

@@ -11,7 +11,7 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
-from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import LabelConfig, ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
@@ -138,7 +138,9 @@ def tiny_config(
     )
 
 
-def tiny_text(lines: list[str], features: int = 24, distractors: int = 20, seed: int = 0) -> TextClassifier:
+def tiny_text(
+    lines: list[str], features: int = 24, distractors: int = 20, seed: int = 0
+) -> EncodedVocabulary:
     """Draw the text side: random unit rows, the same for a class name and phrase wherever it stands."""
     vocabulary = Vocabulary.from_names(lines)
 
@@ -149,7 +151,7 @@ def tiny_text(lines: list[str], features: int = 24, distractors: int = 20, seed:
 
     descriptions = rows([f"a description of {name}" for name in vocabulary.names])
     nulls = rows([f"distractor {number}" for number in range(distractors)])
-    return TextClassifier(vocabulary, rows(vocabulary.phrases), descriptions, nulls, "tiny")
+    return EncodedVocabulary(vocabulary, rows(vocabulary.phrases), descriptions, nulls, "tiny")
 
 
 def slow_tower(tower: VisionTransformer) -> SlowTower:

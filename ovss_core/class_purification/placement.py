@@ -1,4 +1,4 @@
-"""Where the windows of a batch lie: tables that every step reads, made on the host and brought to the device once."""
+"""Where the windows of a batch lie: tables that every step reads, made on the CPU and brought to the device once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ovss_core.transfer import upload
 
 @dataclass(frozen=True)
 class Units:
-    """What one decision is made for; all counts are known on the host.
+    """What one decision is made for; all counts are known on the CPU.
 
     Attributes:
         counts: Windows of each unit.

@@ -22,7 +22,7 @@ from ovss_core.transfer import upload
 
 @dataclass(frozen=True)
 class Regions:
-    """The boxes that several classes of an image claim, one row each, on the host.
+    """The boxes that several classes of an image claim, one row each, in CPU memory.
 
     Attributes:
         image: Image of the batch that each region lies in, non-decreasing.
@@ -82,7 +82,7 @@ class Regions:
         by_window: bool,
         window_counts: Sequence[int],
     ) -> "Regions":
-        """List the boxes of tables that have come to the host.
+        """List the boxes of tables that have come from the device.
 
         Args:
             used, boxes, members: As in `AmbiguousGroups`.
@@ -161,7 +161,7 @@ def remove_losers(
         kept: Maps of the kept classes of each image.
         regions: Of windows.
         winners: Position of the winner among its group's members, one for each region that has an area.
-        classes: `kept.classes` on the host.
+        classes: `kept.classes`, in CPU memory.
         patch_size: Side of a patch in pixels.
         grid: Patch rows and columns of a window.
         whole_window: "released": losers vanish from the whole window, unless a box of their group is degenerate.
@@ -208,7 +208,7 @@ class LabelEdits:
     """Boxes inside which the members of a group are renamed to its winner, largest box first.
 
     Attributes:
-        bounds: x0, y0, x1, y1 in pixels of the image, end exclusive, on the host; empty where an image has fewer edits.
+        bounds: x0, y0, x1, y1 in pixels of the image, end exclusive, in CPU memory; empty where an image has fewer edits.
         boxes: The same on the device.
         places: What each place of the image becomes inside the box.
     """

@@ -31,7 +31,7 @@ _LONGEST_TEMPLATE = max(len(template.encode()) for template in TEMPLATES)
 
 
 @dataclass(frozen=True)
-class TextClassifier:
+class EncodedVocabulary:
     """What stands for the vocabulary in the joint space; all rows are unit vectors, float32.
 
     Attributes:
@@ -65,7 +65,7 @@ class TextClassifier:
         return save(tensors, metadata)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "TextClassifier":
+    def from_bytes(cls, data: bytes) -> "EncodedVocabulary":
         """Rebuild what `to_bytes` wrote."""
         tensors = {name: torch.from_numpy(array.copy()) for name, array in load(data).items()}
         length = int.from_bytes(data[:8], "little")
@@ -222,7 +222,7 @@ def encode_vocabulary(
     vocabulary: Vocabulary,
     descriptions: Mapping[str, Sequence[str]] | None = None,
     distractors: Iterable[str] = (),
-) -> TextClassifier:
+) -> EncodedVocabulary:
     """Encode everything a run needs to know of its vocabulary.
 
     Args:
@@ -241,7 +241,7 @@ def encode_vocabulary(
     for name, sentences in given.items():
         rows[vocabulary.names.index(name)] = encoder.encode_phrases(list(sentences), ("{}",)).mean(0)
     null = encoder.encode_phrases(list(distractors))
-    return TextClassifier(vocabulary, phrases, F.normalize(rows, dim=-1), null, encoder.weights_hash)
+    return EncodedVocabulary(vocabulary, phrases, F.normalize(rows, dim=-1), null, encoder.weights_hash)
 
 
 def _entry(folder: Path, phrase: str) -> Path:

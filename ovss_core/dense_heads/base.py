@@ -1,7 +1,7 @@
 """What a dense head is: how the last block of CLIP is rearranged so that patches keep their own meaning."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
-from ovss_core.config import SfpConfig
+from ovss_core.config import HeadSettings
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class HeadOptions:
     Attributes:
         purified: FreeCP follows, so use the form of the head that FreeCP's code uses (it differs for clip,
             maskclip and sclip: no block residual, and a feed-forward network with its own residual).
-        sfp: The switches of the sfp head.
+        settings: The head's own (`SegmenterConfig.head_settings`); None for its defaults.
     """
 
     purified: bool = False
-    sfp: SfpConfig = field(default_factory=SfpConfig)
+    settings: HeadSettings | None = None
 
 
 class DenseHead(ABC):

@@ -30,7 +30,7 @@ class NaClipHead(LastBlockHead):
 
 @lru_cache(maxsize=32)
 def _bias_on(device: torch.device, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
-    """Keep the table where it is used: bringing it there makes the host wait."""
+    """Keep the table where it is used: bringing it there makes the CPU wait."""
     with torch.inference_mode(False):
         return neighborhood_bias(rows, columns).to(device, dtype)
 

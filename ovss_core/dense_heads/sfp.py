@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
-from ovss_core.dense_heads.base import DenseHead, class_and_patches, self_attention
+from ovss_core.config import SfpConfig
+from ovss_core.dense_heads.base import DenseHead, HeadOptions, class_and_patches, self_attention
 from ovss_core.dense_heads.similarity_guided import SimilarityLayers, attend_guided, guide, second_stream
 from ovss_core.feature_purification.attention_enhancement import enhance_attention
 from ovss_core.feature_purification.attention_integration import integrate_attention
@@ -27,9 +28,13 @@ class SfpHead(DenseHead):
 
     name = "sfp"
 
+    def __init__(self, options: HeadOptions) -> None:
+        super().__init__(options)
+        self.settings = options.settings if isinstance(options.settings, SfpConfig) else SfpConfig()
+
     def request(self, depth: int) -> TraceRequest:
         """Ask for what the variant and its active parts need."""
-        sfp = self.options.sfp
+        sfp = self.settings
         if sfp.variant == "released":
             statistics = frozenset({depth - 1}) if self._detects_by_attention else frozenset[int]()
             layers = SimilarityLayers.of(depth).request()
@@ -43,12 +48,12 @@ class SfpHead(DenseHead):
         self, encoder: ImageEncoder, trace: EncoderTrace
     ) -> Float[Tensor, "windows patches features"]:
         """Run the chosen variant."""
-        if self.options.sfp.variant == "released":
+        if self.settings.variant == "released":
             return self._released(encoder, trace)
         return self._paper(encoder, trace)
 
     def _released(self, encoder: ImageEncoder, trace: EncoderTrace) -> Tensor:
-        sfp = self.options.sfp
+        sfp = self.settings
         guidance = guide(
             trace, SimilarityLayers.of(encoder.depth), self._outliers(trace), attend_before_cut=False
         )
@@ -65,7 +70,7 @@ class SfpHead(DenseHead):
         return encoder.project(attended)
 
     def _paper(self, encoder: ImageEncoder, trace: EncoderTrace) -> Tensor:
-        sfp = self.options.sfp
+        sfp = self.settings
         patches = trace.tokens[:, 1:]
         if sfp.outlier_mitigation and not self._detects_by_attention:
             patches = repair_tokens(patches, self._outliers(trace), trace.grid)
@@ -84,28 +89,26 @@ class SfpHead(DenseHead):
 
     @property
     def _detects_by_attention(self) -> bool:
-        return self.options.sfp.outlier_mitigation and self.options.sfp.outlier_rule == "attention"
+        return self.settings.outlier_mitigation and self.settings.outlier_rule == "attention"
 
     @property
     def _factor(self) -> float:
-        given = self.options.sfp.outlier_factor
-        return (
-            given if given is not None else RELEASED_FACTOR if self.options.sfp.variant == "released" else 1.0
-        )
+        given = self.settings.outlier_factor
+        return given if given is not None else RELEASED_FACTOR if self.settings.variant == "released" else 1.0
 
     @property
     def _limit(self) -> int | None:
-        given, released = self.options.sfp.max_outliers, self.options.sfp.variant == "released"
+        given, released = self.settings.max_outliers, self.settings.variant == "released"
         return RELEASED_LIMIT if given is None and released else given
 
     def _outliers(self, trace: EncoderTrace) -> Bool[Tensor, "windows patches"]:
         """Find the outliers of block L-1 by the chosen rule; none where mitigation is off."""
         patches = trace.tokens[:, 1:]
-        if not self.options.sfp.outlier_mitigation:
+        if not self.settings.outlier_mitigation:
             return torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
-        if self.options.sfp.outlier_rule == "norm":
+        if self.settings.outlier_rule == "norm":
             return norm_outliers(patches)
-        if self.options.sfp.outlier_rule == "local_outlier_factor":
+        if self.settings.outlier_rule == "local_outlier_factor":
             return local_outlier_factor_outliers(patches)
         layer = max(trace.class_attention)  # block L-1, the last that a trace can hold
         return attention_outliers(

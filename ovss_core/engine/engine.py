@@ -26,7 +26,7 @@ from ovss_core.class_purification.groups import list_regions
 from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import Regions
-from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
@@ -117,14 +117,14 @@ class SegmentationEngine:
         self,
         config: SegmenterConfig,
         clip: ClipModel,
-        text: TextClassifier,
+        text: EncodedVocabulary,
         device: str | torch.device = "cpu",
     ) -> None:
         self.config = config
         self.device = torch.device(device)
         self.encoder = ImageEncoder(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
         self.normalization = clip.image_mean, clip.image_std
-        self.head = build_head(config.host, HeadOptions(purified=config.purification.active, sfp=config.sfp))
+        self.head = build_head(config.host, HeadOptions(config.purification.active, config.head_settings))
         request = self.head.request(self.encoder.depth)
         self.request = request.with_mean_attention() if config.purification.active else request
         if config.windows.size < self.encoder.patch_size:
@@ -135,7 +135,7 @@ class SegmentationEngine:
         self.timings: dict[str, float] = defaultdict(float)
         self._offer(text)
 
-    def _offer(self, text: TextClassifier) -> None:
+    def _offer(self, text: EncodedVocabulary) -> None:
         """Take up a vocabulary."""
         config, self.text = self.config, text
         policy = background_policy(config, text.vocabulary)
@@ -148,7 +148,7 @@ class SegmentationEngine:
         self.must_keep = policy != "residual"
         self.room = None if self.device.type == "cpu" else Room()
 
-    def with_vocabulary(self, text: TextClassifier, config: SegmenterConfig) -> "SegmentationEngine":
+    def with_vocabulary(self, text: EncodedVocabulary, config: SegmenterConfig) -> "SegmentationEngine":
         """Return an engine on the same image tower and head for another vocabulary.
 
         Args:
@@ -169,7 +169,7 @@ class SegmentationEngine:
 
     @classmethod
     def build(
-        cls, config: SegmenterConfig, text: TextClassifier, device: str | torch.device = "cpu"
+        cls, config: SegmenterConfig, text: EncodedVocabulary, device: str | torch.device = "cpu"
     ) -> "SegmentationEngine":
         """Load the model that `config` names and build the engine."""
         return cls(config, load_clip(config.model), text, device)
@@ -205,7 +205,7 @@ class SegmentationEngine:
         return [results[place] for place in range(len(images))]
 
     def propose_all(self, waves: Iterable[Wave]) -> Iterator[tuple[Wave, Proposals]]:
-        """Run stage 1 on wave after wave; the host awaits one while the device works on the next."""
+        """Run stage 1 on wave after wave; the CPU awaits one while the device works on the next."""
         before: tuple[Wave, PendingProposals] | None = None
         for wave in waves:
             queued = wave, self.propose(wave)
@@ -363,7 +363,7 @@ class SegmentationEngine:
 
 @dataclass(frozen=True)
 class PendingProposals:
-    """Proposals whose decisions are on their way to the host.
+    """Proposals whose decisions are on their way to CPU memory.
 
     Attributes:
         engine: What made them, should they have to be made again.

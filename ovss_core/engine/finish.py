@@ -12,7 +12,7 @@ from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
 from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.winners import LabelEdits, pick_winners, remove_losers, scale_boxes
 from ovss_core.clip.positions import Resampling
-from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import BackgroundPolicy, SegmenterConfig
 from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
@@ -43,7 +43,7 @@ class Finisher:
     def __init__(
         self,
         config: SegmenterConfig,
-        text: TextClassifier,
+        text: EncodedVocabulary,
         policy: BackgroundPolicy,
         encoder: ImageEncoder,
         normalization: tuple[Sequence[float], Sequence[float]],

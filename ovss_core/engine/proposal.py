@@ -30,7 +30,7 @@ NO_ROW: dict[str, Any] = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Decisions:
-    """What purification decided for a batch of images, on the host.
+    """What purification decided for a batch of images, in CPU memory.
 
     Attributes:
         scores: Redundancy score of every class, nan for the background class.

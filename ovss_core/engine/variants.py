@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_core.clip.trace import TraceRequest, merge_requests
-from ovss_core.config import SfpConfig, WindowConfig
+from ovss_core.config import HeadSettings, WindowConfig
 from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
 from ovss_core.engine.finite import raise_first
 from ovss_core.errors import ConfigError
@@ -27,7 +27,7 @@ class _HeadKey(NamedTuple):
 
     host: str
     purified: bool
-    sfp: SfpConfig | None
+    settings: HeadSettings | None
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,7 @@ class _Trunk:
 
 def _head_key(engine: SegmentationEngine) -> _HeadKey:
     config = engine.config
-    return _HeadKey(
-        config.host, engine.config.purification.active, config.sfp if config.host == "sfp" else None
-    )
+    return _HeadKey(config.host, config.purification.active, config.head_settings)
 
 
 def _plan_trunks(engines: Sequence[SegmentationEngine]) -> dict[WindowConfig, list[_Trunk]]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Integer
 
-from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.variants import EncodedWave
@@ -54,7 +54,7 @@ def without_redundancy(config: SegmenterConfig) -> SegmenterConfig:
     return replace(config, purification=replace(config.purification, redundancy=False))
 
 
-def restrict(text: TextClassifier, classes: Collection[int]) -> TextClassifier:
+def restrict(text: EncodedVocabulary, classes: Collection[int]) -> EncodedVocabulary:
     """Return the text side of some of the classes, in their order; class indices start anew at 0."""
     chosen = sorted(classes)
     phrases = torch.from_numpy(np.isin(text.vocabulary.phrase_class, chosen))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from ovss_core.api import classify_text
+from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig, SegmenterConfig, WindowConfig
 from ovss_core.engine.engine import SegmentationEngine
@@ -118,7 +118,7 @@ def _settings(config: BenchmarkConfig, model: str) -> tuple[SegmenterConfig, Voc
 def _engine(settings: SegmenterConfig, vocabulary: Vocabulary, config: BenchmarkConfig) -> SegmentationEngine:
     clip = load_clip(settings.model)
     device = pick_device(config.device or "auto")
-    text = classify_text(clip, settings, vocabulary, device=device)
+    text = encode_words(clip, settings, vocabulary, device=device)
     return SegmentationEngine(settings, clip, text, device)
 
 

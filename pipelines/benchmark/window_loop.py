@@ -2,7 +2,7 @@
 
 This is what the engine is compared with. It is written for fidelity to that form, not for use: all attention maps of
 all blocks are kept, the transfer matrix is formed and masked anew for every class, and boxes are found class by class
-on the host. The authors find contours with OpenCV; SciPy's component labelling stands in, as in the engine itself.
+on the CPU. The authors find contours with OpenCV; SciPy's component labelling stands in, as in the engine itself.
 """
 
 from collections.abc import Sequence

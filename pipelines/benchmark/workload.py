@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import PurificationConfig, SegmenterConfig, WindowConfig
 from ovss_core.engine.engine import SegmentationEngine
@@ -54,11 +54,11 @@ class Workload:
         """Where to compute."""
         return pick_device(self.config.device or "auto")
 
-    def text(self, classes: int) -> TextClassifier:
+    def text(self, classes: int) -> EncodedVocabulary:
         """Return a vocabulary of the first `classes` vectors."""
         names = tuple(VocabularyClass(f"class {index}", (f"class {index}",)) for index in range(classes))
         rows = self.embeddings[:classes]
-        return TextClassifier(Vocabulary(names), rows, rows, self.null, "benchmark")
+        return EncodedVocabulary(Vocabulary(names), rows, rows, self.null, "benchmark")
 
     def engine(self, host: str, purify: str, classes: int, windows: str = "sfp") -> SegmentationEngine:
         """Build an engine of the given host, purification, vocabulary size and window protocol."""

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from ovss_core.api import classify_text
+from ovss_core.api import encode_words
 from ovss_core.check import validate
-from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
@@ -107,12 +107,12 @@ def as_table(cells: Sequence[MeasuredCell], count: int) -> str:
 
 def _build_engines(
     hosts: Sequence[str], model: ModelConfig
-) -> tuple[list[SegmentationEngine], TextClassifier]:
+) -> tuple[list[SegmentationEngine], EncodedVocabulary]:
     """Return an engine for each host and method on the full vocabulary, and the over-complete one's text."""
     over_names = Vocabulary.from_names((*CLASS_NAMES, *ABSENT_WORDS), "demo and absent words")
     clip = load_clip(model)
     purifying = SegmenterConfig(model, purification=PurificationConfig(method="freecp"))
-    over = classify_text(clip, purifying, over_names)
+    over = encode_words(clip, purifying, over_names)
     full = restrict(over, range(len(CLASS_NAMES)))
     configs = [
         replace(purifying, host=host, purification=PurificationConfig(method=method))
@@ -130,7 +130,7 @@ def _empty_cells(hosts: Sequence[str]) -> Cells:
 
 
 def _count_scene(
-    cells: Cells, engine: SegmentationEngine, over: TextClassifier, image: EncodedWave, scene: Scene
+    cells: Cells, engine: SegmentationEngine, over: EncodedVocabulary, image: EncodedWave, scene: Scene
 ) -> None:
     truth = scene.labels.astype(np.int64)
     present = sorted(present_classes(truth, None))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ovss_core.api import classify_text
+from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.evaluation.benchmarks import published_miou
@@ -115,7 +115,7 @@ def encode_texts(
         wants_null = purification.method == "freecp" and purification.redundancy
         key = row.vocabulary.content_hash, wants_null and purification.thresholds == "auto"
         if key not in encoded:
-            encoded[key] = classify_text(clip, row.config, row.vocabulary, descriptions, device).to_bytes()
+            encoded[key] = encode_words(clip, row.config, row.vocabulary, descriptions, device).to_bytes()
         variants.append(Variant(row.key, row.config, encoded[key]))
     return variants, clip.weights_hash()
 
@@ -179,10 +179,7 @@ def _identity(
 
 def _deciding(row: GridRow) -> dict[str, Any]:
     """Return the settings that decide a row's figures; those of speed and memory are left out."""
-    config = row.config.to_dict()
-    config.pop("window_batch")
-    config["purification"].pop("phrase_chunk")
-    return {"config": config, "vocabulary_hash": row.vocabulary.content_hash}
+    return {"config": row.config.deciding(), "vocabulary_hash": row.vocabulary.content_hash}
 
 
 def describe_result(job: EvaluateJob, report: Mapping[str, Any]) -> int:

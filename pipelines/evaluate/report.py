@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ovss_core.config import SegmenterConfig
+from ovss_core.config import HEAD_SETTINGS, SegmenterConfig
 from ovss_core.evaluation.measurement import doubts, summarize
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.grid import GridRow
@@ -93,7 +93,7 @@ def settings_line(entry: Mapping[str, Any]) -> str:
     purify = settings["purification"]["method"]
     named = {"host": settings["host"], "purify": purify, "vocabulary": entry["vocabulary"]["name"]}
     acting = {"windows", "labels"} | ({"purification"} if purify != "none" else set())
-    for group in sorted(acting | ({"sfp"} if settings["host"] == "sfp" else set())):
+    for group in sorted(acting | ({settings["host"]} & HEAD_SETTINGS)):
         named |= {
             f"{group}.{name}": value
             for name, value in settings[group].items()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
@@ -81,7 +81,7 @@ class MeasureStage:
         use_threads(torch_threads and 1)
         chosen = pick_device(device)
         clip = load_clip(variants[0].config.model)
-        texts = {data: TextClassifier.from_bytes(data) for data in {variant.text for variant in variants}}
+        texts = {data: EncodedVocabulary.from_bytes(data) for data in {variant.text for variant in variants}}
         self.variants = tuple(variants)
         self.engines = VariantEngines(
             [

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ovss_core.api import classify_text
+from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.vocabulary import Vocabulary
@@ -86,8 +86,8 @@ def encode_text(
     descriptions: Mapping[str, list[str]] | None,
     device: str,
 ) -> tuple[bytes, str]:
-    """Encode the vocabulary once for all workers; returns the classifier's bytes and the weights' hash."""
-    text = classify_text(load_clip(config.model), config, vocabulary, descriptions, device)
+    """Encode the vocabulary once for all workers; returns the encoded vocabulary as bytes and the weights' hash."""
+    text = encode_words(load_clip(config.model), config, vocabulary, descriptions, device)
     return text.to_bytes(), text.weights_hash
 
 
@@ -110,15 +110,11 @@ def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
 
 def _identity(job: LabelJob, source: Source, weights_hash: str | None) -> dict[str, Any]:
     """Say what decides the results: contents, not the paths of vocabulary and weights, nor speed and memory."""
-    config = job.segmenter.to_dict()
-    config.pop("window_batch")
-    config["purification"].pop("phrase_chunk")
-    config["model"].pop("pretrained")
     return {
         "job": "label",
         "schema": LABELS.metadata[b"ovss_schema"].decode(),
         "source": source.describe(),
-        "config": config,
+        "config": job.segmenter.deciding(),
         "vocabulary": job.vocabulary.to_dict()["classes"],
         "vocabulary_hash": job.vocabulary.content_hash,
         "weights_hash": weights_hash,

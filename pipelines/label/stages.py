@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ovss_core.clip.text import TextClassifier
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import PreparedImage, SegmentationEngine, Wave
 from ovss_core.engine.finite import WINDOWS, not_finite
@@ -65,7 +65,7 @@ class _EngineStage:
     def __init__(
         self,
         config: SegmenterConfig,
-        text: TextClassifier | bytes,
+        text: EncodedVocabulary | bytes,
         device: str = "auto",
         torch_threads: int | None = None,
         worker_threads: int = 4,
@@ -74,8 +74,8 @@ class _EngineStage:
     ) -> None:
         use_threads(torch_threads and 1)
         chosen = pick_device(device)
-        classifier = TextClassifier.from_bytes(text) if isinstance(text, bytes) else text
-        self.engine = SegmentationEngine.build(config, classifier, chosen)
+        words = EncodedVocabulary.from_bytes(text) if isinstance(text, bytes) else text
+        self.engine = SegmentationEngine.build(config, words, chosen)
         self.image_column = image_column
         self.ledger = ledger
         self._torch_threads = torch_threads

@@ -14,7 +14,8 @@ from hashlib import blake2b
 from importlib import metadata
 from typing import Any
 
-from ovss_core.errors import OutputMismatchError, StorageError
+from ovss_core.config import SegmenterConfig
+from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
 from pipelines.run.fragments import FRAGMENTS
 from pipelines.run.manifest_files import COMPLETE
 from pipelines.run.manifest_files import FOLDER as MANIFEST
@@ -47,7 +48,7 @@ def check_identity(output: Folder, identity: Mapping[str, Any], but: Collection[
     except DamagedFileError as error:
         _check_digest(output, None if but else identity, error)
         return
-    now = json.loads(json.dumps(identity))
+    before, now = _in_todays_fields(before), json.loads(json.dumps(identity))
     for name in but:
         before.pop(name, None)
         now.pop(name, None)
@@ -184,6 +185,23 @@ def clear(output: Folder) -> None:
         output.remove_folder(folder)
     for name in (SUMMARY, RUN, CLEARING):
         output.remove(name)
+
+
+def _in_todays_fields(identity: dict[str, Any]) -> dict[str, Any]:
+    """Read the settings of a run that another version may have begun: what it did not know has its default."""
+
+    def read(entry: Any) -> Any:
+        if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict):
+            return entry
+        try:
+            return entry | {"config": SegmenterConfig.from_dict(entry["config"]).deciding()}
+        except (ConfigError, TypeError):
+            return entry  # a setting that this version lacks differs from it, and is named
+
+    if isinstance(identity.get("variants"), dict):
+        identity = identity | {"variants": {key: read(entry) for key, entry in identity["variants"].items()}}
+    found: dict[str, Any] = json.loads(json.dumps(read(identity)))
+    return found
 
 
 def _differences(path: str, before: Any, now: Any) -> Iterator[str]:

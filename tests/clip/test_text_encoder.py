@@ -7,7 +7,7 @@ import torch
 
 from ovss_core.clip.text import (
     TEMPLATES,
-    TextClassifier,
+    EncodedVocabulary,
     TextEncoder,
     cut_texts,
     encode_prompts,
@@ -177,7 +177,7 @@ def test_a_classifier_survives_the_trip_through_bytes(encoder: TextEncoder) -> N
     vocabulary = Vocabulary.from_names(["background:", "größe: grand, café", "ネコ"], "mine")
     for distractors in ([], ["violin"]):
         text = encode_vocabulary(encoder, vocabulary, distractors=distractors)
-        again = TextClassifier.from_bytes(text.to_bytes())
+        again = EncodedVocabulary.from_bytes(text.to_bytes())
         assert again.vocabulary == vocabulary
         assert again.weights_hash == text.weights_hash == encoder.weights_hash
         for name in ("phrase_embeddings", "description_embeddings", "null_embeddings"):

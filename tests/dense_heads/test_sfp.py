@@ -32,7 +32,7 @@ def _config(
 
 
 def _features(encoder: ImageEncoder, windows: Tensor, config: SfpConfig, host: str = "sfp") -> Tensor:
-    head = build_head(host, HeadOptions(sfp=config))
+    head = build_head(host, HeadOptions(settings=config))
     return head.features(encoder, encoder.trace(windows, head.request(encoder.depth)))
 
 
@@ -93,7 +93,7 @@ def test_the_sum_over_layers_adds_up_from_its_parts() -> None:
     encoder, windows = tiny_encoder(depth=5), random_windows(2, 32, 32)
     sums = []
     for start in range(1, 5):
-        head = build_head("sfp", HeadOptions(sfp=SfpConfig(variant="paper", integration_start=start)))
+        head = build_head("sfp", HeadOptions(settings=SfpConfig(variant="paper", integration_start=start)))
         attention = encoder.trace(windows, head.request(5)).observed.filtered_attention
         assert attention is not None
         sums.append(attention)
@@ -167,7 +167,7 @@ def test_integration_after_the_projection_averages_the_projected_features() -> N
     slow = slow_tower(tower)
     config = SfpConfig(variant="paper", integrate_after_projection=True)
     plain = oracles.paper_sfp(slow, windows[0].double().numpy(), integration=False)
-    head = build_head("sfp", HeadOptions(sfp=config))
+    head = build_head("sfp", HeadOptions(settings=config))
     attention = ImageEncoder(tower).trace(windows, head.request(4)).observed.filtered_attention
     assert attention is not None
     expected = oracles.balanced(attention[0].double().numpy(), 1) @ plain

@@ -47,9 +47,9 @@ class Counts:
     Attributes:
         operations: Operations that compute or write; views are free.
         uploads: Copies to the device.
-        downloads: Copies to the host.
-        awaited: Events that the host awaited: a result it had asked for before.
-        waits: How often the host had to wait for all that was queued, by the line of the core that made it.
+        downloads: Copies to CPU memory.
+        awaited: Events that the CPU awaited: a result it had asked for before.
+        waits: How often the CPU had to wait for all that was queued, by the line of the core that made it.
     """
 
     operations: int = 0
@@ -118,7 +118,7 @@ class PretendedGpu(TorchDispatchMode):
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         target = next((leaf.type for leaf in leaves if isinstance(leaf, torch.device)), None)
         if not any(isinstance(tensor, GpuTensor) for tensor in tensors) and target in (None, "cpu"):
-            return self._on_host(func, args, kwargs)
+            return self._on_cpu(func, args, kwargs)
         if name != "scaled_dot_product_attention" and torch._C._dispatch_has_kernel_for_dispatch_key(
             func.name(), "CompositeImplicitAutograd"
         ):
@@ -136,7 +136,7 @@ class PretendedGpu(TorchDispatchMode):
         made = func(*held_args, **held_kwargs)
         return _written(func, args, kwargs) if _writes(func) else tree_map(_on_gpu, made)
 
-    def _on_host(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _on_cpu(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         pinned = kwargs.pop("pin_memory", None)
         made = func(*args, **kwargs)
         if pinned:
@@ -155,10 +155,10 @@ class PretendedGpu(TorchDispatchMode):
         if up or down:
             self.counts.uploads += up
             self.counts.downloads += down
-            # only memory that stays where it is lets the host go on while the device copies
-            host = source if up else args[0] if fills else None
-            if not (beside and host is not None and self._is_pinned(host)):
-                self.counts.waits[f"{_place()} (copy to the {'device' if up else 'host'})"] += 1
+            # only memory that stays where it is lets the CPU go on while the device copies
+            ours = source if up else args[0] if fills else None
+            if not (beside and ours is not None and self._is_pinned(ours)):
+                self.counts.waits[f"{_place()} (copy to the {'device' if up else 'CPU'})"] += 1
         elif not fills and kwargs.get("dtype") in (None, source.dtype) and not kwargs.get("memory_format"):
             return source  # the dispatcher takes it for a meta tensor, and so for one that has to move
         else:

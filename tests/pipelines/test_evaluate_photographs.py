@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovss_core.api import classify_text
+from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig
 from ovss_core.evaluation.benchmarks import get_benchmark, protocol_config
@@ -41,7 +41,7 @@ def test_counts_on_photographs_equal_a_confusion_matrix_over_the_labels(
 ) -> None:
     model = ModelConfig("demo", "random")
     config, vocabulary = protocol_config(name, "sfp", purify, model)
-    text = classify_text(load_clip(model), config, vocabulary).to_bytes()
+    text = encode_words(load_clip(model), config, vocabulary).to_bytes()
     source = BenchmarkSource(get_benchmark(name), str(PHOTOGRAPHS / folder), limit=3)
     measuring = MeasureStage(
         [Variant("one", config, text)], source.masks, source.conversion, device="cpu", torch_threads=1

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from ray.data.extensions import ArrowTensorArray, ArrowVariableShapedTensorArray
 
-from ovss_core.api import classify_text
-from ovss_core.clip.text import TextClassifier
+from ovss_core.api import encode_words
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
@@ -32,8 +32,8 @@ SIZES = [(48, 64), (50, 41), (120, 48), (1, 1), (48, 64)]
 
 
 @cache
-def text() -> TextClassifier:
-    return classify_text(tiny_clip(lively=False), config(), Vocabulary.from_names(WORDS))
+def text() -> EncodedVocabulary:
+    return encode_words(tiny_clip(lively=False), config(), Vocabulary.from_names(WORDS))
 
 
 def config(method: str = "freecp") -> SegmenterConfig:
@@ -366,7 +366,7 @@ def test_the_stages_fit_into_a_ray_pipeline_over_any_batches(ray_session: None, 
     import ray
 
     settings = replace(config("none"), model=ModelConfig("demo", "random"))
-    words = classify_text(load_clip(settings.model), settings, Vocabulary.from_names(WORDS)).to_bytes()
+    words = encode_words(load_clip(settings.model), settings, Vocabulary.from_names(WORDS)).to_bytes()
     images = photographs() if form == "pyarrow" else [random_picture(48, 64, seed) for seed in range(5)]
     rows = [{"image": data, "seconds": float(n), "caption": f"c{n}"} for n, data in enumerate(images)]
     labelled = ray.data.from_items(rows).map_batches(
