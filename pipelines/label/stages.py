@@ -29,10 +29,11 @@ from ovss_core.images.decode import EncodedImage
 from ovss_core.images.windows import WindowLayout
 from ovss_core.results import Segmentation
 from pipelines.faults import Failure, process_all
-from pipelines.label.batches import PREFIX, Batch, pairs
+from pipelines.label.batches import PREFIX, Batch, Entry, pairs
 from pipelines.label.image_column import Item, OddValue, image_items, to_pixels
+from pipelines.label.masks import encode_mask
 from pipelines.label.proposals import pack, unpack
-from pipelines.label.table import label_row
+from pipelines.label.table import label_column
 from pipelines.run.compute import pick_device, use_threads
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, SECONDS, result_type
@@ -186,12 +187,17 @@ class _EngineStage:
 
     def _finish(self, places: Sequence[int], proposals: Proposals, outcomes: dict[int, Any]) -> None:
         """Label the images of one batch, and turn them into rows."""
-        results = [
-            Failure.of(self.name, result) if isinstance(result, ImageError) else result
-            for result in self.engine.finish(proposals)
-        ]
+        found = dict(zip(places, self.engine.finish(proposals), strict=True))
         start = time.perf_counter()
-        outcomes.update(zip(places, self._threads.map(_row, results), strict=True))
+        labelled: dict[int, Segmentation] = {}
+        for place, result in found.items():
+            if isinstance(result, ImageError):
+                outcomes[place] = Failure.of(self.name, result)
+            else:
+                labelled[place] = result
+        masks = self._threads.map(encode_mask, [result.label_map for result in labelled.values()])
+        column = label_column(list(labelled.values()), list(masks))
+        outcomes.update({place: Entry(column, row) for row, place in enumerate(labelled)})
         self._count("mask_encoding", start)
 
     def _prepare(self, item: Item) -> PreparedImage | Failure:
@@ -251,10 +257,6 @@ class SegmentStage(_EngineStage):
         for places, proposals in self._propose(items, outcomes):
             self._finish(places, proposals, outcomes)
         return [outcomes[place] for place in range(len(items))]
-
-
-def _row(result: Segmentation | Failure) -> dict[str, Any] | Failure:
-    return result if isinstance(result, Failure) else label_row(result)
 
 
 def _batches(items: Sequence[dict[str, Any]], engine: SegmentationEngine) -> Iterator[list[int]]:
