@@ -92,9 +92,7 @@ def review_class(
     rules: ReviewRules | None = None,
 ) -> list[Finding]:
     """Look through the sentences of one class alone; what two classes share, `review` finds."""
-    return list(
-        _review_one(name, sentences, _Names(vocabulary, {}), count_tokens, rules or ReviewRules())
-    )
+    return list(_review_one(name, sentences, _Names(vocabulary, {}), count_tokens, rules or ReviewRules()))
 
 
 def count_clip_tokens(texts: Sequence[str]) -> list[int]:
@@ -170,9 +168,7 @@ def _faults(name: str, sentence: str, names: _Names, rules: ReviewRules) -> Iter
         yield f"names a rival ({', '.join(rivals)})"
 
 
-def _alike(
-    descriptions: Mapping[str, Sequence[str]], names: _Names, rules: ReviewRules
-) -> Iterator[Finding]:
+def _alike(descriptions: Mapping[str, Sequence[str]], names: _Names, rules: ReviewRules) -> Iterator[Finding]:
     """Yield sentences that say what another one says, own names apart."""
     said = [
         (name, sentence, frozenset(names.without_own(name, sentence)))

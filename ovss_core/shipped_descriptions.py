@@ -63,9 +63,7 @@ def shipped_descriptions(vocabulary: Vocabulary) -> ShippedDescriptions | None:
         found = shared.get(entry) if isinstance(entry, str) else entry
         if found is not None and not is_background(name):
             sentences[name] = list(found)
-    return ShippedDescriptions(
-        sentences, {name: word for name, word in spoken.items() if name in sentences}
-    )
+    return ShippedDescriptions(sentences, {name: word for name, word in spoken.items() if name in sentences})
 
 
 @cache
