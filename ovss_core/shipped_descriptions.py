@@ -7,15 +7,28 @@ file leaves out takes the shared entry of its own name.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
+from ovss_core.config import SegmenterConfig
 from ovss_core.vocabulary import Vocabulary
 from ovss_core.vocabulary_files import is_background
 
-__all__ = ["SHARED", "ShippedDescriptions", "family_of", "shipped_descriptions"]
+__all__ = [
+    "SHARED",
+    "DescriptionChoice",
+    "ShippedDescriptions",
+    "choose_descriptions",
+    "family_of",
+    "shipped_descriptions",
+]
+
+DescriptionChoice = Mapping[str, Sequence[str]] | Literal["shipped"] | None
+"""Sentences by class name; those that ship with the vocabulary, if any; or none."""
+
 
 SHARED = "shared"
 _FAMILIES = {
@@ -53,9 +66,12 @@ def shipped_descriptions(vocabulary: Vocabulary) -> ShippedDescriptions | None:
     Returns:
         None for a vocabulary that is not shipped. A shipped one has sentences for every class but the background.
     """
-    if vocabulary.name not in Vocabulary.shipped_names():
+    name = vocabulary.name
+    if name is None or name not in Vocabulary.shipped_names():
         return None
-    own, shared = _read(family_of(vocabulary.name)), _read(SHARED)
+    if Vocabulary.shipped(name).content_hash != vocabulary.content_hash:  # a file that is called like one
+        return None
+    own, shared = _read(family_of(name)), _read(SHARED)
     spoken = {name: entry for name, entry in own.items() if isinstance(entry, str)}
     sentences = {}
     for name in vocabulary.names:
@@ -64,6 +80,17 @@ def shipped_descriptions(vocabulary: Vocabulary) -> ShippedDescriptions | None:
         if found is not None and not is_background(name):
             sentences[name] = list(found)
     return ShippedDescriptions(sentences, {name: word for name, word in spoken.items() if name in sentences})
+
+
+def choose_descriptions(
+    choice: DescriptionChoice, vocabulary: Vocabulary, config: SegmenterConfig
+) -> Mapping[str, Sequence[str]] | None:
+    """Resolve "shipped" for a run: None where nothing ships for its words, or where nothing would read sentences."""
+    if choice != "shipped":
+        return choice
+    purification = config.purification
+    found = shipped_descriptions(vocabulary) if purification.active and purification.ambiguity else None
+    return found.sentences if found else None
 
 
 @cache
