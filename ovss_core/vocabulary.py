@@ -186,11 +186,16 @@ class Vocabulary:
             return cls.from_file(text)
         name = _ALIASES.get(text, text)
         if name in cls.shipped_names():
-            path = resources.files("ovss_core").joinpath("vocabularies", f"{name}.txt")
-            return cls.from_names(_class_lines(path.read_text(encoding="utf-8")), name)
+            return cls.shipped(name)
         if ("," in text or "\n" in text) and not text.endswith(_FILE_ENDINGS):
             return cls.from_names(split_words(text), "words")
         raise VocabularyError(_unknown(text, sorted({*cls.shipped_names(), *_ALIASES})))
+
+    @classmethod
+    def shipped(cls, name: str) -> "Vocabulary":
+        """Return a vocabulary that comes with ovss, by one of `shipped_names`; files of that name do not matter."""
+        path = resources.files("ovss_core").joinpath("vocabularies", f"{name}.txt")
+        return cls.from_names(_class_lines(path.read_text(encoding="utf-8")), name)
 
     @classmethod
     def shipped_names(cls) -> list[str]:
