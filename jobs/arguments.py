@@ -1,5 +1,6 @@
 """The flags of the commands: which stand where in the help, and how their values become settings again."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -8,7 +9,8 @@ from jsonargparse import Namespace
 
 from jobs.flags import Flag, choice, flags_of
 from jobs.parser import CommandParser
-from ovss_core.config import PurificationMethod, SegmenterConfig
+from ovss_core.clip.recommended import recommended_settings
+from ovss_core.config import ModelConfig, PurificationMethod, SegmenterConfig
 from ovss_core.errors import ConfigError, VocabularyError
 from ovss_core.evaluation.benchmarks import BENCHMARKS, protocol_config
 from ovss_core.head_names import host_names
@@ -163,12 +165,14 @@ def segmenter_defaults(config: SegmenterConfig) -> dict[str, Any]:
 def parse_with_protocol(
     parser: CommandParser, arguments: Sequence[str] | None
 ) -> tuple[Namespace, Vocabulary]:
-    """Parse flags; with ``--benchmark``, its constants take the place of the defaults.
+    """Parse flags; what the model's card recommends, and with ``--benchmark`` its constants, take the defaults' place.
 
     Raises:
         ConfigError: Neither a vocabulary nor a benchmark was given, or flags that cannot be understood.
     """
     given = parser.given(arguments)
+    advice = _advice(parser, given)
+    parser.set_defaults(advice)
     benchmark, host, purify = (
         given.get(name, parser.get_default(name)) for name in ("benchmark", "host", "purify")
     )
@@ -178,6 +182,11 @@ def parse_with_protocol(
         config, offered = protocol_config(benchmark, host, purify)
         parser.set_defaults(segmenter_defaults(config))
     values = parser.parse_args(arguments)
+    taken = [
+        f"--{name} {values[name]}" for name in advice if name not in given and values[name] == advice[name]
+    ]
+    if taken:
+        print(f"ovss: {values.model} recommends {', '.join(taken)}, which is taken", file=sys.stderr)
     if values.vocabulary:
         return values, load_vocabulary(values.vocabulary)
     if offered is None:
@@ -185,6 +194,18 @@ def parse_with_protocol(
             "give --vocabulary (words by commas such as cat,dog, a file, or a shipped name such as voc21), or --benchmark"
         )
     return values, offered
+
+
+def _advice(parser: CommandParser, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the chosen model's card recommends, by flag."""
+    name, weights = (given.get(flag, parser.get_default(flag)) for flag in ("model", "pretrained"))
+    if not isinstance(name, str) or not isinstance(weights, str):
+        return {}  # refused when the flags are parsed
+    advice: dict[str, Any] = {}
+    for group, value in recommended_settings(ModelConfig(name, weights)).items():
+        entries = value.items() if isinstance(value, dict) else [(None, value)]
+        advice |= {group if field is None else _dest(group, field): entry for field, entry in entries}
+    return advice
 
 
 def load_vocabulary(given: str | Sequence[str | Mapping[str, Any]]) -> Vocabulary:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ovss_core.check import validate
 from ovss_core.class_purification.null import load_distractors
+from ovss_core.clip.recommended import filled, recommended_settings
 from ovss_core.clip.text import EncodedVocabulary, TextEncoder, cut_texts, encode_vocabulary
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
@@ -58,15 +59,16 @@ class OpenVocabSegmenter:
             pretrained: Weight tag or path; see `ModelConfig`.
             vocabulary: A list of classes (synonyms of one separated by commas), words separated by commas, a
                 shipped vocabulary's name, or a file.
-            config: Everything else; its model is replaced by the one named here.
+            config: Everything else; its model is replaced by the one named here. None takes the defaults, or what
+                the model's card recommends (`ovss_core.clip.recommended`).
             descriptions: Sentences by class name that settle ambiguous regions.
             device: "cuda", "cpu", ...; None takes a GPU where there is one.
 
         Raises:
             OvssError: The model, its weights or the vocabulary cannot be used.
         """
-        settings = config or SegmenterConfig()
-        settings = replace(settings, model=replace(settings.model, name=name, pretrained=pretrained))
+        model = replace((config or SegmenterConfig()).model, name=name, pretrained=pretrained)
+        settings = replace(config or filled(recommended_settings(model)), model=model)
         classes = as_vocabulary(vocabulary)
         warnings = validate(settings, classes, descriptions)
         chosen = _choose_device(device)

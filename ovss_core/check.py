@@ -180,10 +180,8 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
     if purifying:
         changed = _changed(config.labels, LabelConfig(background=config.labels.background), "labels")
         yield from (f"{name} (it goes with --purify none)" for name in changed)
-        if purification.thresholds == "auto":
-            given = PurificationConfig().redundancy_threshold
-            if purification.redundancy_threshold != given:
-                yield "purification.redundancy_threshold (it goes with purification.thresholds fixed)"
+        if purification.thresholds == "auto" and purification.redundancy_threshold is not None:
+            yield "purification.redundancy_threshold (it goes with purification.thresholds published or fixed)"
     else:
         changed = _changed(purification, PurificationConfig(method="none"), "purification")
         yield from (f"{name} (it goes with --purify freecp)" for name in changed)

@@ -14,7 +14,7 @@ SfpVariant = Literal["released", "paper"]
 OutlierRule = Literal["attention", "norm", "local_outlier_factor"]
 PurificationMethod = Literal["freecp", "none"]
 PurificationVariant = Literal["image", "released", "paper"]
-Thresholds = Literal["auto", "fixed"]
+Thresholds = Literal["published", "fixed", "auto"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -154,11 +154,15 @@ class PurificationConfig:
             "paper" once a window by the paper's equations.
         redundancy: Remove the classes that are absent from the image.
         ambiguity: Let one class win where several claim the same region.
-        thresholds: "auto" derives the redundancy decision from the image itself; "fixed" uses the two numbers.
-        redundancy_threshold: Keep a class when its score is above this (fixed only); larger removes more. Scores
-            are below 0.5, mostly far below ("image", "released"), or a soft IoU from 0 to 1 ("paper").
-        ambiguity_threshold: Classes whose maps' soft IoU reaches this are ambiguous; larger groups fewer.
-        score_scale: Factor on cosines before the softmax; larger is more peaked.
+        thresholds: "published" takes FreeCP's own numbers, as a curve over the number of words that compete
+            (`published_thresholds`); "fixed" the two numbers below; "auto" derives the redundancy decision from the
+            image itself.
+        redundancy_threshold: Keep a class when its score is above this; larger removes more. Scores are below 0.5,
+            mostly far below ("image", "released"), or a soft IoU from 0 to 1 ("paper"). None: the published one.
+        ambiguity_threshold: Classes whose maps' soft IoU reaches this are ambiguous; larger groups fewer. None: the
+            published one.
+        score_scale: Factor on cosines before the softmax; larger is more peaked. None: the one that the weights were
+            trained with, as in FreeCP's released code (100 for OpenAI's).
         crop_size: Side in pixels to which an ambiguous region is resized before it is encoded.
         box_threshold: Share of a map's maximum above which a patch belongs to a region.
         phrase_chunk: Phrases scored at once; bounds memory, does not change the labels.
@@ -168,10 +172,10 @@ class PurificationConfig:
     variant: PurificationVariant = "image"
     redundancy: bool = True
     ambiguity: bool = True
-    thresholds: Thresholds = "auto"
-    redundancy_threshold: float = 0.1
-    ambiguity_threshold: float = 0.7
-    score_scale: float = 100.0
+    thresholds: Thresholds = "published"
+    redundancy_threshold: float | None = None
+    ambiguity_threshold: float | None = None
+    score_scale: float | None = None
     crop_size: int = 112
     box_threshold: float = 0.4
     phrase_chunk: int = 512
@@ -182,8 +186,12 @@ class PurificationConfig:
         _require_choice("purification.thresholds", self.thresholds, Thresholds)
         for name in ("redundancy_threshold", "ambiguity_threshold", "box_threshold"):
             value = getattr(self, name)
-            _require(0.0 <= value <= 1.0, f"purification.{name} is {value}; give a number from 0 to 1")
-        _require_positive("purification.score_scale", self.score_scale)
+            _require(
+                value is None or 0.0 <= value <= 1.0,
+                f"purification.{name} is {value}; give a number from 0 to 1",
+            )
+        if self.score_scale is not None:
+            _require_positive("purification.score_scale", self.score_scale)
         _require(self.phrase_chunk >= 1, f"purification.phrase_chunk is {self.phrase_chunk}; give at least 1")
         _require(self.crop_size >= 1, f"purification.crop_size is {self.crop_size}; give at least 1")
 
@@ -191,6 +199,22 @@ class PurificationConfig:
     def active(self) -> bool:
         """Whether classes are purified at all."""
         return self.method == "freecp"
+
+    def numbers(self, words: int, logit_scale: float) -> "PurificationNumbers":
+        """Settle what is left to the vocabulary and the model.
+
+        Args:
+            words: Classes that compete, the background left out.
+            logit_scale: Factor on cosines that the weights were trained with.
+        """
+        published = published_thresholds(words)
+        given = self.redundancy_threshold, self.ambiguity_threshold
+        redundancy, ambiguity = (
+            default if value is None else value for value, default in zip(given, published, strict=True)
+        )
+        return PurificationNumbers(
+            redundancy, ambiguity, logit_scale if self.score_scale is None else self.score_scale
+        )
 
     @property
     def needs_crops(self) -> bool:
@@ -201,6 +225,39 @@ class PurificationConfig:
     def needs_distractors(self) -> bool:
         """Whether the text side must hold words that are known to be absent."""
         return self.active and self.redundancy and self.thresholds == "auto"
+
+
+@dataclass(frozen=True)
+class PurificationNumbers:
+    """What a purification of one vocabulary by one model decides with.
+
+    Attributes:
+        redundancy: As `PurificationConfig.redundancy_threshold`; not used by "auto".
+        ambiguity: As `PurificationConfig.ambiguity_threshold`.
+        score_scale: As `PurificationConfig.score_scale`.
+    """
+
+    redundancy: float
+    ambiguity: float
+    score_scale: float
+
+
+def published_thresholds(words: int) -> tuple[float, float]:
+    """Return FreeCP's thresholds of redundancy and ambiguity for a vocabulary of so many words.
+
+    FreeCP publishes a pair for each data set: 0.15 and 0.7 to 0.8 for the 20 words of PASCAL VOC, 0.10 and 0.7 for
+    the 59 of Context, 0.05 and 0.7 for the 150 of ADE20K and the 171 of COCO-Stuff, because a class's score falls
+    as more words share the softmax. In the logarithm of their number these lie on straight lines, which are
+    continued neither below 20 words nor above 150. (Cityscapes, 19 words at 0.10, and COCO-Object, 80 at 0.15, lie
+    0.05 and 0.07 off the line.)
+
+    Args:
+        words: Classes that compete, the background left out.
+    """
+    steps = math.log(min(max(words, 20), 150) / 20)
+    redundancy = 0.15 - 0.10 * steps / math.log(150 / 20)
+    ambiguity = 0.8 - 0.1 * min(steps / math.log(60 / 20), 1.0)
+    return redundancy, ambiguity
 
 
 @dataclass(frozen=True)

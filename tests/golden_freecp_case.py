@@ -86,6 +86,7 @@ class CaseText:
     phrase_class: np.ndarray
     null_embeddings: Tensor
     vocabulary: Vocabulary
+    logit_scale: float = 100.0
 
 
 @dataclass(frozen=True)

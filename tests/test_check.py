@@ -186,9 +186,9 @@ def test_a_class_without_a_rival_is_a_warning() -> None:
             ["purification.crop_size (it goes with --purify freecp)"],
         ),
         (
-            _config(purification=PurificationConfig(redundancy_threshold=0.3)),
+            _config(purification=PurificationConfig(thresholds="auto", redundancy_threshold=0.3)),
             PLAIN,
-            ["purification.redundancy_threshold (it goes with purification.thresholds fixed)"],
+            ["purification.redundancy_threshold (it goes with purification.thresholds published or fixed)"],
         ),
         (_config(host="clip", sfp=SfpConfig("paper")), PLAIN, ["sfp.variant (it goes with --host sfp)"]),
         (

@@ -8,9 +8,11 @@ from ovss_core.config import (
     LabelConfig,
     ModelConfig,
     PurificationConfig,
+    PurificationNumbers,
     SegmenterConfig,
     SfpConfig,
     WindowConfig,
+    published_thresholds,
 )
 from ovss_core.errors import ConfigError
 
@@ -99,3 +101,19 @@ def test_settings_of_heads_that_do_not_run_decide_nothing() -> None:
     assert asked.head_settings is switched
     assert asked.tower_part != SegmenterConfig().tower_part
     assert asked.deciding()["sfp"]["variant"] == "paper"
+
+
+@pytest.mark.parametrize(
+    ("words", "redundancy", "ambiguity"),
+    [(2, 0.15, 0.8), (20, 0.15, 0.8), (59, 0.10, 0.7), (150, 0.05, 0.7), (171, 0.05, 0.7), (5000, 0.05, 0.7)],
+)
+def test_the_published_thresholds_lie_on_the_curve(words: int, redundancy: float, ambiguity: float) -> None:
+    assert published_thresholds(words) == pytest.approx((redundancy, ambiguity), abs=0.005)
+
+
+def test_the_curve_falls_and_given_numbers_take_its_place() -> None:
+    curve = [published_thresholds(words) for words in range(1, 300)]
+    assert curve == sorted(curve, reverse=True)
+    left, given = PurificationConfig(), PurificationConfig(redundancy_threshold=0.0, score_scale=7.0)
+    assert left.numbers(150, 28.0) == PurificationNumbers(*published_thresholds(150), 28.0)
+    assert given.numbers(20, 28.0) == PurificationNumbers(0.0, 0.8, 7.0)

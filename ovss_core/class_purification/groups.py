@@ -95,6 +95,7 @@ def find_ambiguous(
     placement: Placement,
     kept: ClassMaps,
     config: PurificationConfig,
+    threshold: float,
     excluded: int | None = None,
     room: Room | None = None,
 ) -> AmbiguousGroups:
@@ -106,11 +107,12 @@ def find_ambiguous(
     Args:
         placement: Where the windows lie.
         kept: Refined maps of the kept classes.
-        config: Variant and thresholds.
+        config: Variant, and the share that bounds a region.
+        threshold: Soft IoU from which on two classes are ambiguous.
         excluded: A class that is never ambiguous (a background class that competes as a class).
         room: None counts, and makes as many places as are needed.
     """
-    edges = soft_iou(kept.by_unit().flatten(2)) >= config.ambiguity_threshold
+    edges = soft_iou(kept.by_unit().flatten(2)) >= threshold
     eligible = kept.used if excluded is None else kept.used & (kept.classes != excluded)
     names = connected_parts(edges & eligible[:, :, None] & eligible[:, None, :])
     members, complete = _group_members(names, eligible, room.groups if room else None)

@@ -59,6 +59,10 @@ class ClassTexts(Protocol):
     def vocabulary(self) -> Vocabulary:
         """The classes."""
 
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosines that the weights were trained with."""
+
 
 @dataclass(frozen=True)
 class Purified:
@@ -123,6 +127,8 @@ class ClassPurifier:
         )
         self._chunks = plan_chunks(np.asarray(text.phrase_class), config.phrase_chunk, device)
         self._null_chunks = plan_chunks(np.arange(len(self._nulls)), config.phrase_chunk, device)
+        self._words = self._classes - (self._background is not None)
+        self._numbers = config.numbers(self._words, text.logit_scale)
         paper = config.variant == "paper"
         self._rule, self._ceiling = (spatial_consistency, 1.0) if paper else (released_score, 0.5)
 
@@ -156,7 +162,7 @@ class ClassPurifier:
         groups = AmbiguousGroups.none(kept, by_window=not whole)
         if self._config.ambiguity and kept.places >= 2:
             excluded = self._background if self._background_competes else None
-            groups = find_ambiguous(place, kept, self._config, excluded, room)
+            groups = find_ambiguous(place, kept, self._config, self._numbers.ambiguity, excluded, room)
 
         # 5. An image has what any of its windows has.
         best = unit_images.reduce(scores, "amax").to(kept.maps.dtype)
@@ -260,7 +266,7 @@ class ClassPurifier:
         if not self._config.redundancy:
             return none, most_active
         if not self._auto:
-            return none + self._config.redundancy_threshold, most_active
+            return none + self._numbers.redundancy, most_active
         found = [none.new_zeros((len(units), 0))]
         for chunk, values in self._phrase_scores(evidence.batch, self._nulls, self._null_chunks):
             added = functional.logsigmoid(values - evidence.statistics.log_total)
@@ -270,8 +276,7 @@ class ClassPurifier:
             probability = _probability(units, chunk.classes, added, active, places)
             scored = self._rule(probability, self._refine(evidence, probability))
             found.append(_by_class(scored, probability, len(self._nulls))[:, chunk.classes])
-        competing = self._classes - (self._background is not None)
-        return null_threshold(torch.cat(found, 1), competing, self._ceiling), most_active
+        return null_threshold(torch.cat(found, 1), self._words, self._ceiling), most_active
 
     @property
     def _auto(self) -> bool:
@@ -283,7 +288,7 @@ class ClassPurifier:
     def _phrase_scores(
         self, batch: WindowBatch, embeddings: Tensor, chunks: tuple[PhraseChunk, ...]
     ) -> PhraseScores:
-        return PhraseScores(batch.features, embeddings, self._config.score_scale, chunks)
+        return PhraseScores(batch.features, embeddings, self._numbers.score_scale, chunks)
 
     def _refine(self, evidence: _Evidence, probability: ClassMaps) -> ClassMaps:
         grid, share = evidence.batch.placement.grid, self._config.box_threshold

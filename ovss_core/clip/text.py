@@ -41,6 +41,7 @@ class EncodedVocabulary:
             without phrases.
         null_embeddings: Distractor phrases, none of them in the vocabulary [distractors, features].
         weights_hash: SHA-256 of the weights that made them.
+        logit_scale: Factor on cosines that these weights were trained with.
     """
 
     vocabulary: Vocabulary
@@ -48,6 +49,7 @@ class EncodedVocabulary:
     description_embeddings: Float[Tensor, "classes features"]
     null_embeddings: Float[Tensor, "distractors features"]
     weights_hash: str
+    logit_scale: float = 100.0
 
     @property
     def phrase_class(self) -> Int[Tensor, " phrases"]:
@@ -61,7 +63,11 @@ class EncodedVocabulary:
             "descriptions": self.description_embeddings.numpy(),
             "null": self.null_embeddings.numpy(),
         }
-        metadata = {"vocabulary": json.dumps(self.vocabulary.to_dict()), "weights_hash": self.weights_hash}
+        metadata = {
+            "vocabulary": json.dumps(self.vocabulary.to_dict()),
+            "weights_hash": self.weights_hash,
+            "logit_scale": repr(self.logit_scale),
+        }
         return save(tensors, metadata)
 
     @classmethod
@@ -76,6 +82,7 @@ class EncodedVocabulary:
             description_embeddings=tensors["descriptions"],
             null_embeddings=tensors["null"],
             weights_hash=metadata["weights_hash"],
+            logit_scale=float(metadata["logit_scale"]),
         )
 
 
@@ -95,6 +102,7 @@ class TextEncoder:
         self._device = torch.device(device)
         self._cache_dir = Path(cache_dir or os.environ.get("OVSS_CACHE") or Path.home() / ".cache" / "ovss")
         self.weights_hash = clip.weights_hash()
+        self.logit_scale = float(clip.model.logit_scale.detach().exp())
 
     def encode_phrases(
         self, phrases: Sequence[str], templates: Sequence[str] = TEMPLATES
@@ -241,7 +249,10 @@ def encode_vocabulary(
     for name, sentences in given.items():
         rows[vocabulary.names.index(name)] = encoder.encode_phrases(list(sentences), ("{}",)).mean(0)
     null = encoder.encode_phrases(list(distractors))
-    return EncodedVocabulary(vocabulary, phrases, F.normalize(rows, dim=-1), null, encoder.weights_hash)
+    descriptions_of_classes = F.normalize(rows, dim=-1)
+    return EncodedVocabulary(
+        vocabulary, phrases, descriptions_of_classes, null, encoder.weights_hash, encoder.logit_scale
+    )
 
 
 def _entry(folder: Path, phrase: str) -> Path:

@@ -24,6 +24,7 @@ class Texts:
     phrase_embeddings: Tensor
     phrase_class: np.ndarray
     null_embeddings: Tensor
+    logit_scale: float = 100.0
 
 
 @dataclass(frozen=True)

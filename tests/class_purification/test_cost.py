@@ -22,6 +22,7 @@ def test_a_batch_takes_a_tenth_of_the_processor_time_of_one_window_at_a_time(cla
     scene = large_scene(classes)
     config = PurificationConfig(thresholds="fixed", variant="released", ambiguity=False)
     purifier = ClassPurifier(config, scene.texts, "none")
+    numbers = config.numbers(classes, scene.texts.logit_scale)
     batched = []
     for _ in range(4):
         start = time.process_time()
@@ -36,9 +37,9 @@ def test_a_batch_takes_a_tenth_of_the_processor_time_of_one_window_at_a_time(cla
             scene.texts.phrase_class.tolist(),
             classes,
             scene.batch.placement.grid,
-            scale=config.score_scale,
-            redundancy=config.redundancy_threshold,
-            ambiguity=config.ambiguity_threshold,
+            scale=numbers.score_scale,
+            redundancy=numbers.redundancy,
+            ambiguity=numbers.ambiguity,
         )
     looped = (time.process_time() - start) / 3
     print(f"{classes} classes: loop {1e3 * looped:.1f} ms, batch {1e3 * min(batched):.2f} ms a window")

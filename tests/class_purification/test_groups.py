@@ -30,9 +30,9 @@ def groups_of(
     names = classes if classes is not None else list(range(len(maps)))
     side = (PATCH, PATCH * maps.shape[1])
     place = Placement.of((1,), ((0, 0),), (side,), (1, maps.shape[1]), PATCH, side)
-    config = PurificationConfig(variant=variant, ambiguity_threshold=threshold)  # type: ignore[arg-type]
+    config = PurificationConfig(variant=variant)  # type: ignore[arg-type]
     kept = ClassMaps(place.images, torch.tensor([names]), maps[None])
-    return find_ambiguous(place, kept, config, excluded, room)
+    return find_ambiguous(place, kept, config, threshold, excluded, room)
 
 
 def members_of(groups: AmbiguousGroups) -> list[tuple[int, ...]]:
@@ -137,7 +137,7 @@ def test_boxes_of_an_image_are_those_of_its_windows_averaged_by_area(
     maps = torch.stack([shape, shape], 1)  # two classes that coincide
     place = Placement.of((2,), origins, (image,), (2, 3), PATCH, (16, 24))
     kept = ClassMaps(place.images, torch.tensor([[0, 1]]), maps)
-    found = find_ambiguous(place, kept, PurificationConfig(ambiguity_threshold=0.9))
+    found = find_ambiguous(place, kept, PurificationConfig(), 0.9)
     lattice = oracle.lattice_mean(
         shape.double().numpy().reshape(2, 2, 3), list(origins), (16, 24), image, PATCH
     )

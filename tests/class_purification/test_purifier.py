@@ -32,7 +32,13 @@ def scene_of(lines: list[str], images: int = 3, windows: int = 2, seed: int = 0,
 
 
 def config(variant: PurificationVariant = "image", **changes: object) -> PurificationConfig:
-    base = PurificationConfig(variant=variant, thresholds="fixed", score_scale=20.0)
+    base = PurificationConfig(
+        variant=variant,
+        thresholds="fixed",
+        redundancy_threshold=0.1,
+        ambiguity_threshold=0.7,
+        score_scale=20.0,
+    )
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
@@ -47,6 +53,7 @@ def purify(
 
 
 def purify_slowly(scene: Scene, windows: list[int], settings: PurificationConfig) -> oracle.Purified:
+    numbers = settings.numbers(len(scene.texts.vocabulary), scene.texts.logit_scale)
     return oracle.purify_unit(
         scene.batch.features[windows].double().numpy(),
         scene.batch.attention[windows].double().numpy(),
@@ -54,9 +61,9 @@ def purify_slowly(scene: Scene, windows: list[int], settings: PurificationConfig
         scene.texts.phrase_class.tolist(),
         len(scene.texts.vocabulary),
         scene.batch.placement.grid,
-        scale=settings.score_scale,
-        redundancy=settings.redundancy_threshold if settings.redundancy else 0.0,
-        ambiguity=settings.ambiguity_threshold,
+        scale=numbers.score_scale,
+        redundancy=numbers.redundancy if settings.redundancy else 0.0,
+        ambiguity=numbers.ambiguity,
         box_threshold=settings.box_threshold,
         consistency=settings.variant == "paper",
     )

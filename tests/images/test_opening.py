@@ -94,10 +94,10 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_size_that_hides_behind_a_small_header_is_refused(lie: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ImageError, match=r"max_pixels \(10,000\); raise it"):
         open_image(LIES[lie], LIMIT)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("kind", [*FORMATS, "HEIF", "JXL"])
@@ -148,10 +148,10 @@ def test_headers_cut_anywhere_are_read_without_an_error() -> None:
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused_at_once_and_says_why() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ImageError, match=r"the JPEG has 3,000 scans, more than the 100"):
         open_image(progressive_jpeg(3000, side=512), 10**6)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert decode_image(progressive_jpeg(100), LIMIT).shape == (64, 64, 3)
 
 

@@ -1,6 +1,6 @@
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -184,13 +184,11 @@ def test_the_other_parsers_need_no_torch_either(command: str) -> None:
 
 
 def test_help_comes_in_a_moment() -> None:
-    """It takes half a second; the bound is for machines that do other things as well."""
-    seconds = []
-    for _ in range(2):
-        start = time.monotonic()
-        subprocess.run([sys.executable, "-m", "jobs.cli", "label", "--help"], capture_output=True, check=True)
-        seconds.append(time.monotonic() - start)
-    assert min(seconds) < 4
+    """It takes half a second of the processor, however long a busy machine takes to give it."""
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "jobs.cli", "label", "--help"], capture_output=True, check=True)
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 3
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_folders_that_all_link_to_each_other_are_listed_in_bounded_time_and_that
                 (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
     start = time.monotonic()
     found = listed(tmp_path)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert {f"{name}/{name}.png" for name in names} <= found.keys()
     told = [reason for reason in found.values() if reason]
     assert 0 < len(told) <= len(names)
@@ -120,7 +120,7 @@ def test_fifos_are_counted_and_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "4.tar")
     with pytest.raises(StorageError, match=r"4\.tar: this is a FIFO"):
         WebDatasetSource(str(tmp_path))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(("depth", "name"), [(1100, "d"), (400, "a_folder_name")])
