@@ -15,6 +15,8 @@ OutlierRule = Literal["attention", "norm", "local_outlier_factor"]
 PurificationMethod = Literal["freecp", "none"]
 PurificationVariant = Literal["image", "released", "paper"]
 Thresholds = Literal["auto", "fixed"]
+ResClipBase = Literal["naclip", "clearclip", "sclip"]
+PearlAlignment = Literal["polar", "svd"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -29,6 +31,10 @@ def _require_choice(name: str, value: object, choices: object) -> None:
 
 def _require_positive(name: str, value: float) -> None:
     _require(math.isfinite(value) and value > 0, f"{name} is {value}; give a number above 0")
+
+
+def _require_share(name: str, value: float) -> None:
+    _require(0.0 <= value <= 1.0, f"{name} is {value}; give a number from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,64 @@ class SfpConfig(HeadSettings):
 
 
 @dataclass(frozen=True)
+class ResClipConfig(HeadSettings):
+    """ResCLIP (CVPR 2025): the attention of middle blocks beside another head's in the last block.
+
+    Attributes:
+        base: The head whose attention it is mixed with; sclip keeps the block's residual and feed-forward network.
+        residual_weight: Share of the middle blocks' attention, lambda. The authors take 0.3 for VOC21, Context60
+            and ADE, 0.4 for Context59, Object and Stuff, 0.6 for VOC20 and 0.2 for Cityscapes.
+        gain: Factor on the mixture, tau; without a residual it only weighs attention against the projection's bias.
+    """
+
+    base: ResClipBase = "naclip"
+    residual_weight: float = 0.3
+    gain: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require_choice("resclip.base", self.base, ResClipBase)
+        _require_share("resclip.residual_weight", self.residual_weight)
+        _require_positive("resclip.gain", self.gain)
+
+
+@dataclass(frozen=True)
+class ItaClipConfig(HeadSettings):
+    """ITACLIP (CVPR workshops 2025): the attention of middle blocks beside the last block's own.
+
+    Attributes:
+        self_attention: Queries attend to queries and keys to keys in every block that lends; off takes each block's
+            attention as trained.
+    """
+
+    self_attention: bool = True
+
+
+@dataclass(frozen=True)
+class PearlConfig(HeadSettings):
+    """PEARL (CVPR 2026): keys turned towards the queries, head by head.
+
+    Attributes:
+        alignment: How the turn is found: "polar" goes a few steps towards it, as the authors' code does; "svd" takes
+            the orthogonal factor itself.
+        iterations: Steps of "polar"; more come nearer to "svd".
+        centered_weight: Weight alpha of the centered keys with their like. The authors take 0.08, and 0.3 for ADE and
+            Cityscapes.
+    """
+
+    alignment: PearlAlignment = "polar"
+    iterations: int = 5
+    centered_weight: float = 0.08
+
+    def __post_init__(self) -> None:
+        _require_choice("pearl.alignment", self.alignment, PearlAlignment)
+        _require(self.iterations >= 1, f"pearl.iterations is {self.iterations}; give at least 1")
+        _require(
+            math.isfinite(self.centered_weight) and self.centered_weight >= 0,
+            f"pearl.centered_weight is {self.centered_weight}; give a number of at least 0",
+        )
+
+
+@dataclass(frozen=True)
 class PurificationConfig:
     """FreeCP, "Training-Free Class Purification" (ICCV 2025): which parts run, in which form, how strictly.
 
@@ -248,6 +312,9 @@ class SegmenterConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     host: str = "sfp"
     sfp: SfpConfig = field(default_factory=SfpConfig)
+    resclip: ResClipConfig = field(default_factory=ResClipConfig)
+    itaclip: ItaClipConfig = field(default_factory=ItaClipConfig)
+    pearl: PearlConfig = field(default_factory=PearlConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)

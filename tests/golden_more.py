@@ -1,0 +1,275 @@
+"""Checks the further hosts against arrays of their authors' codes; see tests/golden/more/README.md.
+
+A folder of that layout holds arrays alone: the tower, the windows and the phrases are those of a folder like
+tests/golden, which `base_of` finds.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovss_core.clip.positions import resample_positions
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import EncoderTrace
+from ovss_core.config import HeadSettings, ItaClipConfig, PearlConfig, ResClipBase, ResClipConfig
+from ovss_core.dense_heads import DenseHead, HeadOptions, LastBlockHead, build_head
+from ovss_core.dense_heads.base import self_attention
+from ovss_core.dense_heads.pearl import center, polar_steps
+from tests.golden_encoder import load_arrays, load_encoder
+from tests.golden_report import Report
+
+GOLDEN = Path(__file__).parent / "golden"
+ELSEWHERE = {
+    "car": "CaR is no host here",
+    "pamr": "a refiner, no host",
+    "fsa": "a plug-in for a second tower's attention, no host here",
+    "floss": "fuses the labels of several sets of templates, no host",
+}
+MARGIN = "how near the decisions are to flipping; not computed"
+SETTING = "an input"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One file of arrays, and what its systems ran on."""
+
+    system: str
+    arrays: Mapping[str, np.ndarray]
+    encoder: ImageEncoder
+    windows: Mapping[str, np.ndarray]
+    phrases: Tensor
+    other_phrases: Tensor
+    report: Report
+
+    def window(self, name: str) -> Tensor:
+        """Return a window's normalized pixels."""
+        return torch.from_numpy(self.windows[name])
+
+    def close(self, key: str, actual: object, deviation: float) -> None:
+        """Compare an array within ten times what float32 cost the authors' code."""
+        self.report.close(f"{self.system}/{key}", actual, self.arrays[key], 10 * deviation)
+
+    def equal(self, key: str, actual: object) -> None:
+        """Compare decisions, of which none may differ."""
+        self.report.equal(f"{self.system}/{key}", actual, self.arrays[key])
+
+    def skip(self, key: str, reason: str) -> None:
+        """Name an array that is not checked."""
+        self.report.skip(f"{self.system}/{key}", reason)
+
+    def every(self, key: str, actual: Tensor, deviation: float) -> None:
+        """Compare maps of which every n-th row and column is stored."""
+        step = int(key.rsplit("_every", 1)[1])
+        self.close(key, actual[:, ::step, ::step], deviation)
+
+
+def is_further(folder: Path) -> bool:
+    """Say whether a folder has this layout."""
+    names = {path.stem for path in folder.glob("*.npz")}
+    return bool(names & {*CHECKS, *ELSEWHERE}) and not (folder / "tiny_vit.npz").is_file()
+
+
+def base_of(folder: Path) -> Path:
+    """Find the tower and the windows of a folder: in it, above it, in a folder of like name beside it, or ours."""
+    beside = [folder.parent / folder.name.replace("_more", ""), folder.parent / "golden"]
+    for candidate in (folder, folder.parent, *beside):
+        if (candidate / "tiny_vit.npz").is_file() and (candidate / "inputs.npz").is_file():
+            return candidate
+    return GOLDEN
+
+
+def check_further(folder: Path, report: Report) -> None:
+    """Report every array of every file of FOLDER."""
+    base = base_of(folder)
+    encoder, windows = load_encoder(base), load_arrays(base / "inputs.npz")
+    with np.load(base / "freecp_stages.npz") as stages:
+        phrases, others = (_unit(stages[f"k20/{name}"]) for name in ("text_raw", "text_llm_raw"))
+    for path in sorted(folder.glob("*.npz")):
+        if path.stem in ELSEWHERE:
+            for key in np.load(path).files:
+                report.skip(f"{path.stem}/{key}", ELSEWHERE[path.stem])
+        elif path.stem in CHECKS:
+            case = Case(path.stem, load_arrays(path), encoder, windows, phrases, others, report)
+            CHECKS[path.stem](case)
+
+
+def _unit(values: np.ndarray) -> Tensor:
+    return F.normalize(torch.from_numpy(values).float(), dim=-1)
+
+
+def _head(name: str, settings: HeadSettings | None = None) -> DenseHead:
+    return build_head(name, HeadOptions(settings=settings))
+
+
+def _trace(case: Case, head: DenseHead, window: str, **changes: object) -> EncoderTrace:
+    request = replace(head.request(case.encoder.depth), **changes)  # type: ignore[arg-type]
+    return case.encoder.trace(case.window(window), request)
+
+
+def _tokens(case: Case, head: DenseHead, window: str) -> Tensor:
+    """Compute features of all tokens of a window; the class token's too where the head changes the last block alone."""
+    trace = _trace(case, head, window)
+    if not isinstance(head, LastBlockHead):
+        return head.features(case.encoder, trace)[0]
+    block = case.encoder.blocks[-1]
+    return case.encoder.project(head.combine(block, trace.tokens, head.attend(block, trace)))[0]
+
+
+def _patches(case: Case, key: str, features: Tensor, deviation: float) -> None:
+    """Compare features of patches; the class token's, which heads do not compute, is left out."""
+    case.report.close(f"{case.system}/{key}", features, case.arrays[key][1:], 10 * deviation)
+
+
+def check_clipsurgery(case: Case) -> None:
+    """CLIP Surgery: its path, and the similarity that its paper calls feature surgery."""
+    head = _head("clipsurgery")
+    for key in case.arrays:
+        window, _, quantity = key.rpartition("/")
+        if quantity.startswith("positions_bilinear"):
+            rows, columns = map(int, quantity.rsplit("_", 1)[1].split("x"))
+            encoder = case.encoder
+            table = load_table(encoder)
+            case.close(key, resample_positions(table, encoder.base_grid, (rows, columns), "bilinear"), 3.6e-7)
+        elif quantity == "features_released_positions":
+            trace = _trace(case, head, window, resampling="bilinear")
+            class_token = case.encoder.class_features(case.window(window), "bilinear")
+            case.close(key, torch.cat([class_token, head.features(case.encoder, trace)[0]]), 3.3e-6)
+        elif quantity == "features":
+            case.close(key, _surgery_tokens(case, head, window), 3.0e-6)
+        elif quantity.startswith("stream"):
+            case.close(key, _surgery_stream(case, _trace(case, head, window)), 7.7e-6)
+        elif quantity == "class_weight":
+            case.close(key, surgery_weight(_surgery_tokens(case, head, window), case.phrases), 6.9e-7)
+        elif quantity == "similarity":
+            case.close(key, feature_surgery(_surgery_tokens(case, head, window), case.phrases), 1.5e-6)
+        elif quantity == "similarity_redundant":
+            background = len(case.phrases) - 20
+            named = case.phrases[background : background + case.arrays[key].shape[1]]
+            tokens = F.normalize(_surgery_tokens(case, head, window), dim=-1)
+            case.close(key, tokens @ (named - case.other_phrases[:1]).T, 7.3e-7)
+        else:
+            case.skip(key, "a display of single words and prompts drawn from it, not part of labelling")
+
+
+def load_table(encoder: ImageEncoder) -> Tensor:
+    """Return the learned positions of a tower, class token first."""
+    return encoder._positions_for(encoder.base_grid, "scale").float()
+
+
+def _surgery_tokens(case: Case, head: DenseHead, window: str) -> Tensor:
+    class_token = case.encoder.class_features(case.window(window))
+    return torch.cat([class_token, head.features(case.encoder, _trace(case, head, window))[0]])
+
+
+def _surgery_stream(case: Case, trace: EncoderTrace) -> Tensor:
+    first = min(trace.hidden)
+    stream, found = trace.hidden[first], []
+    for layer in range(first, case.encoder.depth):
+        block = case.encoder.blocks[layer]
+        value = block.value(trace.hidden[layer])
+        stream = stream + block.output(self_attention(block, value, value))
+        found.append(stream[0])
+    return torch.stack(found)
+
+
+def surgery_weight(tokens: Tensor, phrases: Tensor) -> Tensor:
+    """Return CLIP Surgery's weight of each phrase: K softmax(2 cos of the class token)."""
+    cosines = F.normalize(tokens[0], dim=-1) @ phrases.T
+    return (2 * cosines).softmax(-1) * len(phrases)
+
+
+def feature_surgery(tokens: Tensor, phrases: Tensor) -> Tensor:
+    """Return CLIP Surgery's scores: weighted cosines less their mean over phrases."""
+    scores = surgery_weight(tokens, phrases) * (F.normalize(tokens, dim=-1) @ phrases.T)
+    return scores - scores.mean(-1, keepdim=True)
+
+
+def check_cliptrase(case: Case) -> None:
+    """CLIPtrase: its features."""
+    head = _head("cliptrase")
+    for key in case.arrays:
+        window, _, quantity = key.rpartition("/")
+        if quantity == "features":
+            case.close(key, _tokens(case, head, window), 4.1e-6)
+        elif quantity == "eps_min":
+            case.skip(key, SETTING)
+        elif "margin" in quantity:
+            case.skip(key, MARGIN)
+        else:
+            case.skip(key, "CLIPtrase's clusters, not built")
+
+
+RESCLIP_DEVIATION = {"resclip": 3.4e-6, "clearclip": 2.8e-6, "sclip": 2.9e-6}
+
+
+def check_resclip(case: Case) -> None:
+    """ResCLIP: residual attention on three heads."""
+    for key in case.arrays:
+        window, _, quantity = key.partition("/")
+        named = re.fullmatch(r"(resclip|clearclip|sclip)_rcs_lambda([\d.]+)", quantity)
+        if named:
+            base: ResClipBase = "naclip" if named[1] == "resclip" else named[1]  # type: ignore[assignment]
+            head = _head("resclip", ResClipConfig(base, float(named[2]), gain=2.0))
+            features = head.features(case.encoder, _trace(case, head, window))[0]
+            _patches(case, key, features, RESCLIP_DEVIATION[named[1]])
+        elif "tau_lambda" in key or key.startswith("temp_thd"):
+            case.skip(key, SETTING)
+        elif "margin" in quantity:
+            case.skip(key, MARGIN)
+        else:
+            case.skip(key, "ResCLIP's feedback of labels, not built")
+
+
+def check_itaclip(case: Case) -> None:
+    """ITACLIP: its attention."""
+    deviations = {"features": (True, 3.2e-6), "features_attn_self_off": (False, 2.2e-6)}
+    for key in case.arrays:
+        window, _, quantity = key.partition("/")
+        if quantity in deviations:
+            own, deviation = deviations[quantity]
+            head = _head("itaclip", ItaClipConfig(self_attention=own))
+            features = head.features(case.encoder, _trace(case, head, window))[0]
+            _patches(case, key, features, deviation)
+        else:
+            case.skip(key, "ITACLIP's changed pictures, which no host sees")
+
+
+def check_pearl(case: Case) -> None:
+    """PEARL: its alignment, by its steps and exact."""
+    for key in case.arrays:
+        window, _, quantity = key.partition("/")
+        named = re.fullmatch(r"pa_(polar|svd)_a(\d+)p(\d+)", quantity)
+        block = case.encoder.blocks[-1]
+        if named:
+            weight = float(f"{named[2]}.{named[3]}")
+            settings = PearlConfig(named[1], centered_weight=weight)  # type: ignore[arg-type]
+            case.close(key, _tokens(case, _head("pearl", settings), window), 6.4e-6)
+        elif quantity.startswith("tlp"):
+            case.skip(key, "a refiner, no host")
+        else:
+            query, key_vectors, _ = block.query_key_value(_trace(case, _head("pearl"), window).tokens)
+            centered_query, centered_key = center(query, key_vectors)
+            covariance = centered_key.mT @ centered_query
+            if quantity == "cross_covariance":
+                case.close(key, covariance[0], 5.2e-5)
+            else:
+                steps = re.search(r"rotation_(\d+)", quantity)
+                rotation = polar_steps(covariance, int(steps[1]) if steps else 5)[0]
+                values = quantity.endswith("singular_values")
+                found = torch.linalg.svdvals(rotation) if values else rotation
+                case.close(key, found, 2.7e-7 if values else 5.8e-7)
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "clipsurgery": check_clipsurgery,
+    "cliptrase": check_cliptrase,
+    "resclip": check_resclip,
+    "itaclip": check_itaclip,
+    "pearl": check_pearl,
+}
