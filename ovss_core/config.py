@@ -208,6 +208,31 @@ class PearlConfig(HeadSettings):
 
 
 @dataclass(frozen=True)
+class RfClipConfig(HeadSettings):
+    """RF-CLIP (AAAI 2026): patches that a few over-activated channels dominate, repaired after every block.
+
+    Attributes:
+        channels: The over-activated channels. Unset takes those that are known of the checkpoint; ``ovss channels``
+            finds those of any other; an empty list repairs nothing.
+        channel_threshold: A patch is repaired when one of them holds more than this many times an equal share of
+            it; larger repairs fewer.
+        blend: Share of the mean around it that a repaired patch takes.
+    """
+
+    channels: tuple[int, ...] | None = None
+    channel_threshold: float = 5.0
+    blend: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.channels is not None:
+            object.__setattr__(self, "channels", tuple(self.channels))  # a list, where it comes from JSON
+            wrong = [channel for channel in self.channels if channel < 0]
+            _require(not wrong, f"rfclip.channels has {wrong}; channels count from 0")
+        _require_positive("rfclip.channel_threshold", self.channel_threshold)
+        _require_share("rfclip.blend", self.blend)
+
+
+@dataclass(frozen=True)
 class PurificationConfig:
     """FreeCP, "Training-Free Class Purification" (ICCV 2025): which parts run, in which form, how strictly.
 
@@ -315,6 +340,7 @@ class SegmenterConfig:
     resclip: ResClipConfig = field(default_factory=ResClipConfig)
     itaclip: ItaClipConfig = field(default_factory=ItaClipConfig)
     pearl: PearlConfig = field(default_factory=PearlConfig)
+    rfclip: RfClipConfig = field(default_factory=RfClipConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)

@@ -17,10 +17,19 @@ from torch import Tensor
 from ovss_core.clip.positions import resample_positions
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace
-from ovss_core.config import HeadSettings, ItaClipConfig, PearlConfig, ResClipBase, ResClipConfig
+from ovss_core.config import (
+    HeadSettings,
+    ItaClipConfig,
+    PearlConfig,
+    ResClipBase,
+    ResClipConfig,
+    RfClipConfig,
+)
 from ovss_core.dense_heads import DenseHead, HeadOptions, LastBlockHead, build_head
 from ovss_core.dense_heads.base import self_attention
 from ovss_core.dense_heads.pearl import center, polar_steps
+from ovss_core.dense_heads.rfclip import RfClipHead, decode, guide_tokens, propagate
+from ovss_core.feature_purification.similarity import cut_similarity, patch_similarity
 from tests.golden_encoder import load_arrays, load_encoder
 from tests.golden_report import Report
 
@@ -266,10 +275,71 @@ def check_pearl(case: Case) -> None:
                 case.close(key, found, 2.7e-7 if values else 5.8e-7)
 
 
+RFCLIP_DEVIATION = {
+    "guide": 4.5e-6,
+    "guide_cosine": 3.4e-7,
+    "decoded_first": 3.9e-6,
+    "decoded_second": 3.5e-6,
+    "features": 2.0e-6,
+    "class_feature": 1.5e-6,
+}
+
+
+def check_rfclip(case: Case) -> None:
+    """RF-CLIP: the repaired tower, its guide and what is decoded along it."""
+    channels = tuple(case.arrays["channels"].tolist())
+    head = RfClipHead(
+        HeadOptions(settings=RfClipConfig(channels, channel_threshold=float(case.arrays["sigma"][0])))
+    )
+    stages = {name: _rfclip_stages(case, head, name) for name in _windows(case)}
+    for key in case.arrays:
+        window, _, quantity = key.partition("/")
+        if key in ("channels", "sigma"):
+            case.skip(key, SETTING)
+        elif "margin" in quantity:
+            case.skip(key, MARGIN)
+        elif quantity.startswith("refocus"):
+            case.skip(key, "attention refocusing, which the authors' code leaves off")
+        elif quantity.startswith("text"):
+            case.skip(key, "RF-CLIP's adjusted words, not built")
+        elif quantity.startswith("distractors"):
+            case.equal(key, stages[window]["distractors"])
+        else:
+            case.close(key, stages[window][quantity], RFCLIP_DEVIATION[quantity])
+
+
+def _windows(case: Case) -> list[str]:
+    return sorted({key.split("/")[0] for key in case.arrays if "/" in key})
+
+
+def _rfclip_stages(case: Case, head: RfClipHead, window: str) -> dict[str, Tensor]:
+    encoder, repair = case.encoder, head.repair
+    trace = _trace(case, head, window)
+    guide = guide_tokens(encoder, trace, repair)
+    cosine = patch_similarity(guide[:, 1:])
+    similarity = cut_similarity(cosine)
+    decoded = decode(encoder, trace, [propagate(similarity, tokens) for tokens in (trace.tokens, guide)])
+    # what each block gives before it is repaired, from what the block before it gave after that
+    inputs = encoder.trace(
+        case.window(window), replace(head.request(encoder.depth), hidden=frozenset(range(encoder.depth)))
+    ).hidden
+    outputs = [encoder.blocks[layer].forward(inputs[layer]) for layer in range(encoder.depth)]
+    return {
+        "guide": guide[0],
+        "guide_cosine": cosine[0],
+        "decoded_first": decoded[0][0],
+        "decoded_second": decoded[1][0],
+        "features": head.features(encoder, trace)[0],
+        "class_feature": encoder.project(encoder.blocks[-1].class_token(trace.tokens))[0, 0],
+        "distractors": torch.cat([repair.distracted(output[:, 1:]) for output in outputs]),
+    }
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
     "clipsurgery": check_clipsurgery,
     "cliptrase": check_cliptrase,
     "resclip": check_resclip,
     "itaclip": check_itaclip,
     "pearl": check_pearl,
+    "rfclip": check_rfclip,
 }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.oracles import Array, SlowTower, neighborhood, softmax
+from tests.oracles import Array, Grid, SlowTower, cosine_map, neighborhood, softmax
 
 
 def like(scale: float, vectors: Array) -> Array:
@@ -113,3 +113,53 @@ def turn(covariance: Array, iterations: int | None) -> Array:
         y, z = y @ step, step @ z
     result: Array = covariance @ z / np.sqrt(norm)
     return result
+
+
+def distracted(patches: Array, channels: Sequence[int], threshold: float) -> set[int]:
+    """List the patches of which one of the channels holds more than `threshold` equal shares."""
+    found = set()
+    for index, patch in enumerate(patches):
+        raised = [value - min(patch) for value in patch]
+        if any(raised[channel] / sum(raised) > threshold / len(patch) for channel in channels):
+            found.add(index)
+    return found
+
+
+def blend_distracted(
+    tokens: Array, grid: Grid, channels: Sequence[int], threshold: float, share: float
+) -> Array:
+    """Mix each distracted patch with the mean of the nine places around it; places beyond the border are zero."""
+    patches, result = tokens[1:], tokens.copy()
+    for index in distracted(patches, channels, threshold):
+        y, x = divmod(index, grid[1])
+        total = np.zeros(tokens.shape[1])
+        for ny in range(y - 1, y + 2):
+            for nx in range(x - 1, x + 2):
+                if 0 <= ny < grid[0] and 0 <= nx < grid[1]:
+                    total += patches[ny * grid[1] + nx]
+        result[index + 1] = (1 - share) * patches[index] + share * total / 9
+    return result
+
+
+def rfclip(tower: SlowTower, window: Array, channels: Sequence[int], threshold: float, share: float) -> Array:
+    """Repair every block, propagate along the guide, decode with the mean keys-with-keys attention of all blocks."""
+    tokens, grid = tower.embed(window)
+    last = tower.depth
+    outputs, keys = [], []
+    for layer in range(1, last + 1):
+        keys.append(tower.query_key_value(layer, tokens)[1])
+        tokens = blend_distracted(tower.block(layer, tokens), grid, channels, threshold, share)
+        outputs.append(tokens)
+    guide = np.mean(outputs, 0)
+    cosines = cosine_map(guide[1:])
+    similarity = cosines * (cosines >= 0.4)
+    decoded = []
+    for stream in (outputs[-2], guide):
+        propagated = np.concatenate([stream[:1], similarity @ stream[1:]])
+        _, own, value = tower.query_key_value(last, propagated)
+        attended = []
+        for head, v in enumerate(value):
+            every = [like(tower.scale, k[head]) for k in [*keys[:-1], own]]
+            attended.append(np.mean(every, 0)[1:, 1:] @ v[1:])
+        decoded.append(tower.output(last, attended))
+    return tower.project(np.mean(decoded, 0))

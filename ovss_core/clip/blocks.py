@@ -83,6 +83,24 @@ class TransformerBlock:
         tokens = tokens + self.output(attended)
         return tokens + self.feed_forward(tokens), mean
 
+    def forward_with_keys(
+        self, tokens: Float[Tensor, "windows tokens width"]
+    ) -> tuple[Float[Tensor, "windows tokens width"], Float[Tensor, "windows heads tokens depth"]]:
+        """Run the block and return its keys too; queries and values are let go."""
+        query, key, value = self.query_key_value(tokens)
+        kept = key.clone(memory_format=torch.contiguous_format)
+        tokens = tokens + self.output(F.scaled_dot_product_attention(query, key, value))
+        return tokens + self.feed_forward(tokens), kept
+
+    def forward_with_head_attention(
+        self, tokens: Float[Tensor, "windows tokens width"]
+    ) -> tuple[Float[Tensor, "windows tokens width"], Float[Tensor, "windows heads tokens tokens"]]:
+        """Run the block and return each head's attention in float32 too."""
+        query, key, value = self.query_key_value(tokens)
+        weights = (query @ (key * self.scale).mT).softmax(-1, dtype=torch.float32)
+        tokens = tokens + self.output(weights.to(value.dtype) @ value)
+        return tokens + self.feed_forward(tokens), weights
+
     def class_token(self, tokens: Float[Tensor, "windows tokens width"]) -> Float[Tensor, "windows 1 width"]:
         """Run the block for the class token alone; the others serve as keys and values."""
         query, key, value = self.query_key_value(tokens)

@@ -82,11 +82,9 @@ class ImageEncoder:
         if 0 in request.hidden:
             trace.hidden[0] = tokens
         for layer in range(1, self.depth):
-            if _needs_attention(request, layer):
-                tokens, attention = self.blocks[layer - 1].forward_with_attention(tokens)
-                tokens = self._use_attention(trace, request, layer, tokens, attention)
-            else:
-                tokens = self.blocks[layer - 1].forward(tokens)
+            tokens = self._run_block(trace, request, layer, tokens)
+            if request.repair:
+                tokens = request.repair.after_block(tokens, grid)
             if layer in request.hidden:
                 trace.hidden[layer] = tokens
             if layer in request.hidden_sum:
@@ -95,6 +93,26 @@ class ImageEncoder:
             trace.mean_attention /= self.depth - 1
         trace.tokens = tokens
         return trace
+
+    def _run_block(self, trace: EncoderTrace, request: TraceRequest, layer: int, tokens: Tensor) -> Tensor:
+        """Run one block in the cheapest way that leaves what is wanted of it."""
+        block, before = self.blocks[layer - 1], tokens
+        if request.head_attention_sum:
+            tokens, by_head = block.forward_with_head_attention(before)
+            if _needs_attention(request, layer):
+                tokens = self._use_attention(trace, request, layer, tokens, by_head.mean(1))
+            total = trace.head_attention_sum
+            trace.head_attention_sum = by_head if total is None else total.add_(by_head)
+        elif _needs_attention(request, layer):
+            tokens, attention = block.forward_with_attention(before)
+            tokens = self._use_attention(trace, request, layer, tokens, attention)
+        elif layer in request.keys:
+            tokens, trace.keys[layer] = block.forward_with_keys(before)
+        else:
+            tokens = block.forward(before)
+        if layer in request.keys and layer not in trace.keys:
+            trace.keys[layer] = block.query_key_value(before)[1].clone()
+        return tokens
 
     def _use_attention(
         self, trace: EncoderTrace, request: TraceRequest, layer: int, tokens: Tensor, attention: Tensor

@@ -124,7 +124,8 @@ class SegmentationEngine:
         self.device = torch.device(device)
         self.encoder = ImageEncoder(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
         self.normalization = clip.image_mean, clip.image_std
-        self.head = build_head(config.host, HeadOptions(config.purification.active, config.head_settings))
+        options = HeadOptions(config.purification.active, config.head_settings, config.model)
+        self.head = build_head(config.host, options)
         request = self.head.request(self.encoder.depth)
         self.request = request.with_mean_attention() if config.purification.active else request
         if config.windows.size < self.encoder.patch_size:

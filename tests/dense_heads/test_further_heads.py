@@ -5,11 +5,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from ovss_core.check import validate
 from ovss_core.clip.tower import ImageEncoder
-from ovss_core.config import HeadSettings, ItaClipConfig, PearlConfig, ResClipBase, ResClipConfig
+from ovss_core.clip.trace import TraceRequest
+from ovss_core.config import (
+    HeadSettings,
+    ItaClipConfig,
+    ModelConfig,
+    PearlConfig,
+    ResClipBase,
+    ResClipConfig,
+    RfClipConfig,
+    SegmenterConfig,
+)
 from ovss_core.dense_heads import HeadOptions, build_head
 from ovss_core.dense_heads.pearl import polar_steps
 from ovss_core.errors import ConfigError
+from ovss_core.feature_purification.channels import ChannelRepair
 from tests import oracles_hosts
 from tests.oracles import Array
 from tests.tiny import random_windows, slow_tower, tiny_tower
@@ -82,6 +94,56 @@ def test_pearl_equals_its_loop_written_form(size: tuple[int, int], iterations: i
     np.testing.assert_allclose(
         _features(ImageEncoder(tower), "pearl", windows, settings), expected, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("channels", "threshold"), [((3, 17), 1.5), ((), 1.5), ((30,), 0.1)])
+def test_rfclip_equals_its_loop_written_form(
+    size: tuple[int, int], channels: tuple[int, ...], threshold: float
+) -> None:
+    tower, windows = tiny_tower(), random_windows(1, *size)
+    expected = oracles_hosts.rfclip(
+        slow_tower(tower), windows[0].double().numpy(), channels, threshold, share=0.3
+    )
+    settings = RfClipConfig(channels, threshold, blend=0.3)
+    np.testing.assert_allclose(
+        _features(ImageEncoder(tower), "rfclip", windows, settings), expected, atol=5e-4
+    )
+
+
+def test_rfclip_asks_for_the_channels_of_a_checkpoint_that_nobody_has_measured() -> None:
+    known = build_head("rfclip", HeadOptions(model=ModelConfig("ViT-B/16", "openai")))
+    repair = known.request(12).repair
+    assert isinstance(repair, ChannelRepair)
+    assert len(repair.channels) == 8
+    assert build_head("rfclip", HeadOptions(settings=RfClipConfig((1, 5)))).request(
+        4
+    ).repair == ChannelRepair((1, 5))
+    for model in (None, ModelConfig("ViT-B-16", "laion2b_s34b_b88k")):
+        with pytest.raises(
+            ConfigError, match=r"are not known .*; find them with ovss channels and give them as"
+        ):
+            build_head("rfclip", HeadOptions(model=model)).request(12)
+    validate(SegmenterConfig(ModelConfig("demo"), "rfclip"))
+    with pytest.raises(ConfigError, match=r"of demo with the weights 'random' are not known"):
+        validate(SegmenterConfig(ModelConfig("demo", "random"), "rfclip"))
+
+
+def test_a_channel_that_the_tower_lacks_is_named() -> None:
+    encoder = ImageEncoder(tiny_tower())
+    with pytest.raises(
+        ConfigError, match=r"channel 32 is to be watched, but the tower has 32: give channels"
+    ):
+        _features(encoder, "rfclip", random_windows(1, 32, 32), RfClipConfig((2, 32)))
+
+
+def test_keys_are_the_same_whether_or_not_attention_is_wanted_too() -> None:
+    encoder, windows = ImageEncoder(tiny_tower()), random_windows(2, 32, 40)
+    request = TraceRequest(keys=frozenset({1, 3}))
+    alone, beside = encoder.trace(windows, request), encoder.trace(windows, request.with_mean_attention())
+    assert set(alone.keys) == {1, 3}
+    for layer, key in alone.keys.items():
+        assert torch.allclose(key, beside.keys[layer], atol=1e-4)
 
 
 def test_many_polar_steps_arrive_at_the_orthogonal_factor() -> None:
