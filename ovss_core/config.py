@@ -233,6 +233,24 @@ class RfClipConfig(HeadSettings):
 
 
 @dataclass(frozen=True)
+class CliperConfig(HeadSettings):
+    """CLIPer (ICCV 2025), without its diffusion model: probabilities from every block's tokens.
+
+    Attributes:
+        text_scale: Factor on cosines before the softmax over phrases. The authors take 100, and 50 for Object and Stuff.
+        attention_threshold: What of the last set's map is below this share of its peak is not spread; larger spreads
+            less. The authors take 0.1 for VOC, 0.35 for Cityscapes and 0.2 elsewhere.
+    """
+
+    text_scale: float = 100.0
+    attention_threshold: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require_positive("cliper.text_scale", self.text_scale)
+        _require_share("cliper.attention_threshold", self.attention_threshold)
+
+
+@dataclass(frozen=True)
 class PurificationConfig:
     """FreeCP, "Training-Free Class Purification" (ICCV 2025): which parts run, in which form, how strictly.
 
@@ -329,6 +347,8 @@ class SegmenterConfig:
 
     Attributes:
         host: How dense features are read out of CLIP: the dense head of that name in `ovss_core.dense_heads`.
+        class_prior: Share that the class token of the whole image has in every score; larger favors words that the
+            image as a whole speaks for, and costs one more encoded window an image. 0 leaves it out.
         window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 128 on a GPU, 8
             on a CPU, whose caches hold no more.
         max_pixels: Images with more pixels are refused before they are decoded.
@@ -336,11 +356,13 @@ class SegmenterConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     host: str = "sfp"
+    class_prior: float = 0.0
     sfp: SfpConfig = field(default_factory=SfpConfig)
     resclip: ResClipConfig = field(default_factory=ResClipConfig)
     itaclip: ItaClipConfig = field(default_factory=ItaClipConfig)
     pearl: PearlConfig = field(default_factory=PearlConfig)
     rfclip: RfClipConfig = field(default_factory=RfClipConfig)
+    cliper: CliperConfig = field(default_factory=CliperConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
@@ -352,6 +374,7 @@ class SegmenterConfig:
             self.window_batch is None or self.window_batch >= 1,
             f"window_batch is {self.window_batch}; give at least 1, or none for the device's own",
         )
+        _require_share("class_prior", self.class_prior)
         _require(self.max_pixels >= 1, f"max_pixels is {self.max_pixels}; give at least 1")
 
     @property
@@ -362,7 +385,8 @@ class SegmenterConfig:
     @property
     def tower_part(self) -> tuple[object, ...]:
         """What decides which model runs on which pixels, and what it is asked for; the rest is done afterwards."""
-        return self.model, self.host, self.head_settings, self.windows, self.purification.active
+        whole = self.class_prior > 0
+        return self.model, self.host, self.head_settings, self.windows, self.purification.active, whole
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide results as nested plain values.

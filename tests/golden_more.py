@@ -18,6 +18,7 @@ from ovss_core.clip.positions import resample_positions
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace
 from ovss_core.config import (
+    CliperConfig,
     HeadSettings,
     ItaClipConfig,
     PearlConfig,
@@ -27,8 +28,10 @@ from ovss_core.config import (
 )
 from ovss_core.dense_heads import DenseHead, HeadOptions, LastBlockHead, build_head
 from ovss_core.dense_heads.base import self_attention
+from ovss_core.dense_heads.cliper import CliperHead, read_along, refined_attention
 from ovss_core.dense_heads.pearl import center, polar_steps
 from ovss_core.dense_heads.rfclip import RfClipHead, decode, guide_tokens, propagate
+from ovss_core.dense_heads.scoring import EncodedWindows, ScoringHead, Words
 from ovss_core.feature_purification.similarity import cut_similarity, patch_similarity
 from tests.golden_encoder import load_arrays, load_encoder
 from tests.golden_report import Report
@@ -335,6 +338,88 @@ def _rfclip_stages(case: Case, head: RfClipHead, window: str) -> dict[str, Tenso
     }
 
 
+CLIPER_SETTINGS = {"voc21": (0.1, 100.0), "stuff": (0.2, 50.0)}
+CLIPER_DEVIATION = {
+    "voc21/seg": 2.3e-6,
+    "stuff/seg": 4.1e-6,
+    "voc21/final_score": 2.0e-6,
+    "stuff/final_score": 7.6e-7,
+}
+CLIPER_LABELS = {"voc21": (0.7, 0.6, True), "ade": (0.3, 0.3, False), "city": (0.0, 0.0001, False)}
+
+
+def check_cliper(case: Case) -> None:
+    """CLIPer: its attention and feature sets, its scores, and labels by its own thresholds on them."""
+    background = len(case.phrases) - 20
+    words = Words(case.phrases, torch.arange(len(case.phrases)) < background, case.phrases[:0])
+    scored: dict[tuple[str, str], Tensor] = {}
+    for key in case.arrays:
+        window, _, quantity = key.partition("/")
+        setting, _, output = quantity.partition("/")
+        if setting == "slide112":
+            case.skip(key, "CLIPer's own sliding, which averages attention over the windows of a whole image")
+        elif output:
+            threshold, scale = CLIPER_SETTINGS[setting]
+            if (window, setting) not in scored:
+                head = CliperHead(HeadOptions(settings=CliperConfig(scale, threshold)))
+                encoded, _ = _encoded(case, head, window)
+                maps = head.scores(case.encoder, encoded, words).phrases[0, background:]
+                scored[window, setting] = maps.unflatten(1, encoded.grid)
+            maps = scored[window, setting]
+            if output == "seg":
+                case.close(key, maps, CLIPER_DEVIATION[quantity])
+            elif output == "final_score":
+                case.close(key, maps.amax((1, 2)), CLIPER_DEVIATION[quantity])
+            else:
+                _, rule, size = output.split("_")
+                rows, columns = map(int, size.split("x"))
+                case.equal(key, cliper_labels(maps, (rows, columns), *CLIPER_LABELS[rule]))
+        else:
+            head = CliperHead(HeadOptions())
+            encoded, trace = _encoded(case, head, window)
+            if quantity == "attn_last_head_mean":
+                case.close(key, encoded.evidence["affinity"][0], 2.4e-7)
+            elif quantity == "attn_last_heads":
+                *_, last = refined_attention(trace, case.encoder.depth)
+                case.close(key, last[0], 4.9e-7)
+            else:
+                # the class token's row, which the head does not compute, is left out
+                whole = _cliper_sets(case, trace)
+                chosen = whole if quantity == "features_all" else whole[[0, 6, 11]]
+                case.report.close(f"cliper/{key}", chosen, case.arrays[key][:, 1:], 4.3e-5)
+
+
+def _encoded(case: Case, head: ScoringHead, window: str) -> tuple[EncodedWindows, EncoderTrace]:
+    trace = _trace(case, head, window)
+    features = F.normalize(head.features(case.encoder, trace), dim=-1)
+    evidence = head.evidence(case.encoder, trace, case.window(window))
+    return EncodedWindows(trace.grid, features, evidence), trace
+
+
+def _cliper_sets(case: Case, trace: EncoderTrace) -> Tensor:
+    encoder, found = case.encoder, []
+    for layer, attention in enumerate(refined_attention(trace, encoder.depth)):
+        last = layer == encoder.depth - 1
+        tokens = trace.tokens if last else encoder.blocks[layer].normalize(trace.hidden[layer])
+        found.append(read_along(encoder, tokens, attention)[0])
+    return torch.stack(found)
+
+
+def cliper_labels(
+    maps: Tensor, size: tuple[int, int], score: float, background: float, normalize: bool
+) -> Tensor:
+    """Label by CLIPer's thresholds: 0 where no class is left, else 1 + the class."""
+    large = F.interpolate(maps[None], size=size, mode="bilinear")[0]
+    peaks = maps.amax((1, 2))
+    large = large / (large.amax((1, 2), keepdim=True) + 1e-5) * peaks[:, None, None]
+    large[peaks <= score] = 0
+    if normalize:
+        low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
+        large = (large - low) / (high - low).clamp_min(1e-12)
+    large = torch.where(large < background, 0, large)
+    return torch.where(large.amax(0) > 0, large.argmax(0) + 1, 0)
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
     "clipsurgery": check_clipsurgery,
     "cliptrase": check_cliptrase,
@@ -342,4 +427,5 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "itaclip": check_itaclip,
     "pearl": check_pearl,
     "rfclip": check_rfclip,
+    "cliper": check_cliper,
 }

@@ -163,3 +163,53 @@ def rfclip(tower: SlowTower, window: Array, channels: Sequence[int], threshold: 
             attended.append(np.mean(every, 0)[1:, 1:] @ v[1:])
         decoded.append(tower.output(last, attended))
     return tower.project(np.mean(decoded, 0))
+
+
+def cliper_attention(by_head: Sequence[Array], rounds: int) -> list[Array]:
+    """Balance each head's summed attention so many times, columns first; symmetrize, subtract column means, cut."""
+    result = []
+    for attention in by_head:
+        balanced = attention.copy()
+        for _ in range(rounds):
+            balanced = balanced / balanced.sum(0)
+            balanced = balanced / balanced.sum(1)[:, None]
+        symmetric = (balanced + balanced.T) / 2
+        raised = np.maximum(symmetric - symmetric.mean(0), 0)
+        result.append(raised / raised.sum(1)[:, None])
+    return result
+
+
+def cliper(
+    tower: SlowTower,
+    embedded: Array,
+    phrases: Array,
+    background: Sequence[int],
+    scale: float,
+    threshold: float,
+) -> Array:
+    """Score phrases by CLIPer from embedded tokens (its positions are resampled bilinearly): [phrases, patches]."""
+    states = [embedded]
+    for layer in range(1, tower.depth):
+        states.append(tower.block(layer, states[-1]))
+    maps = [tower.attention(layer, states[layer - 1]) for layer in range(1, tower.depth)]
+    summed = [np.sum(heads, 0) for heads in zip(*maps, strict=True)]
+    mean = np.mean([row for index, row in enumerate(phrases) if index not in background], 0)
+    texts = np.stack([*phrases, mean / np.linalg.norm(mean)])
+    found = []
+    for k in range(tower.depth):
+        last = k == tower.depth - 1
+        tokens = states[k] if last else tower.norm(states[k], f"{tower.name(k + 1)}.ln_1")
+        attention = cliper_attention(summed, k + 1)
+        _, _, value = tower.query_key_value(tower.depth, tokens)
+        features = tower.project(
+            tower.output(tower.depth, [m @ v for m, v in zip(attention, value, strict=True)])
+        )[1:]
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        probability = softmax(scale * unit @ texts.T)[:, :-1].T
+        if last:
+            for row in probability:
+                row[row < threshold * row.max()] = 0
+            spread = probability @ np.mean(attention, 0)[1:, 1:]
+        found.append(probability)
+    result: Array = spread + np.mean(found, 0)
+    return result

@@ -11,7 +11,18 @@ from tests import oracles
 from tests.tiny import random_windows, slow_tower, tiny_encoder, tiny_tower
 
 HOSTS = [
-    *("clearclip", "clip", "clipsurgery", "cliptrase", "gem", "itaclip", "maskclip", "naclip", "pearl"),
+    *(
+        "clearclip",
+        "clip",
+        "cliper",
+        "clipsurgery",
+        "cliptrase",
+        "gem",
+        "itaclip",
+        "maskclip",
+        "naclip",
+        "pearl",
+    ),
     *("resclip", "rfclip", "scclip", "sclip", "sfp"),
 ]
 # no checkpoint: there is none whose channels could be known
