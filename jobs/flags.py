@@ -47,6 +47,8 @@ _PLACES = {
     "TAG|FILE": "a weight tag or a file",
     "HOST:PORT": "an address",
 }
+_LINE = 80
+"""Characters of choices that stand beside a flag."""
 _UNITS = {
     "_s": "SECONDS",
     "_bytes": "BYTES",
@@ -112,13 +114,18 @@ class Flag:
         return tuple(value for kind in self.kinds if get_origin(kind) is Literal for value in get_args(kind))
 
     @property
+    def many_choices(self) -> bool:
+        """Whether the values to choose from are too many for one line, so that its text lists them."""
+        return len(",".join(self.choices)) > _LINE
+
+    @property
     def metavar(self) -> str:
         """What stands for its value in the help: choices, a unit or a kind."""
         name = self.dest.rpartition(".")[2]
         if self.value:
             return self.value
         if self.choices:
-            return f"{{{','.join(self.choices)}}}"
+            return "NAME" if self.many_choices else f"{{{','.join(self.choices)}}}"
         if name in _VALUES:
             return _VALUES[name]
         unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), None)
@@ -145,10 +152,11 @@ class Flag:
         """Its meaning, and its default where there is one to show."""
         if self.required:
             return f"{self.meaning} (required)"
+        meaning = f"{self.meaning} One of {', '.join(self.choices)}." if self.many_choices else self.meaning
         shown = "" if self.switch else _shown(self.default)
         if shown and self.metavar == "BYTES":
             shown = f"{shown}, {self.default / (1 << 20):.0f} MiB"
-        return f"{self.meaning} (default: {shown})" if shown else self.meaning
+        return f"{meaning} (default: {shown})" if shown else meaning
 
 
 def flags_of(

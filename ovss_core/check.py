@@ -7,6 +7,7 @@ has its answer at once.
 from collections.abc import Iterator, Mapping, Sequence
 
 from ovss_core.clip.architectures import Architecture, find_architecture
+from ovss_core.clip.channels import require_channels
 from ovss_core.clip.weight_sources import resolve_weights
 from ovss_core.config import (
     HEAD_SETTINGS,
@@ -45,6 +46,8 @@ def validate(
     require_host(config.host)
     architecture = find_architecture(config.model.name)
     resolve_weights(config.model.name, config.model.pretrained)
+    if config.host == "rfclip":
+        require_channels(config.model, config.rfclip.channels)
     if architecture is not None:
         _require_patches(config, architecture)
         _require_blocks(config, architecture)

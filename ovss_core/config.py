@@ -15,6 +15,8 @@ OutlierRule = Literal["attention", "norm", "local_outlier_factor"]
 PurificationMethod = Literal["freecp", "none"]
 PurificationVariant = Literal["image", "released", "paper"]
 Thresholds = Literal["published", "fixed", "auto"]
+ResClipBase = Literal["naclip", "clearclip", "sclip"]
+PearlAlignment = Literal["polar", "svd"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -29,6 +31,10 @@ def _require_choice(name: str, value: object, choices: object) -> None:
 
 def _require_positive(name: str, value: float) -> None:
     _require(math.isfinite(value) and value > 0, f"{name} is {value}; give a number above 0")
+
+
+def _require_share(name: str, value: float) -> None:
+    _require(0.0 <= value <= 1.0, f"{name} is {value}; give a number from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,107 @@ class SfpConfig(HeadSettings):
             self.integration_rounds >= 1,
             f"sfp.integration_rounds is {self.integration_rounds}; give at least 1",
         )
+
+
+@dataclass(frozen=True)
+class ResClipConfig(HeadSettings):
+    """ResCLIP (CVPR 2025): the attention of middle blocks beside another head's in the last block.
+
+    Attributes:
+        base: The head whose attention it is mixed with; sclip keeps the block's residual and feed-forward network.
+        residual_weight: Share of the middle blocks' attention, lambda. The authors take 0.3 for VOC21, Context60
+            and ADE, 0.4 for Context59, Object and Stuff, 0.6 for VOC20 and 0.2 for Cityscapes.
+        gain: Factor on the mixture, tau; without a residual it only weighs attention against the projection's bias.
+    """
+
+    base: ResClipBase = "naclip"
+    residual_weight: float = 0.3
+    gain: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require_choice("resclip.base", self.base, ResClipBase)
+        _require_share("resclip.residual_weight", self.residual_weight)
+        _require_positive("resclip.gain", self.gain)
+
+
+@dataclass(frozen=True)
+class ItaClipConfig(HeadSettings):
+    """ITACLIP (CVPR workshops 2025): the attention of middle blocks beside the last block's own.
+
+    Attributes:
+        self_attention: Queries attend to queries and keys to keys in every block that lends; off takes each block's
+            attention as trained.
+    """
+
+    self_attention: bool = True
+
+
+@dataclass(frozen=True)
+class PearlConfig(HeadSettings):
+    """PEARL (CVPR 2026): keys turned towards the queries, head by head.
+
+    Attributes:
+        alignment: How the turn is found: "polar" goes a few steps towards it, as the authors' code does; "svd" takes
+            the orthogonal factor itself.
+        iterations: Steps of "polar"; more come nearer to "svd".
+        centered_weight: Weight alpha of the centered keys with their like. The authors take 0.08, and 0.3 for ADE and
+            Cityscapes.
+    """
+
+    alignment: PearlAlignment = "polar"
+    iterations: int = 5
+    centered_weight: float = 0.08
+
+    def __post_init__(self) -> None:
+        _require_choice("pearl.alignment", self.alignment, PearlAlignment)
+        _require(self.iterations >= 1, f"pearl.iterations is {self.iterations}; give at least 1")
+        _require(
+            math.isfinite(self.centered_weight) and self.centered_weight >= 0,
+            f"pearl.centered_weight is {self.centered_weight}; give a number of at least 0",
+        )
+
+
+@dataclass(frozen=True)
+class RfClipConfig(HeadSettings):
+    """RF-CLIP (AAAI 2026): patches that a few over-activated channels dominate, repaired after every block.
+
+    Attributes:
+        channels: The over-activated channels. Unset takes those that are known of the checkpoint; ``ovss channels``
+            finds those of any other; an empty list repairs nothing.
+        channel_threshold: A patch is repaired when one of them holds more than this many times an equal share of
+            it; larger repairs fewer.
+        blend: Share of the mean around it that a repaired patch takes.
+    """
+
+    channels: tuple[int, ...] | None = None
+    channel_threshold: float = 5.0
+    blend: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.channels is not None:
+            object.__setattr__(self, "channels", tuple(self.channels))  # a list, where it comes from JSON
+            wrong = [channel for channel in self.channels if channel < 0]
+            _require(not wrong, f"rfclip.channels has {wrong}; channels count from 0")
+        _require_positive("rfclip.channel_threshold", self.channel_threshold)
+        _require_share("rfclip.blend", self.blend)
+
+
+@dataclass(frozen=True)
+class CliperConfig(HeadSettings):
+    """CLIPer (ICCV 2025), without its diffusion model: probabilities from every block's tokens.
+
+    Attributes:
+        text_scale: Factor on cosines before the softmax over phrases. The authors take 100, and 50 for Object and Stuff.
+        attention_threshold: What of the last set's map is below this share of its peak is not spread; larger spreads
+            less. The authors take 0.1 for VOC, 0.35 for Cityscapes and 0.2 elsewhere.
+    """
+
+    text_scale: float = 100.0
+    attention_threshold: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require_positive("cliper.text_scale", self.text_scale)
+        _require_share("cliper.attention_threshold", self.attention_threshold)
 
 
 @dataclass(frozen=True)
@@ -297,6 +404,8 @@ class SegmenterConfig:
 
     Attributes:
         host: How dense features are read out of CLIP: the dense head of that name in `ovss_core.dense_heads`.
+        class_prior: Share that the class token of the whole image has in every score; larger favors words that the
+            image as a whole speaks for, and costs one more encoded window an image. 0 leaves it out.
         window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 128 on a GPU, 8
             on a CPU, whose caches hold no more.
         max_pixels: Images with more pixels are refused before they are decoded.
@@ -304,7 +413,13 @@ class SegmenterConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     host: str = "sfp"
+    class_prior: float = 0.0
     sfp: SfpConfig = field(default_factory=SfpConfig)
+    resclip: ResClipConfig = field(default_factory=ResClipConfig)
+    itaclip: ItaClipConfig = field(default_factory=ItaClipConfig)
+    pearl: PearlConfig = field(default_factory=PearlConfig)
+    rfclip: RfClipConfig = field(default_factory=RfClipConfig)
+    cliper: CliperConfig = field(default_factory=CliperConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
@@ -316,6 +431,7 @@ class SegmenterConfig:
             self.window_batch is None or self.window_batch >= 1,
             f"window_batch is {self.window_batch}; give at least 1, or none for the device's own",
         )
+        _require_share("class_prior", self.class_prior)
         _require(self.max_pixels >= 1, f"max_pixels is {self.max_pixels}; give at least 1")
 
     @property
@@ -326,7 +442,8 @@ class SegmenterConfig:
     @property
     def tower_part(self) -> tuple[object, ...]:
         """What decides which model runs on which pixels, and what it is asked for; the rest is done afterwards."""
-        return self.model, self.host, self.head_settings, self.windows, self.purification.active
+        whole = self.class_prior > 0
+        return self.model, self.host, self.head_settings, self.windows, self.purification.active, whole
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide results as nested plain values.

@@ -1,7 +1,7 @@
 """Compare the implementation with a folder of reference arrays: `python -m tests.check_golden [FOLDER]`.
 
 FOLDER has the layout of tests/golden (its README explains every key), of any seed, pictures, thresholds and
-host head. Prints the largest error of each stage beside its tolerance and exits with 1 if one is missed.
+host head; or that of tests/golden/more, arrays of further hosts on the tower and the windows of a folder beside it. Prints the largest error of each stage beside its tolerance and exits with 1 if one is missed.
 """
 
 import sys
@@ -11,6 +11,7 @@ import torch
 
 from tests.golden_encoder import FreeCPEncoder, check_encoder, check_heads, check_sfp, load_encoder
 from tests.golden_freecp import check_freecp_stages
+from tests.golden_more import base_of, check_further, is_further
 from tests.golden_preprocessing import check_preprocessing
 from tests.golden_report import Report
 from tests.golden_sliding import check_sliding_window
@@ -22,6 +23,9 @@ GOLDEN = Path(__file__).parent / "golden"
 def check(folder: Path = GOLDEN) -> Report:
     """Check every array of `folder`."""
     report = Report()
+    if is_further(folder):
+        check_further(folder, report)
+        return report
     encoder = load_encoder(folder)
     check_encoder(folder, encoder, report)
     check_heads(folder, encoder, report)
@@ -29,12 +33,20 @@ def check(folder: Path = GOLDEN) -> Report:
     check_freecp_stages(folder, report, FreeCPEncoder(encoder))
     check_sliding_window(folder, encoder, report)
     check_preprocessing(folder, report)
+    if is_further(folder / "more"):
+        check_further(folder / "more", report)
     return report
 
 
 def main(arguments: list[str]) -> int:
     folder = Path(arguments[0]) if arguments else GOLDEN
-    missing = [name for name in ("tiny_vit.npz", "inputs.npz") if not (folder / name).is_file()]
+    if is_further(folder):
+        print(f"the tower, the windows and the phrases are those of {base_of(folder)}")
+    missing = (
+        []
+        if is_further(folder)
+        else [name for name in ("tiny_vit.npz", "inputs.npz") if not (folder / name).is_file()]
+    )
     if missing:
         print(f"{folder} has no {missing[0]}; give a folder with the layout of {GOLDEN}", file=sys.stderr)
         return 2

@@ -64,13 +64,13 @@ HEADS = {
     "sclip_original": ("sclip", False, 3.1e-06),
     "naclip_original": ("naclip", False, 3.9e-06),
     "scclip_original": ("scclip", False, 1.5e-06),
+    "resclip_rcs_only": ("resclip", False, 3.7e-06),
 }
 OTHER_HEADS = {
     "gem_clearclip_noresidual": "GEM inside ClearCLIP's repository, not a host here",
     "sclip_clearclip_noresidual": "SCLIP inside ClearCLIP's repository, not a host here",
     "naclip_arch_vanilla": "NACLIP's ablation with residual and feed-forward, not a host here",
     "kk_reduced": "NACLIP's ablation without the neighborhood, not a host here",
-    "resclip_rcs_only": "a part of ResCLIP, not a host here",
 }
 
 

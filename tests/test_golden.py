@@ -11,7 +11,7 @@ def test_every_reference_array_is_matched_within_its_tolerance() -> None:
     report = check(GOLDEN)
     assert [row.key for row in report.missed] == []
     checked = {row.key.split("/")[0] for row in report.rows}
-    stored = {path.stem for path in GOLDEN.glob("*.npz")} - {"tiny_vit", "inputs"}
+    stored = {path.stem for path in GOLDEN.rglob("*.npz")} - {"tiny_vit", "inputs"}
     assert checked == stored
     assert all(report.skipped.values())
 
@@ -25,6 +25,7 @@ def test_changed_reference_arrays_are_misses_and_end_with_status_one(
         "sfp_released.npz": "w0/features",
         "vanilla_encoder.npz": "w5/cls",
         "dense_heads.npz": "naclip_original",
+        "more/pearl.npz": "pa_svd_a0p08",
     }
     changed = []
     for file, ending in changes.items():
@@ -36,7 +37,7 @@ def test_changed_reference_arrays_are_misses_and_end_with_status_one(
         changed.append(key)
     assert main([str(copy)]) == 1
     misses = [line for line in capsys.readouterr().out.splitlines() if line.startswith("MISS")]
-    assert len(misses) == 3
+    assert len(misses) == 4
     assert all(any(key in line for line in misses) for key in changed)
 
 
@@ -45,3 +46,20 @@ def test_a_folder_without_arrays_is_an_error_of_its_own(
 ) -> None:
     assert main([str(tmp_path)]) == 2
     assert "has no tiny_vit.npz; give a folder" in capsys.readouterr().err
+
+
+def test_a_folder_of_further_hosts_finds_its_tower_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "golden_7", ignore=shutil.ignore_patterns("more"))
+    further = tmp_path / "golden_more_7"
+    shutil.copytree(GOLDEN / "more", further)
+    np.savez(further / "pamr.npz", scores=np.zeros(3))
+    assert main([str(further)]) == 0
+    printed = capsys.readouterr().out
+    assert f"those of {tmp_path / 'golden_7'}" in printed
+    assert "skip  pamr/scores" in printed
+    with np.load(tmp_path / "golden_7" / "inputs.npz") as stored:
+        windows = dict(stored)
+    np.savez(tmp_path / "golden_7" / "inputs.npz", **windows | {"w3": windows["w4"], "w4": windows["w3"]})
+    assert main([str(further)]) == 1

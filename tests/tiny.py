@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.weights import ClipModel, load_clip
-from ovss_core.config import LabelConfig, ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
+from ovss_core.config import (
+    LabelConfig,
+    ModelConfig,
+    PurificationConfig,
+    RfClipConfig,
+    SegmenterConfig,
+    WindowConfig,
+)
 from ovss_core.vocabulary import Vocabulary
 from tests.oracles import SlowTower
 
@@ -131,6 +138,7 @@ def tiny_config(
     return SegmenterConfig(
         model=ModelConfig(NAME, "random"),
         host=host,
+        rfclip=RfClipConfig((3, 17), 1.5),  # nobody has measured those of a random tower
         windows=WindowConfig(size=32, stride=16, short_side=48, long_side=160),
         purification=purification or PurificationConfig(crop_size=16),
         labels=labels or LabelConfig(),

@@ -62,11 +62,16 @@ class WindowBatch:
         features: Dense features of the head, L2-normalized, patches row-major.
         attention: Mean over blocks 1..L-1 and heads of the patch-patch attention, class column dropped.
         placement: Where the windows lie.
+        logits: What takes the place of scaled cosines, where the head scores words itself: of the vocabulary's phrases,
+            and of the distractors.
     """
 
     features: Float[Tensor, "windows patches channels"]
     attention: Float[Tensor, "windows patches patches"]
     placement: Placement
+    logits: (
+        tuple[Float[Tensor, "phrases windows patches"], Float[Tensor, "others windows patches"]] | None
+    ) = None
 
 
 @dataclass(frozen=True)

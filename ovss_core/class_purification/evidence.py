@@ -77,6 +77,7 @@ class PhraseScores:
         embeddings: L2-normalized phrase embeddings.
         scale: Factor on the cosines.
         chunks: From `plan_chunks`. Scores are computed once and kept if there is one chunk, or if all are few.
+        table: The scores of all phrases, where the head has made them.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class PhraseScores:
         embeddings: Float[Tensor, "phrases channels"],
         scale: float,
         chunks: Sequence[PhraseChunk],
+        table: Float[Tensor, "phrases windows patches"] | None = None,
     ) -> None:
+        self._table = table
         wide = torch.promote_types(features.dtype, torch.float32)
         self.shape = features.shape[:2]
         self.chunks = chunks
@@ -99,7 +102,10 @@ class PhraseScores:
         for place, chunk in enumerate(self.chunks):
             scores = self._kept.get(place)
             if scores is None:
-                scores = (self._embeddings[chunk.phrases] @ self._flat).view(-1, *self.shape)
+                if self._table is not None:
+                    scores = self._table[chunk.phrases]
+                else:
+                    scores = (self._embeddings[chunk.phrases] @ self._flat).view(-1, *self.shape)
                 if self._keeps:
                     self._kept[place] = scores
             yield chunk, scores

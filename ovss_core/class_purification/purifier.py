@@ -148,7 +148,8 @@ class ClassPurifier:
 
         # 2. Evidence: a softmax over all phrases. Its denominator and extremes come first, because every later step
         #    compares probabilities and the vocabulary may be too large to hold all of them at once.
-        phrases = self._phrase_scores(batch, self._embeddings, self._chunks)
+        made = batch.logits[0] if batch.logits else None
+        phrases = self._phrase_scores(batch, self._embeddings, self._chunks, made)
         statistics = softmax_statistics(phrases, units)
         evidence = _Evidence(batch, units, unit_images, balance(batch.attention), statistics)
 
@@ -268,7 +269,8 @@ class ClassPurifier:
         if not self._auto:
             return none + self._numbers.redundancy, most_active
         found = [none.new_zeros((len(units), 0))]
-        for chunk, values in self._phrase_scores(evidence.batch, self._nulls, self._null_chunks):
+        made = evidence.batch.logits[1] if evidence.batch.logits else None
+        for chunk, values in self._phrase_scores(evidence.batch, self._nulls, self._null_chunks, made):
             added = functional.logsigmoid(values - evidence.statistics.log_total)
             active = active_classes(class_peaks(added, units), evidence.statistics)
             most_active = torch.maximum(most_active, active.sum(1).max())
@@ -286,9 +288,9 @@ class ClassPurifier:
         return values.masked_fill(self._is_background[classes], 0)
 
     def _phrase_scores(
-        self, batch: WindowBatch, embeddings: Tensor, chunks: tuple[PhraseChunk, ...]
+        self, batch: WindowBatch, embeddings: Tensor, chunks: tuple[PhraseChunk, ...], made: Tensor | None
     ) -> PhraseScores:
-        return PhraseScores(batch.features, embeddings, self._numbers.score_scale, chunks)
+        return PhraseScores(batch.features, embeddings, self._numbers.score_scale, chunks, made)
 
     def _refine(self, evidence: _Evidence, probability: ClassMaps) -> ClassMaps:
         grid, share = evidence.batch.placement.grid, self._config.box_threshold

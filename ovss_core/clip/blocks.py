@@ -36,17 +36,23 @@ class Stream:
 
 @dataclass
 class KeptAttention:
-    """What is wanted of a block's head-mean attention.
+    """What is wanted of a block's attention.
 
     Attributes:
-        whole: Keep the map.
-        total: The patches' part of the map is added to it, in place.
-        mean: The map, once the block has run.
+        whole: Keep the head-mean map.
+        total: The patches' part of the head-mean map is added to it, in place.
+        mean: The head-mean map, once the block has run.
+        keys: Keep the keys.
+        key: The keys, once the block has run; queries and values are let go.
+        by_head: Each head's map is added to it, in place.
     """
 
     whole: bool
     total: Float[Tensor, "windows patches patches"] | None = None
     mean: Float[Tensor, "windows tokens tokens"] | None = None
+    keys: bool = False
+    key: Float[Tensor, "windows heads tokens depth"] | None = None
+    by_head: Float[Tensor, "windows heads tokens tokens"] | None = None
 
 
 class TransformerBlock:
@@ -145,12 +151,27 @@ class TransformerBlock:
         stream.tokens, normed = add_norm(stream.tokens, stream.pending, self._block.ln_1, total)
         stream.pending = None
         query, key, value = self._split(normed)
-        if kept is None:
-            attended = F.scaled_dot_product_attention(query, key, value)
-        else:
-            attended, kept.mean = attend_with_mean(query, key, value, self.scale, kept.total, kept.whole)
+        attended = self._attend(query, key, value, kept)
         tokens, normed = add_norm(stream.tokens, self.output(attended), self._block.ln_2)
         return Stream(tokens, self._network(normed))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, kept: KeptAttention | None) -> Tensor:
+        """Attend in the cheapest way that leaves what is wanted; without a map by fused attention."""
+        if kept is not None and kept.keys:
+            kept.key = key.clone(memory_format=torch.contiguous_format)
+        if kept is not None and kept.by_head is not None:
+            weights = (query @ (key * self.scale).mT).softmax(-1, dtype=torch.float32)
+            kept.by_head += weights
+            if kept.whole or kept.total is not None:
+                kept.mean = weights.mean(1)
+                if kept.total is not None:
+                    kept.total += kept.mean[:, 1:, 1:]
+            by_head: Tensor = weights.to(value.dtype) @ value
+            return by_head
+        if kept is None or not (kept.whole or kept.total is not None):
+            return F.scaled_dot_product_attention(query, key, value)
+        attended, kept.mean = attend_with_mean(query, key, value, self.scale, kept.total, kept.whole)
+        return attended
 
     def class_token(self, tokens: Float[Tensor, "windows tokens width"]) -> Float[Tensor, "windows 1 width"]:
         """Run the block for the class token alone; the others serve as keys and values."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Resampling = Literal["scale", "antialias"]
+Resampling = Literal["scale", "antialias", "bilinear"]
 
 
 def resample_positions(
@@ -23,7 +23,8 @@ def resample_positions(
         base_grid: Rows and columns that the table was learned for.
         grid: Rows and columns wanted.
         resampling: "scale" is bicubic (a = -0.75, clamped borders) with scale (n + 0.1) / base on each axis,
-            as DINO, SCLIP and both methods do; "antialias" resamples by size with antialiasing, as GEM does.
+            as DINO, SCLIP and both methods do; "antialias" resamples by size with antialiasing, as GEM does;
+            "bilinear" by size without, as CLIP Surgery and CLIPer do.
 
     Returns:
         The table for `grid`, class token first; `table` itself when the grids agree.
@@ -33,6 +34,8 @@ def resample_positions(
     patches = table[1:].float().reshape(1, *base_grid, -1).permute(0, 3, 1, 2)
     if resampling == "antialias":
         resampled = F.interpolate(patches, size=grid, mode="bicubic", antialias=True)
+    elif resampling == "bilinear":
+        resampled = F.interpolate(patches, size=grid, mode="bilinear")
     else:
         scale = [(wanted + 0.1) / base for wanted, base in zip(grid, base_grid, strict=True)]
         resampled = F.interpolate(patches, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)

@@ -84,6 +84,9 @@ class ImageEncoder:
             trace.mean_attention = torch.zeros(
                 len(windows), patches, patches, dtype=torch.float32, device=windows.device
             )
+        if request.head_attention_sum:
+            shape = len(windows), self.blocks[0].heads, *[stream.tokens.shape[1]] * 2
+            trace.head_attention_sum = torch.zeros(shape, dtype=torch.float32, device=windows.device)
         if request.hidden_sum:
             trace.hidden_sum = torch.zeros_like(stream.tokens)
         if 0 in request.hidden:
@@ -97,6 +100,10 @@ class ImageEncoder:
                 trace.hidden[layer - 1] = before.tokens
             if kept is not None and kept.mean is not None:
                 stream = self._use_attention(trace, request, layer, stream, kept.mean)
+            if kept is not None and kept.key is not None:
+                trace.keys[layer] = kept.key
+            if request.repair:
+                stream = Stream(request.repair.after_block(stream.joined(), grid))
         last = self.depth - 1
         trace.tokens = stream.joined()
         if last in request.hidden:
@@ -110,10 +117,13 @@ class ImageEncoder:
     def _wanted_attention(
         self, trace: EncoderTrace, request: TraceRequest, layer: int
     ) -> KeptAttention | None:
-        """Say what one block shall keep of its attention; None forms no map."""
+        """Say what one block shall keep of its attention; None keeps nothing."""
         observed = request.observer is not None and request.observer.wants(layer)
         whole = layer in request.attention_statistics or observed
-        return KeptAttention(whole, trace.mean_attention) if whole or request.mean_attention else None
+        keys, by_head = layer in request.keys, trace.head_attention_sum
+        if not (whole or keys or request.mean_attention or request.head_attention_sum):
+            return None
+        return KeptAttention(whole, trace.mean_attention, keys=keys, by_head=by_head)
 
     def _use_attention(
         self, trace: EncoderTrace, request: TraceRequest, layer: int, stream: Stream, attention: Tensor

@@ -35,6 +35,16 @@ class BlockObserver(Protocol):
         """Look at a block's output and head-mean attention; return the tokens that the next block gets."""
 
 
+@runtime_checkable
+class TokenRepair(Protocol):
+    """Changes what every block gives before the next one sees it, from the tokens alone; those that are equal do the same."""
+
+    def after_block(
+        self, tokens: Float[Tensor, "windows tokens width"], grid: tuple[int, int]
+    ) -> Float[Tensor, "windows tokens width"]:
+        """Return the tokens that go on; the class token is first."""
+
+
 @dataclass(frozen=True)
 class TraceRequest:
     """Which intermediate results of blocks 1 to L-1 to keep; everything else is never stored.
@@ -46,6 +56,9 @@ class TraceRequest:
         mean_attention: Keep the mean over blocks 1 to L-1 of the head-mean patch-patch attention.
         observer: Takes part between blocks; None lets them run as trained.
         resampling: How positions are resampled off the base grid.
+        repair: Changes each block's output, after the observer; None leaves it.
+        keys: Blocks whose keys are kept.
+        head_attention_sum: Keep the sum over blocks 1 to L-1 of each head's attention, class token included.
     """
 
     hidden: frozenset[int] = frozenset()
@@ -54,6 +67,9 @@ class TraceRequest:
     mean_attention: bool = False
     observer: BlockObserver | None = None
     resampling: Resampling = "scale"
+    repair: TokenRepair | None = None
+    keys: frozenset[int] = frozenset()
+    head_attention_sum: bool = False
 
     def with_mean_attention(self) -> "TraceRequest":
         """Return this request with the mean attention that class purification needs."""
@@ -62,7 +78,7 @@ class TraceRequest:
     @property
     def shared_part(self) -> tuple[object, ...]:
         """What two requests must agree on to be served by one trace."""
-        return self.observer, self.resampling
+        return self.observer, self.resampling, self.repair
 
 
 def merge_requests(requests: Iterable[TraceRequest]) -> TraceRequest:
@@ -81,6 +97,8 @@ def merge_requests(requests: Iterable[TraceRequest]) -> TraceRequest:
         hidden_sum=next(iter(sums), frozenset()),
         attention_statistics=frozenset().union(*(request.attention_statistics for request in wanted)),
         mean_attention=any(request.mean_attention for request in wanted),
+        keys=frozenset().union(*(request.keys for request in wanted)),
+        head_attention_sum=any(request.head_attention_sum for request in wanted),
     )
 
 
@@ -97,6 +115,8 @@ class EncoderTrace:
         self_attention: Head-mean attention of each patch to itself, by block [windows, N].
         mean_attention: Mean over blocks of the head-mean patch-patch attention [windows, N, N], or None.
         observed: What the observer kept, or None.
+        keys: Keys by block, each of the tokens that entered it.
+        head_attention_sum: Sum over blocks of each head's attention in float32, or None.
     """
 
     grid: tuple[int, int]
@@ -107,3 +127,5 @@ class EncoderTrace:
     self_attention: dict[int, Float[Tensor, "windows patches"]] = field(default_factory=dict)
     mean_attention: Float[Tensor, "windows patches patches"] | None = None
     observed: Any = None
+    keys: dict[int, Float[Tensor, "windows heads tokens depth"]] = field(default_factory=dict)
+    head_attention_sum: Float[Tensor, "windows heads tokens tokens"] | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
-from ovss_core.config import HeadSettings
+from ovss_core.config import HeadSettings, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,12 @@ class HeadOptions:
         purified: FreeCP follows, so use the form of the head that FreeCP's code uses (it differs for clip,
             maskclip and sclip: no block residual, and a feed-forward network with its own residual).
         settings: The head's own (`SegmenterConfig.head_settings`); None for its defaults.
+        model: Which checkpoint it reads, for heads that know some by name.
     """
 
     purified: bool = False
     settings: HeadSettings | None = None
+    model: ModelConfig | None = None
 
 
 class DenseHead(ABC):

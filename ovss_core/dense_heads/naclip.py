@@ -22,14 +22,14 @@ class NaClipHead(LastBlockHead):
     def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
         """Attend from keys to keys with the Gaussian of the patch distance d added to the logits."""
         _, key, value = block.query_key_value(trace.tokens)
-        bias = _bias_on(value.device, value.dtype, *trace.grid)
+        bias = neighborhood_bias_on(value.device, value.dtype, *trace.grid)
         return block.output(
             F.scaled_dot_product_attention(key, key, value, attn_mask=bias, scale=block.scale)
         )
 
 
 @lru_cache(maxsize=32)
-def _bias_on(device: torch.device, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
+def neighborhood_bias_on(device: torch.device, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
     """Keep the table where it is used: bringing it there makes the CPU wait."""
     with torch.inference_mode(False):
         return neighborhood_bias(rows, columns).to(device, dtype)

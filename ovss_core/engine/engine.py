@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ovss_core.check import background_policy
@@ -31,6 +31,17 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.dense_heads import HeadOptions, build_head
+from ovss_core.dense_heads.scoring import (
+    EncodedWindows,
+    Evidence,
+    PhraseTables,
+    ScoringHead,
+    Words,
+    add_prior,
+    as_scorer,
+    join_evidence,
+)
+from ovss_core.engine.crops import cut_whole_images, encode_crops
 from ovss_core.engine.finish import Finisher
 from ovss_core.engine.finite import finite_rows, raise_first
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals, size_in
@@ -89,10 +100,14 @@ class Encoded:
     Attributes:
         features: Unit features.
         attention: Mean attention over blocks and heads, where purification follows.
+        evidence: What a scoring head needs beside the features until it sees the words.
+        whole: Unit features of each image as a whole, where the class prior is on.
     """
 
     features: Float[Tensor, "windows patches channels"]
     attention: Float[Tensor, "windows patches patches"] | None
+    evidence: Evidence | None = None
+    whole: Float[Tensor, "images channels"] | None = None
 
 
 class SegmentationEngine:
@@ -109,6 +124,8 @@ class SegmentationEngine:
         ConfigError: The head is unknown, or the settings do not fit the vocabulary.
 
     Attributes:
+        scorer: The head, where it sees the words.
+        words: What a scoring head sees.
         timings: Seconds spent by stage since the last `take_timings`.
         room: How much a wave may keep: fixed on a GPU, which must not wait; None, whatever it takes, on a CPU.
     """
@@ -124,7 +141,9 @@ class SegmentationEngine:
         self.device = torch.device(device)
         self.encoder = ImageEncoder(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
         self.normalization = clip.image_mean, clip.image_std
-        self.head = build_head(config.host, HeadOptions(config.purification.active, config.head_settings))
+        options = HeadOptions(config.purification.active, config.head_settings, config.model)
+        self.head = build_head(config.host, options)
+        self.scorer = as_scorer(self.head)
         request = self.head.request(self.encoder.depth)
         self.request = request.with_mean_attention() if config.purification.active else request
         if config.windows.size < self.encoder.patch_size:
@@ -145,6 +164,12 @@ class SegmentationEngine:
             config, text, policy, self.encoder, self.normalization, self.window_batch, self.request.resampling
         )
         self._phrases = text.phrase_embeddings.to(self.device)
+        background = text.vocabulary.background_index
+        self.words = Words(
+            self._phrases,
+            text.phrase_class.to(self.device) == (-1 if background is None else background),
+            text.null_embeddings.to(self.device)[: None if config.purification.needs_distractors else 0],
+        )
         self.must_keep = policy != "residual"
         self.room = None if self.device.type == "cpu" else Room()
 
@@ -256,7 +281,7 @@ class SegmentationEngine:
     @torch.inference_mode()
     def encode(self, wave: Wave) -> Encoded:
         """Run the tower and the dense head over the windows, in full batches."""
-        features, attention = [], []
+        features, attention, evidence = [], [], []
         for part in wave.parts(self.window_batch):
             with self._timed("windows"):
                 pixels = normalize(wave.pixels.cut_windows(part), *self.normalization)
@@ -264,9 +289,24 @@ class SegmentationEngine:
                 trace = self.encoder.trace(pixels, self.request)
             with self._timed("dense_head"), self._products_as_exact_as_the_tower():
                 features.append(F.normalize(self.head.features(self.encoder, trace).float(), dim=-1))
+                if self.scorer:
+                    evidence.append(self.scorer.evidence(self.encoder, trace, pixels))
             if trace.mean_attention is not None:
                 attention.append(trace.mean_attention)
-        return Encoded(torch.cat(features), torch.cat(attention) if attention else None)
+        return Encoded(
+            torch.cat(features),
+            torch.cat(attention) if attention else None,
+            join_evidence(evidence),
+            self.encode_whole(wave) if self.config.class_prior else None,
+        )
+
+    def encode_whole(self, wave: Wave) -> Float[Tensor, "images channels"]:
+        """Return unit features of the wave's images as a whole, each squeezed into one window, by the plain encoder."""
+        with self._timed("crops"):
+            crops = cut_whole_images(wave.pixels, wave.placement, self.config.windows.size)
+            return encode_crops(
+                self.encoder, crops, self.normalization, self.request.resampling, self.window_batch
+            )
 
     @torch.inference_mode()
     def propose_encoded(self, wave: Wave, encoded: Encoded, room: Room | None = None) -> "PendingProposals":
@@ -280,22 +320,24 @@ class SegmentationEngine:
         sound = finite_rows(encoded.features)
         if encoded.attention is not None:
             sound &= encoded.attention.sum((1, 2)).isfinite()
+        if encoded.whole is not None:
+            sound &= finite_rows(encoded.whole)[wave.placement.images.index]
         images = wave.placement.images
         image_sound = images.reduce(sound.int(), "amin") > 0
         if self.purifier is None or encoded.attention is None:
             with self._timed("scores"):
-                # phrases by patches, or, where a vocabulary has more phrases than dimensions, the features themselves
-                scored = len(self._phrases) <= encoded.features.shape[2]
-                maps = encoded.features.mT
-                whole = Proposals(wave.sizes, wave.layouts, self._phrases @ maps if scored else maps, scored)
+                whole = Proposals(wave.sizes, wave.layouts, *self._score(wave, encoded))
                 return PendingProposals(self, wave, encoded, whole, Download([image_sound]))
         with self._timed("purification"):
             # what is no number must not reach the sums that images of a batch share a table for
             features, attention = (
-                torch.where(sound[:, None, None], table, 0) for table in (encoded.features, encoded.attention)
+                torch.where(sound[:, None, None], table, 0)
+                for table in (self._mixed(wave, encoded), encoded.attention)
             )
             with self._products_as_exact_as_the_tower():
-                purified = self.purifier.purify(WindowBatch(features, attention, wave.placement), room)
+                logits = self._logits(wave, encoded, sound)
+                batch = WindowBatch(features, attention, wave.placement, logits)
+                purified = self.purifier.purify(batch, room)
         with self._timed("crops"):
             groups, rows = purified.groups, room.regions * len(wave.sizes) if room else None
             regions = list_regions(groups, wave.placement, rows)
@@ -316,6 +358,62 @@ class SegmentationEngine:
         return PendingProposals(
             self, wave, encoded, whole, Download([image_sound, *decided]), groups.by_window
         )
+
+    def _score(self, wave: Wave, encoded: Encoded) -> tuple[Float[Tensor, "windows maps patches"], bool]:
+        """Score the phrases at the patches of each window, and say that these are scores.
+
+        Where a vocabulary has more phrases than dimensions, and cosines are all that is asked for, the features go on
+        instead: they are smaller.
+        """
+        if self.scorer is None:
+            maps = self._mixed(wave, encoded).mT
+            scored = len(self._phrases) <= maps.shape[1]
+            return (self._phrases @ maps if scored else maps), scored
+        tables = self._tables(wave, encoded, self.scorer)
+        return add_prior(
+            tables.phrases, self._prior(wave, encoded, self._phrases), self.config.class_prior
+        ), True
+
+    def _logits(
+        self, wave: Wave, encoded: Encoded, sound: Bool[Tensor, " windows"]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return what FreeCP takes the softmax of, phrases first, where that is no scaled cosine of the features."""
+        if self.scorer is None:
+            return None
+        scale, share = self.config.purification.score_scale, self.config.class_prior
+        tables = self._tables(wave, encoded, self.scorer)
+        made = []
+        for scores, words in ((tables.phrases, self.words.phrases), (tables.others, self.words.others)):
+            prior = self._prior(wave, encoded, words)
+            logits = add_prior(
+                self.scorer.logits(scores, scale), None if prior is None else scale * prior, share
+            )
+            made.append(torch.where(sound[:, None, None], logits, 0).transpose(0, 1))
+        return made[0], made[1]
+
+    def _tables(self, wave: Wave, encoded: Encoded, scorer: ScoringHead) -> PhraseTables:
+        """Let a scoring head score all words, in batches of windows."""
+        found = []
+        for part in wave.parts(self.window_batch):
+            evidence = {name: table[part] for name, table in (encoded.evidence or {}).items()}
+            windows = EncodedWindows(wave.placement.grid, encoded.features[part], evidence)
+            found.append(scorer.scores(self.encoder, windows, self.words))
+        return PhraseTables(
+            torch.cat([tables.phrases for tables in found]), torch.cat([tables.others for tables in found])
+        )
+
+    def _mixed(self, wave: Wave, encoded: Encoded) -> Float[Tensor, "windows patches channels"]:
+        """Mix the image as a whole into its patches' features: cosines are linear, so that this is the class prior."""
+        if encoded.whole is None:
+            return encoded.features
+        whole = encoded.whole[wave.placement.images.index][:, None]
+        return torch.lerp(encoded.features, whole, self.config.class_prior)
+
+    def _prior(self, wave: Wave, encoded: Encoded, words: Tensor) -> Float[Tensor, "windows words 1"] | None:
+        """Return the cosine of each window's image as a whole with the words."""
+        if encoded.whole is None:
+            return None
+        return (encoded.whole @ words.T)[wave.placement.images.index][..., None]
 
     def proposals_of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Proposals:
         """Put rows of `Proposals.to_rows` together, which other processes may have made.

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -15,11 +14,11 @@ from ovss_core.clip.positions import Resampling
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import BackgroundPolicy, SegmenterConfig
+from ovss_core.engine.crops import encode_crops
 from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
 from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, label_by_purified_maps
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.errors import ImageError
-from ovss_core.images.resize import normalize
 from ovss_core.images.stitch import Stitcher, chunk_by_area
 from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
 from ovss_core.transfer import Download, upload
@@ -85,13 +84,10 @@ class Finisher:
         if proposals.decisions is None or proposals.crops is None or not len(proposals.crops):
             none = torch.zeros(0, dtype=torch.int64, device=device)
             return none, none.bool()
-        regions, encoded = proposals.decisions.regions, []
-        for part in proposals.crops.split(self._crop_batch):
-            pixels = normalize(part.to(device), *self._normalization)
-            encoded.append(
-                F.normalize(self._encoder.class_features(pixels, self._resampling).float(), dim=-1)
-            )
-        features = torch.cat(encoded)
+        regions = proposals.decisions.regions
+        features = encode_crops(
+            self._encoder, proposals.crops, self._normalization, self._resampling, self._crop_batch
+        )
         members = regions.members[regions.group[regions.has_area]]
         candidates = upload({"members": members}, device)["members"]
         return pick_winners(features, self._descriptions, candidates), finite_rows(features)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ovss_core.clip.trace import TraceRequest, merge_requests
 from ovss_core.config import HeadSettings, WindowConfig
+from ovss_core.dense_heads.scoring import Evidence, as_scorer, join_evidence
 from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
 from ovss_core.engine.finite import raise_first
 from ovss_core.errors import ConfigError
@@ -52,7 +53,12 @@ class EncodedWave:
                 wave.pixels.single(position, windows),
                 engine.place(wave.layouts[one]),
             ),
-            Encoded(encoded.features[windows], attention),
+            Encoded(
+                encoded.features[windows],
+                attention,
+                encoded.evidence and {name: table[windows] for name, table in encoded.evidence.items()},
+                None if encoded.whole is None else encoded.whole[one],
+            ),
         )
 
     def segment(self, engine: SegmentationEngine) -> list[Segmentation]:
@@ -125,17 +131,27 @@ class _Trunk:
         first = engines[self.members[0]]
         heads = {_head_key(engines[member]): engines[member].head for member in self.members}
         features: dict[_HeadKey, list[Tensor]] = {key: [] for key in heads}
+        evidence: dict[_HeadKey, list[Evidence]] = {key: [] for key in heads}
         attention = []
         for part in wave.parts(first.window_batch):
             pixels = normalize(wave.pixels.cut_windows(part), *first.normalization)
             trace = first.encoder.trace(pixels, self.request)
             for key, head in heads.items():
                 features[key].append(F.normalize(head.features(first.encoder, trace).float(), dim=-1))
+                if scorer := as_scorer(head):
+                    evidence[key].append(scorer.evidence(first.encoder, trace, pixels))
             if trace.mean_attention is not None:
                 attention.append(trace.mean_attention)
         joined = {key: torch.cat(parts) for key, parts in features.items()}
-        whole = torch.cat(attention) if attention else None
-        return [(member, Encoded(joined[_head_key(engines[member])], whole)) for member in self.members]
+        kept = {key: join_evidence(parts) for key, parts in evidence.items()}
+        common = torch.cat(attention) if attention else None
+        priors = [member for member in self.members if engines[member].config.class_prior]
+        whole = first.encode_whole(wave) if priors else None
+        keys = {member: _head_key(engines[member]) for member in self.members}
+        return [
+            (member, Encoded(joined[key], common, kept[key], whole if member in priors else None))
+            for member, key in keys.items()
+        ]
 
 
 def _head_key(engine: SegmentationEngine) -> _HeadKey:

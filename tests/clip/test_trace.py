@@ -3,6 +3,7 @@ import torch
 
 from ovss_core.clip.trace import TraceRequest, merge_requests
 from ovss_core.errors import ConfigError
+from ovss_core.feature_purification.channels import ChannelRepair
 from ovss_core.feature_purification.mitigation import OutlierMitigation
 from tests.tiny import random_windows, tiny_encoder
 
@@ -11,7 +12,8 @@ def test_a_bare_trace_keeps_nothing_but_the_last_tokens() -> None:
     trace = tiny_encoder().trace(random_windows(2, 32, 40), TraceRequest())
     assert trace.grid == (4, 5)
     assert trace.tokens.shape == (2, 21, 32)
-    assert (trace.hidden, trace.class_attention, trace.self_attention) == ({}, {}, {})
+    assert (trace.hidden, trace.class_attention, trace.self_attention, trace.keys) == ({}, {}, {}, {})
+    assert trace.head_attention_sum is None
     assert trace.hidden_sum is trace.mean_attention is trace.observed is None
 
 
@@ -56,8 +58,22 @@ def test_merged_requests_serve_each_request_what_it_gets_alone() -> None:
         TraceRequest(resampling="antialias"),
         TraceRequest(observer=OutlierMitigation(1.0, repair=False, integrate_from=1)),
         TraceRequest(hidden_sum=frozenset({2})),
+        TraceRequest(repair=ChannelRepair((1,))),
     ],
 )
 def test_requests_that_need_different_blocks_are_not_merged(other: TraceRequest) -> None:
     with pytest.raises(ConfigError, match="one by one"):
         merge_requests([TraceRequest(hidden_sum=frozenset({1})), other])
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_the_sum_of_the_heads_attention_averages_to_what_is_kept_of_their_mean(mean: bool) -> None:
+    encoder, windows = tiny_encoder(), random_windows(2, 32, 40)
+    by_head = encoder.trace(windows, TraceRequest(head_attention_sum=True, mean_attention=mean))
+    other = encoder.trace(windows, TraceRequest(mean_attention=True)).mean_attention
+    assert by_head.head_attention_sum is not None
+    assert other is not None
+    assert torch.allclose(by_head.head_attention_sum.mean(1)[:, 1:, 1:] / 3, other, atol=1e-5)
+    if mean:
+        assert by_head.mean_attention is not None
+        assert torch.allclose(by_head.mean_attention, other, atol=1e-5)

@@ -9,7 +9,7 @@ from ovss_core.errors import ConfigError
 from ovss_core.head_names import host_names
 from tests.tiny import random_windows, tiny_encoder
 
-NINTH = '''
+ADDED = '''
 """reversed: a head of one file."""
 
 from ovss_core.dense_heads.base import LastBlockHead
@@ -26,17 +26,17 @@ class ReversedHead(LastBlockHead):
 '''
 
 
-def test_a_ninth_head_is_one_file_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "reversed_values.py").write_text(NINTH)
+def test_another_head_is_one_file_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reversed_values.py").write_text(ADDED)
     monkeypatch.setattr(dense_heads, "__path__", [*dense_heads.__path__, str(tmp_path)])
     monkeypatch.setitem(sys.modules, f"{dense_heads.__name__}.reversed_values", None)
     del sys.modules[f"{dense_heads.__name__}.reversed_values"]
     found = dense_heads._discover()
     assert set(found) - set(HEADS) == {"reversed"}
     encoder, windows = tiny_encoder(), random_windows(2, 32, 40)
-    ninth, values = found["reversed"](HeadOptions()), build_head("maskclip")
-    trace = encoder.trace(windows, ninth.request(encoder.depth))
-    assert ninth.features(encoder, trace).shape == values.features(encoder, trace).shape
+    added, values = found["reversed"](HeadOptions()), build_head("maskclip")
+    trace = encoder.trace(windows, added.request(encoder.depth))
+    assert added.features(encoder, trace).shape == values.features(encoder, trace).shape
 
 
 def test_the_names_are_known_without_importing_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_the_names_are_known_without_importing_a_head(monkeypatch: pytest.Monkey
 def test_an_unknown_host_lists_the_known_ones() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"unknown host 'sfpp' \(did you mean 'sfp'\?\); give one of clearclip, clip, gem, .*, sfp",
+        match=r"unknown host 'sfpp' \(did you mean 'sfp'\?\); give one of clearclip, clip, .*, sfp",
     ):
         build_head("sfpp")
 

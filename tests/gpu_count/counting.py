@@ -8,7 +8,14 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ovss_core.clip.weights import load_clip
-from ovss_core.config import ModelConfig, Precision, PurificationConfig, PurificationMethod, SegmenterConfig
+from ovss_core.config import (
+    ModelConfig,
+    Precision,
+    PurificationConfig,
+    PurificationMethod,
+    RfClipConfig,
+    SegmenterConfig,
+)
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.results import Segmentation
 from pipelines.benchmark.options import BenchmarkConfig
@@ -57,7 +64,8 @@ def workload_of(images: int, classes: int, precision: Precision = "float32") -> 
 def labelling(host: str = "sfp", method: PurificationMethod = "freecp") -> SegmenterConfig:
     """Return the settings of a call that is counted: more pairs of classes than usual count as ambiguous."""
     purification = PurificationConfig(method=method, ambiguity_threshold=0.35)
-    return SegmenterConfig(host=host, purification=purification, window_batch=64)
+    channels = RfClipConfig((3, 17), 1.5)  # nobody has measured those of a random tower
+    return SegmenterConfig(host=host, rfclip=channels, purification=purification, window_batch=64)
 
 
 def count_call(workload: Workload, config: SegmenterConfig, classes: int) -> CountedCall:
