@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 from ovss_core.errors import ConfigError
+from ovss_core.head_names import proxy_hosts
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Background = Literal["auto", "none", "first_class", "residual"]
@@ -52,6 +53,27 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require_choice("precision", self.precision, Precision)
+
+
+@dataclass(frozen=True)
+class ProxyConfig:
+    """A second image tower beside CLIP, for the hosts that need one.
+
+    Attributes:
+        name: A ViT of timm whose family ovss knows, such as vit_base_patch16_224.dino, or its original's name, such
+            as dino_vitb8. None: no second tower.
+        pretrained: "hub" for the weights that timm downloads, a path to a state dict or safetensors file (read as
+            data, never run; timm's names or the original's), or "random" for seeded random weights (tests only).
+        scale: Times as many pixels a side as CLIP gets of a window, cut from the image itself: with 2, patches of 16
+            pixels lie as densely as patches of 8. Larger: finer masks, much more work.
+    """
+
+    name: str | None = None
+    pretrained: str = "hub"
+    scale: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.scale >= 1, f"proxy.scale is {self.scale}; give at least 1")
 
 
 @dataclass(frozen=True)
@@ -141,6 +163,23 @@ class SfpConfig(HeadSettings):
             self.integration_rounds >= 1,
             f"sfp.integration_rounds is {self.integration_rounds}; give at least 1",
         )
+
+
+@dataclass(frozen=True)
+class ProxyClipConfig(HeadSettings):
+    """ProxyCLIP (ECCV 2024): CLIP's values, gathered by the cosines S of the second tower's patches.
+
+    Attributes:
+        beta: Entries of S below beta times the mean of S are cut off; larger keeps fewer.
+        gamma: Factor on what is left before the softmax; larger is sharper.
+    """
+
+    beta: float = 1.2
+    gamma: float = 3.0
+
+    def __post_init__(self) -> None:
+        _require_positive("proxyclip.beta", self.beta)
+        _require_positive("proxyclip.gamma", self.gamma)
 
 
 @dataclass(frozen=True)
@@ -248,6 +287,8 @@ class SegmenterConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     host: str = "sfp"
     sfp: SfpConfig = field(default_factory=SfpConfig)
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    proxyclip: ProxyClipConfig = field(default_factory=ProxyClipConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
@@ -269,7 +310,15 @@ class SegmenterConfig:
     @property
     def tower_part(self) -> tuple[object, ...]:
         """What decides which model runs on which pixels, and what it is asked for; the rest is done afterwards."""
-        return self.model, self.host, self.head_settings, self.windows, self.purification.active
+        return (
+            *(self.model, self.host, self.head_settings, self.windows, self.purification.active),
+            self.proxy if self.needs_proxy else None,
+        )
+
+    @property
+    def needs_proxy(self) -> bool:
+        """Whether the dense head reads a second tower."""
+        return self.host in proxy_hosts()
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide results as nested plain values.
@@ -280,6 +329,9 @@ class SegmenterConfig:
         values.pop("window_batch")
         values["purification"].pop("phrase_chunk")
         values["model"].pop("pretrained")
+        values["proxy"].pop("pretrained")
+        if not self.needs_proxy:
+            values.pop("proxy")
         for head in HEAD_SETTINGS - {self.host}:
             values.pop(head)
         return values

@@ -2,13 +2,29 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ovss_core.clip.positions import Resampling
 from ovss_core.errors import ConfigError
+
+ProxyVectors = Literal["tokens", "query_plus_key"]
+"""What a second tower can give of each patch: its tokens after the final norm, or q + k of its last block."""
+
+
+@dataclass(frozen=True)
+class ProxyFeatures:
+    """What a second tower made of the windows.
+
+    Attributes:
+        grid: Rows and columns of its patches, n = rows * columns.
+        vectors: The vectors that were asked for [windows, n, width], row by row, not normalized.
+    """
+
+    grid: tuple[int, int]
+    vectors: dict[ProxyVectors, Float[Tensor, "windows patches width"]]
 
 
 @runtime_checkable
@@ -46,6 +62,7 @@ class TraceRequest:
         mean_attention: Keep the mean over blocks 1 to L-1 of the head-mean patch-patch attention.
         observer: Takes part between blocks; None lets them run as trained.
         resampling: How positions are resampled off the base grid.
+        proxy: Which vectors a second tower is asked for; none where a head needs no such tower.
     """
 
     hidden: frozenset[int] = frozenset()
@@ -54,6 +71,7 @@ class TraceRequest:
     mean_attention: bool = False
     observer: BlockObserver | None = None
     resampling: Resampling = "scale"
+    proxy: frozenset[ProxyVectors] = frozenset()
 
     def with_mean_attention(self) -> "TraceRequest":
         """Return this request with the mean attention that class purification needs."""
@@ -81,6 +99,7 @@ def merge_requests(requests: Iterable[TraceRequest]) -> TraceRequest:
         hidden_sum=next(iter(sums), frozenset()),
         attention_statistics=frozenset().union(*(request.attention_statistics for request in wanted)),
         mean_attention=any(request.mean_attention for request in wanted),
+        proxy=frozenset().union(*(request.proxy for request in wanted)),
     )
 
 
@@ -97,6 +116,7 @@ class EncoderTrace:
         self_attention: Head-mean attention of each patch to itself, by block [windows, N].
         mean_attention: Mean over blocks of the head-mean patch-patch attention [windows, N, N], or None.
         observed: What the observer kept, or None.
+        proxy: What the second tower made of the same windows, where it was asked for.
     """
 
     grid: tuple[int, int]
@@ -107,3 +127,16 @@ class EncoderTrace:
     self_attention: dict[int, Float[Tensor, "windows patches"]] = field(default_factory=dict)
     mean_attention: Float[Tensor, "windows patches patches"] | None = None
     observed: Any = None
+    proxy: ProxyFeatures | None = None
+
+    def proxy_features(self) -> ProxyFeatures:
+        """Return what the second tower made.
+
+        Raises:
+            ConfigError: Nothing was asked of it.
+        """
+        if self.proxy is None:
+            raise ConfigError(
+                "this head needs a second tower; give --proxy, such as vit_base_patch16_224.dino"
+            )
+        return self.proxy

@@ -33,9 +33,14 @@ class DenseHead(ABC):
     """Turns a trace of blocks 1 to L-1 into one feature vector a patch.
 
     A head is one file in this package: subclass, set `name`, and it can be chosen by that name.
+
+    Attributes:
+        needs_proxy: It reads a second tower, and its features lie on that tower's grid; written as a plain constant in
+            the class, since settings are checked without importing it.
     """
 
     name: ClassVar[str]
+    needs_proxy: ClassVar[bool] = False
 
     def __init__(self, options: HeadOptions) -> None:
         self.options = options
