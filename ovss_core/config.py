@@ -183,6 +183,42 @@ class ProxyClipConfig(HeadSettings):
 
 
 @dataclass(frozen=True)
+class CorrClipConfig(HeadSettings):
+    """CorrCLIP (ICCV 2025): CLIP's values, gathered inside regions by the second tower's q + k, and two more branches.
+
+    Without regions no patch lies in one, and a patch sees those whose cosine is above the window's mean.
+
+    Attributes:
+        gain: Factor on the cosines before the softmax; larger is sharper.
+        merge_distance: Regions whose mean vectors' cosine is within this of the largest become one; larger merges
+            more.
+        spatial: Add the branch that reads the mean of the middle blocks in place of block L-1.
+        spatial_start: First block (from 1) of that mean, which ends with block L-2. None: half of the blocks, as
+            released for 12 and 24 of them (for 32 the released code has 28).
+        semantic_weight: Weight of the branch of the regions' own class tokens; 0 leaves it out.
+    """
+
+    gain: float = 4.0
+    merge_distance: float = 0.2
+    spatial: bool = True
+    spatial_start: int | None = None
+    semantic_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_positive("corrclip.gain", self.gain)
+        for name in ("merge_distance", "semantic_weight"):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value >= 0,
+                f"corrclip.{name} is {value}; give a number of at least 0",
+            )
+        _require(
+            self.spatial_start is None or self.spatial_start >= 1,
+            f"corrclip.spatial_start is {self.spatial_start}; blocks count from 1",
+        )
+
+
+@dataclass(frozen=True)
 class PurificationConfig:
     """FreeCP, "Training-Free Class Purification" (ICCV 2025): which parts run, in which form, how strictly.
 
@@ -289,6 +325,7 @@ class SegmenterConfig:
     sfp: SfpConfig = field(default_factory=SfpConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     proxyclip: ProxyClipConfig = field(default_factory=ProxyClipConfig)
+    corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)

@@ -61,3 +61,90 @@ def gathered(tower: SlowTower, tokens: Array, attention: Array, grids: Sequence[
             )
         )
     return tower.output(layer, heads)
+
+
+def merged_regions(vectors: Array, regions: Sequence[int], distance: float) -> list[int]:
+    """Join regions whose mean vectors are alike; 0 stays 0, a joined region is called by its smallest number."""
+    names = sorted({number for number in regions if number})
+    means = {}
+    for name in names:
+        rows = [
+            row / np.linalg.norm(row) for row, number in zip(vectors, regions, strict=True) if number == name
+        ]
+        total = np.sum(rows, 0)
+        means[name] = total / np.linalg.norm(total)
+    table = {(a, b): float(means[a] @ means[b]) for a in names for b in names}
+    largest = max(table.values(), default=0.0)
+    owner = {name: name for name in names}
+    changed = True
+    while changed:
+        changed = False
+        for (a, b), value in table.items():
+            if largest - value <= distance and owner[a] != owner[b]:
+                owner[a] = owner[b] = min(owner[a], owner[b])
+                changed = True
+    return [owner.get(number, 0) for number in regions]
+
+
+def corrclip_attention(vectors: Array, regions: Sequence[int], gain: float) -> Array:
+    """Softmax of gain times the cosines, over what a patch may see; itself always."""
+    similarity = cosines(vectors)
+    mean = similarity.mean()
+    rows = []
+    for i, row in enumerate(similarity):
+        seen = [
+            j
+            for j in range(len(row))
+            if j == i or (row[j] > mean if 0 in (regions[i], regions[j]) else regions[i] == regions[j])
+        ]
+        weights = dict(zip(seen, softmax(np.array([gain * row[j] for j in seen])), strict=True))
+        rows.append([weights.get(j, 0.0) for j in range(len(row))])
+    return np.array(rows)
+
+
+def region_token(tower: SlowTower, states: Sequence[Array], members: Sequence[int]) -> Array:
+    """Carry a copy of the class token through all blocks; it sees the class token and some patches, not itself."""
+    token = states[0][:1]
+    for layer in range(1, tower.depth + 1):
+        query, _, _ = tower.query_key_value(layer, token)
+        _, key, value = tower.query_key_value(layer, states[layer - 1])
+        rows = [0, *(member + 1 for member in members)]
+        heads = [
+            softmax(tower.scale * np.array([[q[0] @ k[row] for row in rows]])) @ v[rows]
+            for q, k, v in zip(query, key, value, strict=True)
+        ]
+        token = token + tower.output(layer, heads)
+        token = token + tower.feed_forward(layer, token)
+    return token
+
+
+def corrclip(
+    tower: SlowTower, window: Array, vectors: Array, regions: Sequence[int], fine: Grid, semantic: float = 0.5
+) -> Array:
+    """All three branches, projected, not normalized."""
+    states, grid = tower.hidden(window)
+    merged = merged_regions(vectors, regions, 0.2)
+    attention = corrclip_attention(vectors, merged, 4.0)
+    middle = np.mean([states[layer] for layer in range(tower.depth // 2, tower.depth - 1)], 0)
+    result = sum(
+        tower.project(gathered(tower, tokens, attention, (grid, fine)))
+        for tokens in (states[tower.depth - 1], middle)
+    )
+    coarse = [
+        merged[(r * fine[0] // grid[0]) * fine[1] + c * fine[1] // grid[1]]
+        for r in range(grid[0])
+        for c in range(grid[1])
+    ]
+    tokens = {
+        name: tower.project(region_token(tower, states, [i for i, own in enumerate(coarse) if own == name]))[
+            0
+        ]
+        for name in set(coarse)
+    }
+    owner = [
+        coarse[(r * grid[0] // fine[0]) * grid[1] + c * grid[1] // fine[1]]
+        for r in range(fine[0])
+        for c in range(fine[1])
+    ]
+    total: Array = np.asarray(result) + semantic * np.array([tokens[name] for name in owner])
+    return total

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ovss_core.clip.positions import Resampling
@@ -25,6 +25,19 @@ class ProxyFeatures:
 
     grid: tuple[int, int]
     vectors: dict[ProxyVectors, Float[Tensor, "windows patches width"]]
+
+
+@dataclass(frozen=True)
+class WindowRegions:
+    """Which region each patch of the windows lies in, on the grid that the head's features lie on.
+
+    Attributes:
+        ids: 0 where a patch lies in none, else the number of its region, counted in each window anew.
+        count: Regions of the window that has the most.
+    """
+
+    ids: Int[Tensor, "windows patches"]
+    count: int
 
 
 @runtime_checkable
@@ -117,6 +130,7 @@ class EncoderTrace:
         mean_attention: Mean over blocks of the head-mean patch-patch attention [windows, N, N], or None.
         observed: What the observer kept, or None.
         proxy: What the second tower made of the same windows, where it was asked for.
+        regions: Which region each patch lies in, where a head may see inside regions only.
     """
 
     grid: tuple[int, int]
@@ -128,6 +142,7 @@ class EncoderTrace:
     mean_attention: Float[Tensor, "windows patches patches"] | None = None
     observed: Any = None
     proxy: ProxyFeatures | None = None
+    regions: WindowRegions | None = None
 
     def proxy_features(self) -> ProxyFeatures:
         """Return what the second tower made.

@@ -23,10 +23,12 @@ class HeadOptions:
         purified: FreeCP follows, so use the form of the head that FreeCP's code uses (it differs for clip,
             maskclip and sclip: no block residual, and a feed-forward network with its own residual).
         settings: The head's own (`SegmenterConfig.head_settings`); None for its defaults.
+        scoped: A region map comes with the images, and patches see inside their region only.
     """
 
     purified: bool = False
     settings: HeadSettings | None = None
+    scoped: bool = False
 
 
 class DenseHead(ABC):
@@ -37,10 +39,12 @@ class DenseHead(ABC):
     Attributes:
         needs_proxy: It reads a second tower, and its features lie on that tower's grid; written as a plain constant in
             the class, since settings are checked without importing it.
+        can_scope: It can keep patches inside their region; written as a plain constant as well.
     """
 
     name: ClassVar[str]
     needs_proxy: ClassVar[bool] = False
+    can_scope: ClassVar[bool] = False
 
     def __init__(self, options: HeadOptions) -> None:
         self.options = options

@@ -48,7 +48,7 @@ def test_the_names_are_known_without_importing_a_head(monkeypatch: pytest.Monkey
 def test_an_unknown_host_lists_the_known_ones() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"unknown host 'sfpp' \(did you mean 'sfp'\?\); give one of clearclip, clip, gem, .*, sfp",
+        match=r"unknown host 'sfpp' \(did you mean 'sfp'\?\); give one of clearclip, clip, .*, sfp",
     ):
         build_head("sfpp")
 
