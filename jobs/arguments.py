@@ -51,6 +51,7 @@ JOB_HOMES = {
     "precision": WORKERS,
     "window_batch": WORKERS,
     "host": QUALITY,
+    "proxy": QUALITY,
     "purify": QUALITY,
     "variant": QUALITY,
     "descriptions": QUALITY,
@@ -61,9 +62,16 @@ JOB_HOMES = {
     "purification.ambiguity_threshold": QUALITY,
 }
 """Flags that stand elsewhere than the other flags of their dataclass; in a section those named here come first."""
-_GROUPS = {"model": QUALITY, "windows": QUALITY, "labels": QUALITY}
+_GROUPS = {"model": QUALITY, "proxy": QUALITY, "windows": QUALITY, "labels": QUALITY}
 """Sections of the segmenter's groups; a group that is not named here is for research."""
-_NAMES = {"model.name": "model", "purification.method": "purify", "purification.variant": "variant"}
+_NAMES = {
+    "model.name": "model",
+    "purification.method": "purify",
+    "purification.variant": "variant",
+    "proxy.name": "proxy",
+    "proxy.pretrained": "proxy_pretrained",
+    "proxy.scale": "proxy_scale",
+}
 """Flags that do not have the name of their field."""
 
 

@@ -25,6 +25,8 @@ _VALUES = {
     "vocabulary": "WORDS",
     "model": "NAME",
     "pretrained": "TAG|FILE",
+    "proxy": "NAME",
+    "proxy_pretrained": "hub|FILE",
     "device": "NAME",
     "image_column": "NAME",
     "id_column": "NAME",
@@ -45,6 +47,7 @@ _PLACES = {
     "FILE": "a file",
     "NAME": "a name",
     "TAG|FILE": "a weight tag or a file",
+    "hub|FILE": "hub or a file",
     "HOST:PORT": "an address",
 }
 _LINE = 80

@@ -9,12 +9,12 @@ from jobs.reporting import Arguments, reported
 from ovss_core.check import validate
 from ovss_core.config import ModelConfig, SegmenterConfig
 from ovss_core.errors import ConfigError
-from ovss_core.head_names import host_names
+from ovss_core.head_names import clip_hosts
 
 
 def build_parser() -> CommandParser:
     """Return the parser of the command."""
-    hosts = f"Dense heads, by commas, of {', '.join(host_names())}."
+    hosts = f"Dense heads, by commas, of {', '.join(clip_hosts())}."
     return make_parser(
         "measure-demo",
         "[flags]",

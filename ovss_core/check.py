@@ -13,11 +13,14 @@ from ovss_core.config import (
     HEAD_SETTINGS,
     BackgroundPolicy,
     LabelConfig,
+    ProxyConfig,
     PurificationConfig,
     SegmenterConfig,
 )
 from ovss_core.errors import ConfigError, nearest
-from ovss_core.head_names import require_host
+from ovss_core.head_names import proxy_hosts, require_host
+from ovss_core.proxies.registry import TowerChoice, find_tower, licence_notice, tower_names
+from ovss_core.proxies.weight_sources import require_proxy_weights
 from ovss_core.vocabulary import Vocabulary
 
 Descriptions = Mapping[str, Sequence[str]]
@@ -44,6 +47,7 @@ def validate(
         WeightsError: The weights are neither a file nor a tag, or the file holds no weights.
     """
     require_host(config.host)
+    tower = _require_tower(config)
     architecture = find_architecture(config.model.name)
     resolve_weights(config.model.name, config.model.pretrained)
     if config.host == "rfclip":
@@ -52,10 +56,12 @@ def validate(
         _require_patches(config, architecture)
         _require_blocks(config, architecture)
     warnings: list[str] = []
+    if tower is not None and (notice := licence_notice(tower)):
+        warnings.append(notice)
     if vocabulary is not None:
         policy = background_policy(config, vocabulary)
         require_descriptions(vocabulary, descriptions)
-        warnings = vocabulary_warnings(vocabulary, policy)
+        warnings += vocabulary_warnings(vocabulary, policy)
     idle = [*_idle_settings(config, descriptions), *_idle_probability(config, vocabulary)]
     return [*warnings, f"without effect here: {'; '.join(idle)}"] if idle else warnings
 
@@ -128,6 +134,36 @@ def _require_patches(config: SegmenterConfig, architecture: Architecture) -> Non
         )
 
 
+def _require_tower(config: SegmenterConfig) -> TowerChoice | None:
+    """Look up the second tower that a head needs; None where it needs none.
+
+    Raises:
+        ConfigError: It needs one and none is named, no tower has that name, or it does not fit scale and windows.
+        WeightsError: The tower's weights are no file of weights.
+    """
+    proxy = config.proxy
+    choice = None if proxy.name is None else find_tower(proxy.name)
+    if not config.needs_proxy:
+        return None
+    if choice is None:
+        raise ConfigError(
+            f"host {config.host!r} needs a second tower beside CLIP; give --proxy, such as vit_base_patch16_224.dino (or "
+            f"one of {', '.join(tower_names())})"
+        )
+    require_proxy_weights(proxy)
+    if choice.patch_size % proxy.scale:
+        raise ConfigError(
+            f"proxy.scale {proxy.scale} does not divide the patches of {choice.name}, {choice.patch_size} pixels; give 1, "
+            "2 or another divisor"
+        )
+    if config.windows.size < choice.patch_size // proxy.scale:
+        raise ConfigError(
+            f"windows of {config.windows.size} pixels are smaller than the patches of {choice.name}; give a larger "
+            "windows.size"
+        )
+    return choice
+
+
 def _require_blocks(config: SegmenterConfig, architecture: Architecture) -> None:
     sfp, last = config.sfp, architecture.depth - 1
     summed = config.host == "sfp" and sfp.variant == "paper" and sfp.attention_integration
@@ -188,6 +224,10 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
     else:
         changed = _changed(purification, PurificationConfig(method="none"), "purification")
         yield from (f"{name} (it goes with --purify freecp)" for name in changed)
+    if not config.needs_proxy:
+        changed = _changed(config.proxy, ProxyConfig(), "proxy")
+        hosts = ", ".join(sorted(proxy_hosts()))
+        yield from (f"{name} (it goes with --host {hosts})" for name in changed)
     for head in sorted(HEAD_SETTINGS - {config.host}):
         settings = getattr(config, head)
         changed = _changed(settings, type(settings)(), head)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 from ovss_core.errors import ConfigError
+from ovss_core.head_names import proxy_hosts
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Background = Literal["auto", "none", "first_class", "residual"]
@@ -58,6 +59,27 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require_choice("precision", self.precision, Precision)
+
+
+@dataclass(frozen=True)
+class ProxyConfig:
+    """A second image tower beside CLIP, for the hosts that need one.
+
+    Attributes:
+        name: A ViT of timm whose family ovss knows, such as vit_base_patch16_224.dino, or its original's name, such
+            as dino_vitb8. None: no second tower.
+        pretrained: "hub" for the weights that timm downloads, a path to a state dict or safetensors file (read as
+            data, never run; timm's names or the original's), or "random" for seeded random weights (tests only).
+        scale: Times as many pixels a side as CLIP gets of a window, cut from the image itself: with 2, patches of 16
+            pixels lie as densely as patches of 8. Larger: finer masks, much more work.
+    """
+
+    name: str | None = None
+    pretrained: str = "hub"
+    scale: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.scale >= 1, f"proxy.scale is {self.scale}; give at least 1")
 
 
 @dataclass(frozen=True)
@@ -204,6 +226,59 @@ class PearlConfig(HeadSettings):
         _require(
             math.isfinite(self.centered_weight) and self.centered_weight >= 0,
             f"pearl.centered_weight is {self.centered_weight}; give a number of at least 0",
+        )
+
+
+@dataclass(frozen=True)
+class ProxyClipConfig(HeadSettings):
+    """ProxyCLIP (ECCV 2024): CLIP's values, gathered by the cosines S of the second tower's patches.
+
+    Attributes:
+        beta: Entries of S below beta times the mean of S are cut off; larger keeps fewer.
+        gamma: Factor on what is left before the softmax; larger is sharper.
+    """
+
+    beta: float = 1.2
+    gamma: float = 3.0
+
+    def __post_init__(self) -> None:
+        _require_positive("proxyclip.beta", self.beta)
+        _require_positive("proxyclip.gamma", self.gamma)
+
+
+@dataclass(frozen=True)
+class CorrClipConfig(HeadSettings):
+    """CorrCLIP (ICCV 2025): CLIP's values, gathered inside regions by the second tower's q + k, and two more branches.
+
+    Without regions no patch lies in one, and a patch sees those whose cosine is above the window's mean.
+
+    Attributes:
+        gain: Factor on the cosines before the softmax; larger is sharper.
+        merge_distance: Regions whose mean vectors' cosine is within this of the largest become one; larger merges
+            more.
+        spatial: Add the branch that reads the mean of the middle blocks in place of block L-1.
+        spatial_start: First block (from 1) of that mean, which ends with block L-2. None: half of the blocks, as
+            released for 12 and 24 of them (for 32 the released code has 28).
+        semantic_weight: Weight of the branch of the regions' own class tokens; 0 leaves it out.
+    """
+
+    gain: float = 4.0
+    merge_distance: float = 0.2
+    spatial: bool = True
+    spatial_start: int | None = None
+    semantic_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_positive("corrclip.gain", self.gain)
+        for name in ("merge_distance", "semantic_weight"):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value >= 0,
+                f"corrclip.{name} is {value}; give a number of at least 0",
+            )
+        _require(
+            self.spatial_start is None or self.spatial_start >= 1,
+            f"corrclip.spatial_start is {self.spatial_start}; blocks count from 1",
         )
 
 
@@ -420,6 +495,9 @@ class SegmenterConfig:
     pearl: PearlConfig = field(default_factory=PearlConfig)
     rfclip: RfClipConfig = field(default_factory=RfClipConfig)
     cliper: CliperConfig = field(default_factory=CliperConfig)
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    proxyclip: ProxyClipConfig = field(default_factory=ProxyClipConfig)
+    corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
@@ -443,7 +521,15 @@ class SegmenterConfig:
     def tower_part(self) -> tuple[object, ...]:
         """What decides which model runs on which pixels, and what it is asked for; the rest is done afterwards."""
         whole = self.class_prior > 0
-        return self.model, self.host, self.head_settings, self.windows, self.purification.active, whole
+        return (
+            *(self.model, self.host, self.head_settings, self.windows, self.purification.active, whole),
+            self.proxy if self.needs_proxy else None,
+        )
+
+    @property
+    def needs_proxy(self) -> bool:
+        """Whether the dense head reads a second tower."""
+        return self.host in proxy_hosts()
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide results as nested plain values.
@@ -454,6 +540,9 @@ class SegmenterConfig:
         values.pop("window_batch")
         values["purification"].pop("phrase_chunk")
         values["model"].pop("pretrained")
+        values["proxy"].pop("pretrained")
+        if not self.needs_proxy:
+            values.pop("proxy")
         for head in HEAD_SETTINGS - {self.host}:
             values.pop(head)
         return values

@@ -2,7 +2,7 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import resources
 
@@ -27,20 +27,38 @@ def require_host(name: str) -> None:
         raise ConfigError(f"unknown host {name!r}{nearest(name, names)}; give one of {', '.join(names)}")
 
 
+def proxy_hosts() -> frozenset[str]:
+    """Return the names of the dense heads that need a second tower."""
+    if "ovss_core.dense_heads" in sys.modules:
+        heads = sys.modules["ovss_core.dense_heads"].HEADS
+        return frozenset(name for name, kind in heads.items() if kind.needs_proxy)
+    return frozenset(name for name, flags in _names_in_files().items() if flags.get("needs_proxy"))
+
+
+def clip_hosts() -> list[str]:
+    """Return the names of the dense heads that need nothing beside CLIP, sorted."""
+    return [name for name in host_names() if name not in proxy_hosts()]
+
+
 @lru_cache(maxsize=1)
-def _names_in_files() -> tuple[str, ...]:
+def _names_in_files() -> Mapping[str, Mapping[str, object]]:
+    """Read the constants that each head's class sets, by the head's name, sorted."""
     files = resources.files("ovss_core").joinpath("dense_heads").iterdir()
     sources = (file.read_text(encoding="utf-8") for file in files if file.name.endswith(".py"))
-    return tuple(sorted(name for source in sources for name in _names(source)))
+    return dict(sorted(found for source in sources for found in _heads(source)))
 
 
-def _names(source: str) -> Iterator[str]:
-    """Yield what the classes of a file set as their `name`."""
+def _heads(source: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the name of each head in a file, and the constants that its class sets."""
     for kind in ast.parse(source).body:
-        for statement in kind.body if isinstance(kind, ast.ClassDef) else ():
-            if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
-                named = any(
-                    isinstance(target, ast.Name) and target.id == "name" for target in statement.targets
-                )
-                if named:
-                    yield str(statement.value.value)
+        if not isinstance(kind, ast.ClassDef):
+            continue
+        constants: dict[str, object] = {
+            target.id: statement.value.value
+            for statement in kind.body
+            if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+            for target in statement.targets
+            if isinstance(target, ast.Name)
+        }
+        if "name" in constants:
+            yield str(constants["name"]), constants

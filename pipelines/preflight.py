@@ -115,6 +115,19 @@ def check_model(
     return cut_texts(lambda: load_tokenizer(model), architecture.context_length, list(phrases), descriptions)
 
 
+def check_proxy(segmenter: SegmenterConfig) -> None:
+    """Read a file of the second tower's weights to its end, where the host needs one.
+
+    Raises:
+        ConfigError, WeightsError: As `load_proxy`.
+    """
+    if segmenter.needs_proxy:
+        # imported here: the other checks must not wait for torch
+        from ovss_core.proxies.loading import check_proxy_file
+
+        check_proxy_file(segmenter.proxy)
+
+
 def say_once(warnings: Iterable[str]) -> None:
     """Log each warning."""
     for warning in dict.fromkeys(warnings):
@@ -175,7 +188,7 @@ def _check_grid(
 ) -> list[str]:
     """Check what all rows share; on folders (`own`) they also take the windows and labels that were given."""
     if not own:
-        validate(SegmenterConfig(segmenter.model, segmenter.host))
+        validate(SegmenterConfig(segmenter.model, segmenter.host, proxy=segmenter.proxy))
         require_descriptions(vocabulary, descriptions)
         return []
     purification = replace(segmenter.purification, method="freecp")

@@ -61,11 +61,11 @@ def _under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     }
 
 
-def _unit(values: np.ndarray) -> Tensor:
+def unit_rows(values: np.ndarray) -> Tensor:
     return F.normalize(torch.from_numpy(values).float(), dim=-1)
 
 
-def _image(bgr: np.ndarray) -> Tensor:
+def image_of(bgr: np.ndarray) -> Tensor:
     """Normalized [1, 3, height, width] of a BGR picture."""
     rgb = torch.from_numpy(bgr[..., ::-1].copy()).float()
     return ((rgb - MEAN) / STD).permute(2, 0, 1)[None]
@@ -92,7 +92,7 @@ def _check_photo(
     name: str,
 ) -> None:
     scale, min_probability, min_area, _, window, stride = shared["params"]
-    image = _image(photo["input_bgr_u8"])
+    image = image_of(photo["input_bgr_u8"])
     layout = _layout(image, int(window), int(stride))
     corners = [
         [top, left, top + layout.window_size[0], left + layout.window_size[1]] for top, left in layout.origins
@@ -100,7 +100,7 @@ def _check_photo(
     report.equal(f"sliding_window/{name}/windows_y1x1y2x2", photo["windows_y1x1y2x2"], corners)
     head = build_head("sfp")
     features = head.features(encoder, encoder.trace(_windows(image, layout), head.request(encoder.depth)))
-    cosines = _unit(shared["text_raw"]) @ F.normalize(features, dim=-1).mT
+    cosines = unit_rows(shared["text_raw"]) @ F.normalize(features, dim=-1).mT
     grid = encoder.grid_of(layout.window_size)
     report.close(
         f"sliding_window/{name}/window_patch_logits",
@@ -199,11 +199,11 @@ def _check_small(
 ) -> None:
     """A picture with a side below the window: one smaller window, SCLIP, logit scale 40, no thresholds."""
     _, _, _, _, window, stride = shared["params"]
-    image = _image(small["input_bgr_u8"])
+    image = image_of(small["input_bgr_u8"])
     layout = _layout(image, int(window), int(stride))
     head = build_head("sclip")
     features = head.features(encoder, encoder.trace(_windows(image, layout), head.request(encoder.depth)))
-    cosines = _unit(shared["text_raw"]) @ F.normalize(features, dim=-1).mT
+    cosines = unit_rows(shared["text_raw"]) @ F.normalize(features, dim=-1).mT
     grid = encoder.grid_of(layout.window_size)
     report.equal("sliding_window/small/count_map", _count_map(layout), small["count_map"])
     original = (int(small["ori_shape"][0]), int(small["ori_shape"][1]))
@@ -226,7 +226,7 @@ def _check_freecp(
 ) -> None:
     """The released FreeCP over a sliding window, on the first photograph."""
     classes, phrases_behind, scale, redundancy, ambiguity = case["meta_K_nb_scale_trp_tap"]
-    image = _image(shared["p0/input_bgr_u8"])
+    image = image_of(shared["p0/input_bgr_u8"])
     original = (int(shared["p0/ori_shape"][0]), int(shared["p0/ori_shape"][1]))
     layout = _layout(image, int(shared["params"][4]), int(shared["params"][5]))
     text = _text(case, int(classes), int(phrases_behind))
@@ -268,11 +268,11 @@ def _text(case: dict[str, np.ndarray], classes: int, behind: int) -> EncodedVoca
         [VocabularyClass("background", tuple(f"background {i}" for i in range(behind)))] if behind else []
     )
     entries += [VocabularyClass(f"class {i}", (f"class {i}",)) for i in range(classes)]
-    descriptions = _unit(case["text_llm_raw"])[behind:]
+    descriptions = unit_rows(case["text_llm_raw"])[behind:]
     lead = torch.zeros(1 if behind else 0, descriptions.shape[1])
     return EncodedVocabulary(
         Vocabulary(tuple(entries)),
-        _unit(case["text_raw"]),
+        unit_rows(case["text_raw"]),
         torch.cat([lead, descriptions]),
         torch.zeros(0, descriptions.shape[1]),
         "",

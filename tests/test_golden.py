@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.check_golden import GOLDEN, check, main
+from tests.check_golden import GOLDEN, TOWERS, check, main
+
+BACKBONE = GOLDEN.with_name("golden_backbone")
 
 
 def test_every_reference_array_is_matched_within_its_tolerance() -> None:
@@ -63,3 +65,23 @@ def test_a_folder_of_further_hosts_finds_its_tower_beside_it(
         windows = dict(stored)
     np.savez(tmp_path / "golden_7" / "inputs.npz", **windows | {"w3": windows["w4"], "w4": windows["w3"]})
     assert main([str(further)]) == 1
+
+
+def test_every_reference_array_with_a_second_tower_is_matched() -> None:
+    report = check(BACKBONE)
+    assert [row.key for row in report.missed] == []
+    checked = {row.key.split("/")[0] for row in report.rows}
+    assert checked == {path.stem for path in BACKBONE.glob("*.npz")} - {Path(TOWERS).stem}
+    assert all(report.skipped.values())
+
+
+def test_arrays_with_a_second_tower_stand_on_the_folder_beside_them(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "other")
+    shutil.copytree(BACKBONE, tmp_path / "other_backbone")
+    with np.load(tmp_path / "other" / "tiny_vit.npz") as stored:
+        arrays = dict(stored)
+    arrays["proj"] = arrays["proj"] * 2
+    np.savez(tmp_path / "other" / "tiny_vit.npz", **arrays)
+    assert {row.key.rsplit("/", 1)[-1] for row in check(tmp_path / "other_backbone").missed} >= {"features"}
+    assert main([str(tmp_path / "other_backbone")]) == 1
+    assert main([str(tmp_path / "other_backbone"), str(GOLDEN)]) == 0

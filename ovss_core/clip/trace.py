@@ -2,13 +2,42 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ovss_core.clip.positions import Resampling
 from ovss_core.errors import ConfigError
+
+ProxyVectors = Literal["tokens", "query_plus_key"]
+"""What a second tower can give of each patch: its tokens after the final norm, or q + k of its last block."""
+
+
+@dataclass(frozen=True)
+class ProxyFeatures:
+    """What a second tower made of the windows.
+
+    Attributes:
+        grid: Rows and columns of its patches, n = rows * columns.
+        vectors: The vectors that were asked for [windows, n, width], row by row, not normalized.
+    """
+
+    grid: tuple[int, int]
+    vectors: dict[ProxyVectors, Float[Tensor, "windows patches width"]]
+
+
+@dataclass(frozen=True)
+class WindowRegions:
+    """Which region each patch of the windows lies in, on the grid that the head's features lie on.
+
+    Attributes:
+        ids: 0 where a patch lies in none, else the number of its region, counted in each window anew.
+        count: Regions of the window that has the most.
+    """
+
+    ids: Int[Tensor, "windows patches"]
+    count: int
 
 
 @runtime_checkable
@@ -59,6 +88,7 @@ class TraceRequest:
         repair: Changes each block's output, after the observer; None leaves it.
         keys: Blocks whose keys are kept.
         head_attention_sum: Keep the sum over blocks 1 to L-1 of each head's attention, class token included.
+        proxy: Which vectors a second tower is asked for; none where a head needs no such tower.
     """
 
     hidden: frozenset[int] = frozenset()
@@ -70,6 +100,7 @@ class TraceRequest:
     repair: TokenRepair | None = None
     keys: frozenset[int] = frozenset()
     head_attention_sum: bool = False
+    proxy: frozenset[ProxyVectors] = frozenset()
 
     def with_mean_attention(self) -> "TraceRequest":
         """Return this request with the mean attention that class purification needs."""
@@ -99,6 +130,7 @@ def merge_requests(requests: Iterable[TraceRequest]) -> TraceRequest:
         mean_attention=any(request.mean_attention for request in wanted),
         keys=frozenset().union(*(request.keys for request in wanted)),
         head_attention_sum=any(request.head_attention_sum for request in wanted),
+        proxy=frozenset().union(*(request.proxy for request in wanted)),
     )
 
 
@@ -117,6 +149,8 @@ class EncoderTrace:
         observed: What the observer kept, or None.
         keys: Keys by block, each of the tokens that entered it.
         head_attention_sum: Sum over blocks of each head's attention in float32, or None.
+        proxy: What the second tower made of the same windows, where it was asked for.
+        regions: Which region each patch lies in, where a head may see inside regions only.
     """
 
     grid: tuple[int, int]
@@ -129,3 +163,17 @@ class EncoderTrace:
     observed: Any = None
     keys: dict[int, Float[Tensor, "windows heads tokens depth"]] = field(default_factory=dict)
     head_attention_sum: Float[Tensor, "windows heads tokens tokens"] | None = None
+    proxy: ProxyFeatures | None = None
+    regions: WindowRegions | None = None
+
+    def proxy_features(self) -> ProxyFeatures:
+        """Return what the second tower made.
+
+        Raises:
+            ConfigError: Nothing was asked of it.
+        """
+        if self.proxy is None:
+            raise ConfigError(
+                "this head needs a second tower; give --proxy, such as vit_base_patch16_224.dino"
+            )
+        return self.proxy

@@ -4,6 +4,7 @@ State dicts are read with torch's `weights_only`, safetensors hold no code, and 
 without executing them (`torchscript`).
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -140,6 +141,15 @@ def require_finite(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
             f"{path} holds NaN or infinity in {spoiled[0]!r}{more}, so that every mask would be wrong; take weights "
             "from before the training diverged"
         )
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over tensors by name, type and bytes; the file that held them does not count."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _flatten(name: str, value: object) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,6 @@
 Weights are data here: none of the formats runs code when it is read (`weight_files`).
 """
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from ovss_core.clip.torchscript import is_torchscript
 from ovss_core.clip.weight_files import (
     choose_wanted,
     describe_names,
+    digest_tensors,
     foreign_names,
     plain_names,
     read_tensors,
@@ -58,11 +58,7 @@ class ClipModel:
 
     def weights_hash(self) -> str:
         """Return the SHA-256 over all weights by name, type and bytes; the file format does not count."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest_tensors(self.model.state_dict())
 
 
 def load_clip(config: ModelConfig) -> ClipModel:

@@ -24,20 +24,29 @@ class HeadOptions:
             maskclip and sclip: no block residual, and a feed-forward network with its own residual).
         settings: The head's own (`SegmenterConfig.head_settings`); None for its defaults.
         model: Which checkpoint it reads, for heads that know some by name.
+        scoped: A region map comes with the images, and patches see inside their region only.
     """
 
     purified: bool = False
     settings: HeadSettings | None = None
     model: ModelConfig | None = None
+    scoped: bool = False
 
 
 class DenseHead(ABC):
     """Turns a trace of blocks 1 to L-1 into one feature vector a patch.
 
     A head is one file in this package: subclass, set `name`, and it can be chosen by that name.
+
+    Attributes:
+        needs_proxy: It reads a second tower, and its features lie on that tower's grid; written as a plain constant in
+            the class, since settings are checked without importing it.
+        can_scope: It can keep patches inside their region; written as a plain constant as well.
     """
 
     name: ClassVar[str]
+    needs_proxy: ClassVar[bool] = False
+    can_scope: ClassVar[bool] = False
 
     def __init__(self, options: HeadOptions) -> None:
         self.options = options

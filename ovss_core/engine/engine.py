@@ -28,9 +28,11 @@ from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import Regions
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.dense_heads import HeadOptions, build_head
+from ovss_core.dense_heads.proxy_attention import resample_grid
 from ovss_core.dense_heads.scoring import (
     EncodedWindows,
     Evidence,
@@ -47,8 +49,10 @@ from ovss_core.engine.finite import finite_rows, raise_first
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals, size_in
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.pixels import ImagePixels
-from ovss_core.images.resize import normalize, resize_image
-from ovss_core.images.windows import WindowLayout
+from ovss_core.images.resize import normalize, resize_bilinear, resize_image
+from ovss_core.images.windows import PatchGrid, WindowLayout
+from ovss_core.proxies.loading import ProxyModel, load_proxy
+from ovss_core.proxies.tower import ProxyTower
 from ovss_core.results import Segmentation
 from ovss_core.transfer import Download
 
@@ -64,10 +68,12 @@ class PreparedImage:
     Attributes:
         size: Height and width of the image.
         pixels: The resized image, uint8 RGB [height, width, 3].
+        proxy_pixels: The image at the size of a second tower that sees more pixels, or None.
     """
 
     size: tuple[int, int]
     pixels: np.ndarray
+    proxy_pixels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class Wave:
         layouts: Where its windows lie.
         pixels: The images on the device, out of which windows and regions are cut.
         placement: Where the windows lie, for purification.
+        proxy_pixels: The same images for a second tower that sees more pixels; None where it sees CLIP's.
     """
 
     places: tuple[int, ...]
@@ -87,6 +94,7 @@ class Wave:
     layouts: tuple[WindowLayout, ...]
     pixels: ImagePixels
     placement: Placement
+    proxy_pixels: ImagePixels | None = None
 
     def parts(self, size: int) -> list[slice]:
         """Split the windows into batches of at most `size`."""
@@ -118,6 +126,7 @@ class SegmentationEngine:
         clip: The model; only its image tower is kept.
         text: The encoded vocabulary.
         device: Where to compute.
+        proxy: The second tower, where the head needs one; None loads the one that `config` names.
 
     Raises:
         ModelError: The image tower is no plain ViT.
@@ -128,6 +137,7 @@ class SegmentationEngine:
         words: What a scoring head sees.
         timings: Seconds spent by stage since the last `take_timings`.
         room: How much a wave may keep: fixed on a GPU, which must not wait; None, whatever it takes, on a CPU.
+        cells: The patches that features and maps lie on: CLIP's, or those of a head's second tower.
     """
 
     def __init__(
@@ -136,6 +146,7 @@ class SegmentationEngine:
         clip: ClipModel,
         text: EncodedVocabulary,
         device: str | torch.device = "cpu",
+        proxy: ProxyModel | None = None,
     ) -> None:
         self.config = config
         self.device = torch.device(device)
@@ -146,10 +157,15 @@ class SegmentationEngine:
         self.scorer = as_scorer(self.head)
         request = self.head.request(self.encoder.depth)
         self.request = request.with_mean_attention() if config.purification.active else request
-        if config.windows.size < self.encoder.patch_size:
+        self.proxy: ProxyTower | None = None
+        if request.proxy:
+            model = proxy or load_proxy(config.proxy)
+            self.proxy = model.tower(self.device, DTYPES[config.model.precision])
+        self.cells = self.proxy.cells if self.proxy else PatchGrid(self.encoder.patch_size)
+        if config.windows.size < self._least_side:
             raise ConfigError(
                 f"windows of {config.windows.size} pixels are smaller than the model's patches of "
-                f"{self.encoder.patch_size}; give a larger windows.size"
+                f"{self._least_side}; give a larger windows.size"
             )
         self.timings: dict[str, float] = defaultdict(float)
         self._offer(text)
@@ -161,7 +177,9 @@ class SegmentationEngine:
         active = config.purification.active
         self.purifier = ClassPurifier(config.purification, text, policy, self.device) if active else None
         self.finisher = Finisher(
-            config, text, policy, self.encoder, self.normalization, self.window_batch, self.request.resampling
+            *(config, text, policy, self.encoder, self.normalization, self.window_batch),
+            self.request.resampling,
+            self.cells,
         )
         self._phrases = text.phrase_embeddings.to(self.device)
         background = text.vocabulary.background_index
@@ -170,6 +188,8 @@ class SegmentationEngine:
             text.phrase_class.to(self.device) == (-1 if background is None else background),
             text.null_embeddings.to(self.device)[: None if config.purification.needs_distractors else 0],
         )
+        numbers = config.purification.numbers(len(text.vocabulary), text.logit_scale)
+        self._score_scale = numbers.score_scale
         self.must_keep = policy != "residual"
         self.room = None if self.device.type == "cpu" else Room()
 
@@ -243,8 +263,17 @@ class SegmentationEngine:
     def prepare(self, image: np.ndarray) -> PreparedImage:
         """Resize a decoded image (uint8 RGB [height, width, 3]) for windows; safe to call from threads."""
         windows = self.config.windows
-        pixels = resize_image(image, windows.short_side, windows.long_side, self.encoder.patch_size)
-        return PreparedImage((image.shape[0], image.shape[1]), pixels)
+        pixels = resize_image(image, windows.short_side, windows.long_side, self._least_side)
+        fine = None
+        if self.proxy and self.proxy.scale > 1:
+            height, width = pixels.shape[:2]
+            fine = resize_bilinear(image, (height * self.proxy.scale, width * self.proxy.scale))
+        return PreparedImage((image.shape[0], image.shape[1]), pixels, fine)
+
+    @property
+    def _least_side(self) -> int:
+        """The side, in pixels, that fills a patch of every tower."""
+        return max(self.encoder.patch_size, self.cells.patch_size)
 
     def gather(self, images: Sequence[np.ndarray | PreparedImage]) -> Iterator[Wave]:
         """Cut the windows of images, and yield them in waves of one window size and a bounded number of windows."""
@@ -253,13 +282,29 @@ class SegmentationEngine:
                 image if isinstance(image, PreparedImage) else self.prepare(image) for image in images
             ]
         layouts = [WindowLayout.of_image(image.pixels, self.config.windows) for image in prepared]
-        for places in plan_waves(layouts, self.window_batch * WAVE_BATCHES):
+        for places in plan_waves(layouts, self._wave_windows):
             chosen = tuple(layouts[place] for place in places)
             with self._timed("windows"):
                 resized = [prepared[place].pixels for place in places]
                 pixels, placement = ImagePixels.of(resized, chosen, self.device), self.place(chosen)
             sizes = tuple(prepared[place].size for place in places)
-            yield Wave(tuple(places), sizes, chosen, pixels, placement)
+            fine = self._fine_pixels([prepared[place] for place in places], chosen)
+            yield Wave(tuple(places), sizes, chosen, pixels, placement, fine)
+
+    @property
+    def _wave_windows(self) -> int:
+        """Windows of a wave: fewer where the maps that purification spreads by are larger than CLIP's own."""
+        share = (self.cells.patch_size / self.encoder.patch_size) ** 4 if self.request.mean_attention else 1.0
+        return max(1, int(self.window_batch * WAVE_BATCHES * min(1.0, share)))
+
+    def _fine_pixels(
+        self, prepared: Sequence[PreparedImage], layouts: Sequence[WindowLayout]
+    ) -> ImagePixels | None:
+        if self.proxy is None or self.proxy.scale == 1:
+            return None
+        scaled = [layout.scaled(self.proxy.scale) for layout in layouts]
+        fine = [image.proxy_pixels for image in prepared if image.proxy_pixels is not None]
+        return ImagePixels.of(fine, scaled, self.device)
 
     def place(self, layouts: Sequence[WindowLayout]) -> Placement:
         """Put the layouts of images, whose windows have one size, into the purifier's form."""
@@ -268,8 +313,8 @@ class SegmentationEngine:
             [len(layout) for layout in layouts],
             [origin for layout in layouts for origin in layout.origins],
             [layout.image_size for layout in layouts],
-            self.encoder.grid_of(size),
-            self.encoder.patch_size,
+            self.cells.of(size),
+            self.cells.patch_size,
             size,
             self.device,
         )
@@ -283,16 +328,13 @@ class SegmentationEngine:
         """Run the tower and the dense head over the windows, in full batches."""
         features, attention, evidence = [], [], []
         for part in wave.parts(self.window_batch):
-            with self._timed("windows"):
-                pixels = normalize(wave.pixels.cut_windows(part), *self.normalization)
-            with self._timed("encoder"):
-                trace = self.encoder.trace(pixels, self.request)
+            trace = self.trace(wave, part, self.request)
             with self._timed("dense_head"), self._products_as_exact_as_the_tower():
                 features.append(F.normalize(self.head.features(self.encoder, trace).float(), dim=-1))
                 if self.scorer:
                     evidence.append(self.scorer.evidence(self.encoder, trace, pixels))
             if trace.mean_attention is not None:
-                attention.append(trace.mean_attention)
+                attention.append(self.spread_attention(trace.mean_attention, trace.grid, wave))
         return Encoded(
             torch.cat(features),
             torch.cat(attention) if attention else None,
@@ -307,6 +349,26 @@ class SegmentationEngine:
             return encode_crops(
                 self.encoder, crops, self.normalization, self.request.resampling, self.window_batch
             )
+
+    def trace(self, wave: Wave, part: slice, request: TraceRequest) -> EncoderTrace:
+        """Run both towers over some windows of a wave."""
+        with self._timed("windows"):
+            cut = wave.pixels.cut_windows(part)
+            pixels = normalize(cut, *self.normalization)
+        with self._timed("encoder"):
+            trace = self.encoder.trace(pixels, request)
+        if self.proxy and request.proxy:
+            with self._timed("proxy"):
+                seen = wave.proxy_pixels.cut_windows(part) if wave.proxy_pixels else cut
+                trace.proxy = self.proxy.features(normalize(seen, *self.proxy.normalization), request.proxy)
+        return trace
+
+    def spread_attention(self, attention: Tensor, grid: tuple[int, int], wave: Wave) -> Tensor:
+        """Bring CLIP's mean attention to the grid that the features lie on, rows and columns bilinearly."""
+        wanted = self.cells.of(wave.pixels.window_size)
+        rows = resample_grid(attention, grid, wanted)
+        spread: Tensor = resample_grid(rows.mT, grid, wanted).mT
+        return spread
 
     @torch.inference_mode()
     def propose_encoded(self, wave: Wave, encoded: Encoded, room: Room | None = None) -> "PendingProposals":
@@ -380,7 +442,7 @@ class SegmentationEngine:
         """Return what FreeCP takes the softmax of, phrases first, where that is no scaled cosine of the features."""
         if self.scorer is None:
             return None
-        scale, share = self.config.purification.score_scale, self.config.class_prior
+        scale, share = self._score_scale, self.config.class_prior
         tables = self._tables(wave, encoded, self.scorer)
         made = []
         for scores, words in ((tables.phrases, self.words.phrases), (tables.others, self.words.others)):
@@ -423,7 +485,7 @@ class SegmentationEngine:
         """
         config = self.config
         layout = WindowLayout.of(*size_in(rows[0], "resized"), config.windows)
-        rows_of_patches, columns = self.encoder.grid_of(layout.window_size)
+        rows_of_patches, columns = self.cells.of(layout.window_size)
         patches = rows_of_patches * columns
         return Proposals.from_rows(rows, config.windows, patches, config.purification.crop_size)
 

@@ -20,6 +20,7 @@ from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, la
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.errors import ImageError
 from ovss_core.images.stitch import Stitcher, chunk_by_area
+from ovss_core.images.windows import PatchGrid
 from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
 from ovss_core.transfer import Download, upload
 
@@ -37,6 +38,7 @@ class Finisher:
         normalization: Mean and standard deviation of the tower's pixels.
         window_batch: Windows whose tokens are encoded at once.
         resampling: How the head's tower resamples positions; the released code encodes crops by the same rule.
+        cells: The patches that maps lie on; None for the encoder's.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class Finisher:
         normalization: tuple[Sequence[float], Sequence[float]],
         window_batch: int,
         resampling: Resampling = "scale",
+        cells: PatchGrid | None = None,
     ) -> None:
         self._config = config
         self._vocabulary = text.vocabulary
         self._encoder = encoder
         self._normalization = normalization
         self._resampling = resampling
+        self._cells = cells or PatchGrid(encoder.patch_size)
         self._crop_batch = window_batch * CROPS_PER_WINDOW
         self._phrases = text.phrase_embeddings.to(encoder.device)
         self._rule = PhraseRule(
@@ -120,7 +124,7 @@ class Finisher:
             edits = LabelEdits.of_regions(decisions.regions, winners, decisions.classes, proposals.scales)
         else:
             kept = self._without_losers(
-                kept, decisions, self._encoder.grid_of(proposals.layouts[0].window_size), winners
+                kept, decisions, self._cells.of(proposals.layouts[0].window_size), winners
             )
         chunks, downloads = chunk_by_area(proposals.sizes, kept.places, budget(device)), []
         for part in chunks:
@@ -158,11 +162,11 @@ class Finisher:
         self, kept: ClassMaps, decisions: Decisions, grid: tuple[int, int], winners: Tensor
     ) -> ClassMaps:
         released = self._config.purification.variant == "released"
-        size = self._encoder.patch_size
+        size = self._cells.patch_size
         return remove_losers(kept, decisions.regions, winners, decisions.classes, size, grid, released)
 
     def _stitcher(self, proposals: Proposals, part: slice) -> Stitcher:
-        grid = self._encoder.grid_of(proposals.layouts[0].window_size)
+        grid = self._cells.of(proposals.layouts[0].window_size)
         return Stitcher(proposals.layouts[part], grid, proposals.sizes[part], self._encoder.device)
 
     def _present(

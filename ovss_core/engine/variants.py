@@ -19,16 +19,24 @@ from ovss_core.dense_heads.scoring import Evidence, as_scorer, join_evidence
 from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
 from ovss_core.engine.finite import raise_first
 from ovss_core.errors import ConfigError
-from ovss_core.images.resize import normalize
+from ovss_core.images.windows import PatchGrid
 from ovss_core.results import Segmentation
 
 
 class _HeadKey(NamedTuple):
-    """What decides a window's features, given the model and its pixels."""
+    """What decides a window's features, given the models and its pixels."""
 
     host: str
     purified: bool
     settings: HeadSettings | None
+
+
+class _WaveKey(NamedTuple):
+    """What decides how images are cut and where their windows' maps lie."""
+
+    windows: WindowConfig
+    cells: PatchGrid
+    proxy_scale: int
 
 
 @dataclass(frozen=True)
@@ -77,13 +85,17 @@ class VariantEngines:
         engines: All of one model and device, in the order of the results.
 
     Raises:
-        ConfigError: The engines hold different models.
+        ConfigError: The engines hold different models, or different second towers.
     """
 
     def __init__(self, engines: Sequence[SegmentationEngine]) -> None:
         if len({engine.config.model for engine in engines}) != 1:
             raise ConfigError(
                 "variants of one run must share one model; run once for each --model and compare the results"
+            )
+        if len({engine.config.proxy for engine in engines if engine.proxy}) > 1:
+            raise ConfigError(
+                "variants of one run must share one second tower; run once for each --proxy and compare the results"
             )
         self.engines = tuple(engines)
         self._trunks = _plan_trunks(self.engines)
@@ -128,20 +140,21 @@ class _Trunk:
     @torch.inference_mode()
     def encode(self, engines: Sequence[SegmentationEngine], wave: Wave) -> list[tuple[int, Encoded]]:
         """Encode windows of one size; return the features and the attention for each member."""
-        first = engines[self.members[0]]
+        first = next(
+            (engines[member] for member in self.members if engines[member].proxy), engines[self.members[0]]
+        )
         heads = {_head_key(engines[member]): engines[member].head for member in self.members}
         features: dict[_HeadKey, list[Tensor]] = {key: [] for key in heads}
         evidence: dict[_HeadKey, list[Evidence]] = {key: [] for key in heads}
         attention = []
         for part in wave.parts(first.window_batch):
-            pixels = normalize(wave.pixels.cut_windows(part), *first.normalization)
-            trace = first.encoder.trace(pixels, self.request)
+            trace = first.trace(wave, part, self.request)
             for key, head in heads.items():
                 features[key].append(F.normalize(head.features(first.encoder, trace).float(), dim=-1))
                 if scorer := as_scorer(head):
                     evidence[key].append(scorer.evidence(first.encoder, trace, pixels))
             if trace.mean_attention is not None:
-                attention.append(trace.mean_attention)
+                attention.append(first.spread_attention(trace.mean_attention, trace.grid, wave))
         joined = {key: torch.cat(parts) for key, parts in features.items()}
         kept = {key: join_evidence(parts) for key, parts in evidence.items()}
         common = torch.cat(attention) if attention else None
@@ -159,11 +172,12 @@ def _head_key(engine: SegmentationEngine) -> _HeadKey:
     return _HeadKey(config.host, config.purification.active, config.head_settings)
 
 
-def _plan_trunks(engines: Sequence[SegmentationEngine]) -> dict[WindowConfig, list[_Trunk]]:
-    """Group engines by windows, and those by whether one trace can serve them."""
-    trunks: dict[WindowConfig, list[_Trunk]] = {}
+def _plan_trunks(engines: Sequence[SegmentationEngine]) -> dict[_WaveKey, list[_Trunk]]:
+    """Group engines by what decides their waves, and those by whether one trace can serve them."""
+    trunks: dict[_WaveKey, list[_Trunk]] = {}
     for member, engine in enumerate(engines):
-        candidates = trunks.setdefault(engine.config.windows, [])
+        key = _WaveKey(engine.config.windows, engine.cells, engine.proxy.scale if engine.proxy else 1)
+        candidates = trunks.setdefault(key, [])
         for trunk in candidates:
             try:
                 trunk.request = merge_requests([trunk.request, engine.request])

@@ -35,6 +35,21 @@ def axis_windows(length: int, size: int, stride: int) -> AxisWindows:
 
 
 @dataclass(frozen=True)
+class PatchGrid:
+    """A tower's patches on windows.
+
+    Attributes:
+        patch_size: Side of a patch, pixels of the windows.
+    """
+
+    patch_size: int
+
+    def of(self, window_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the rows and columns of patches of a window of `window_size` (height, width) pixels."""
+        return window_size[0] // self.patch_size, window_size[1] // self.patch_size
+
+
+@dataclass(frozen=True)
 class WindowLayout:
     """The windows of one image: every vertical start with every horizontal one, row by row."""
 
@@ -70,6 +85,15 @@ class WindowLayout:
     def origins(self) -> list[tuple[int, int]]:
         """Top and left of each window, row by row."""
         return [(top, left) for top in self.vertical.starts for left in self.horizontal.starts]
+
+    def scaled(self, factor: int) -> "WindowLayout":
+        """Return the same windows of the image at `factor` times its size."""
+
+        def axis(windows: AxisWindows) -> AxisWindows:
+            starts = tuple(start * factor for start in windows.starts)
+            return AxisWindows(windows.length * factor, windows.size * factor, starts)
+
+        return WindowLayout(axis(self.vertical), axis(self.horizontal))
 
     def cut(self, image: np.ndarray) -> np.ndarray:
         """Cut the windows out of the resized image [height, width, 3]: [windows, size, size, 3]."""

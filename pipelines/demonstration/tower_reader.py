@@ -12,7 +12,8 @@ from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.clip.positions import resample_positions
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace
-from ovss_core.dense_heads import HEADS, HeadOptions, build_head
+from ovss_core.dense_heads import HeadOptions, build_head
+from ovss_core.head_names import clip_hosts
 
 
 class TowerReader:
@@ -82,7 +83,7 @@ class TowerReader:
 
 def draw_host(rng: random.Random) -> tuple[str, bool]:
     """Draw a host other than clearclip, and whether it is read in FreeCP's form."""
-    return rng.choice([host for host in HEADS if host != "clearclip"]), rng.random() < 0.5
+    return rng.choice([host for host in clip_hosts() if host != "clearclip"]), rng.random() < 0.5
 
 
 def _attend(

@@ -8,6 +8,7 @@ from ovss_core.config import PurificationConfig, PurificationVariant, SegmenterC
 from ovss_core.dense_heads import HEADS
 from ovss_core.evaluation.benchmarks import protocol_config, published_miou
 from ovss_core.evaluation.benchmarks.protocols import Purify
+from ovss_core.head_names import clip_hosts
 from ovss_core.vocabulary import Vocabulary
 
 MAIN, SFP_PARTS, SFP_LAYERS, FREECP_PARTS, FREECP_FORMS = (
@@ -71,6 +72,7 @@ class GridBase:
         config = replace(
             config,
             model=self.config.model,
+            proxy=self.config.proxy,
             window_batch=self.config.window_batch,
             max_pixels=self.config.max_pixels,
         )
@@ -83,7 +85,7 @@ def grid_rows(base: GridBase) -> list[GridRow]:
 
 
 def _main_rows(base: GridBase) -> Iterator[GridRow]:
-    for host in HEADS:
+    for host in HEADS if base.config.proxy.name else clip_hosts():
         config, vocabulary = base.settings(host, "none")
         yield GridRow(MAIN, host, config, vocabulary, _published(base, host, "none"))
         config, vocabulary = base.settings(host, "freecp")

@@ -25,11 +25,13 @@ from pipelines.evaluate.report import (
 )
 from pipelines.evaluate.stage import STAGE, MeasureStage, Variant
 from pipelines.evaluate.table import MEASUREMENT_TABLE, MEASUREMENTS
-from pipelines.preflight import check_evaluate, check_model, say_once
+from pipelines.preflight import check_evaluate, check_model, check_proxy, say_once
 from pipelines.run.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.run.options import PoolOptions, RunOptions
 from pipelines.run.pools import WorkerPlan
+from pipelines.run.record import proxy_facts
 from pipelines.run.runner import ActorStage
+from pipelines.run.weight_hashes import WeightHashes, hash_weights
 from pipelines.storage import Folder
 
 SINGLE = "evaluation"
@@ -79,6 +81,8 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
     warnings, vocabularies = check_evaluate(*asked), [row.vocabulary for row in job.rows()]
     say_once([*warnings, *check_model(job.segmenter.model, vocabularies, job.descriptions)])
     rows, pairs = job.rows(), job.pairs
+    segmenter = next((row.config for row in rows if row.config.needs_proxy), job.segmenter)
+    check_proxy(segmenter)
     source = open_source(pairs.images or pairs.root, partial(pairs.open, job.vocabulary), job.run)
     summary, _ = carry_out(
         Course(
@@ -91,7 +95,8 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
             encode_arguments=(rows, job.descriptions),
             identity=partial(_identity, job, source, rows),
             stages=partial(_stages, job, source),
-            details={},
+            details=proxy_facts(segmenter),
+            proxy=segmenter.proxy if segmenter.needs_proxy else None,
             adjust=partial(_smaller_batches, job),
             max_bytes=pairs.max_bytes,
             fetch_timeout_s=pairs.fetch_timeout_s,
@@ -105,8 +110,8 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
 
 def encode_texts(
     rows: Sequence[GridRow], descriptions: Mapping[str, list[str]] | None, device: str
-) -> tuple[list[Variant], str]:
-    """Encode the vocabulary of every row, each once; returns the variants and the weights' hash."""
+) -> tuple[list[Variant], WeightHashes]:
+    """Encode the vocabulary of every row, each once; returns the variants and the weights' hashes."""
     clip = load_clip(rows[0].config.model)
     encoded: dict[tuple[str, bool], bytes] = {}
     variants = []
@@ -117,7 +122,8 @@ def encode_texts(
         if key not in encoded:
             encoded[key] = encode_words(clip, row.config, row.vocabulary, descriptions, device).to_bytes()
         variants.append(Variant(row.key, row.config, encoded[key]))
-    return variants, clip.weights_hash()
+    proxy = next((row.config.proxy for row in rows if row.config.needs_proxy), None)
+    return variants, hash_weights(clip, proxy)
 
 
 def _stages(
@@ -163,14 +169,14 @@ def _report(
 
 
 def _identity(
-    job: EvaluateJob, source: PairSource, rows: Sequence[GridRow], weights_hash: str | None
+    job: EvaluateJob, source: PairSource, rows: Sequence[GridRow], hashes: WeightHashes
 ) -> dict[str, Any]:
     return {
         "job": "evaluate",
         "schema": MEASUREMENTS.metadata[b"ovss_schema"].decode(),
         "source": source.describe(),
         "variants": {row.key: _deciding(row) for row in rows},
-        "weights_hash": weights_hash,
+        **hashes,
         "descriptions": job.descriptions,
         "oracle": job.pairs.oracle,
         "shard_size": job.run.shard_size,

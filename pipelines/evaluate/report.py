@@ -10,6 +10,7 @@ from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.grid import GridRow
 from pipelines.evaluate.table import total_measurement, total_pixels
 from pipelines.run.record import RUN
+from pipelines.run.weight_hashes import CLIP_HASH, PROXY_HASH
 from pipelines.storage import Folder
 
 EVALUATION, GRID, GRID_TABLE = "evaluation.json", "grid.json", "grid.md"
@@ -50,7 +51,8 @@ def run_facts(output: Folder, summary: Mapping[str, Any]) -> dict[str, Any]:
         "measured": summary["labelled"],
         "failed": summary["failed"],
         "source": run["identity"]["source"],
-        "weights_hash": run["identity"]["weights_hash"],
+        "weights_hash": run["identity"][CLIP_HASH],
+        **({PROXY_HASH: proxy} if (proxy := run["identity"].get(PROXY_HASH)) else {}),
         "versions": run["versions"],
     }
 

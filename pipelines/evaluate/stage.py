@@ -22,6 +22,7 @@ from ovss_core.evaluation.confusion import check_ground_truth
 from ovss_core.evaluation.measurement import Measurement, measure
 from ovss_core.evaluation.oracle import Oracle
 from ovss_core.images.decode import decode_image
+from ovss_core.proxies.loading import load_proxy
 from pipelines.evaluate.table import MEASUREMENTS
 from pipelines.faults import Failure, process_all
 from pipelines.run.compute import pick_device, use_threads
@@ -81,11 +82,13 @@ class MeasureStage:
         use_threads(torch_threads and 1)
         chosen = pick_device(device)
         clip = load_clip(variants[0].config.model)
+        reader = next((variant.config for variant in variants if variant.config.needs_proxy), None)
+        proxy = load_proxy(reader.proxy) if reader else None
         texts = {data: EncodedVocabulary.from_bytes(data) for data in {variant.text for variant in variants}}
         self.variants = tuple(variants)
         self.engines = VariantEngines(
             [
-                SegmentationEngine(variant.config, clip, texts[variant.text], chosen)
+                SegmentationEngine(variant.config, clip, texts[variant.text], chosen, proxy)
                 for variant in self.variants
             ]
         )

@@ -12,14 +12,16 @@ from ovss_core.vocabulary import Vocabulary
 from pipelines.label.pictures import write_previews
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.table import LABEL_TABLE
-from pipelines.preflight import check_label, check_model, say_once
+from pipelines.preflight import check_label, check_model, check_proxy, say_once
 from pipelines.preflight import read_descriptions as read_descriptions
 from pipelines.run.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.run.pools import WorkerPlan
 from pipelines.run.progress import announced
+from pipelines.run.record import proxy_facts
 from pipelines.run.runner import ActorStage
 from pipelines.run.schema import LABELS
+from pipelines.run.weight_hashes import WeightHashes, hash_weights
 from pipelines.sources import Source
 from pipelines.storage import Folder
 
@@ -54,6 +56,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
     """
     asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
     say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.descriptions)])
+    check_proxy(job.segmenter)
     options = job.source
     source = open_source(options.images or options.parquet or options.webdataset, options.open, job.run)
     purification = job.segmenter.purification
@@ -68,7 +71,12 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             encode_arguments=(job.segmenter, job.vocabulary, job.descriptions),
             identity=partial(_identity, job, source),
             stages=partial(_stages, job),
-            details={"vocabulary": job.vocabulary.name, "segmenter": job.segmenter.to_dict()},
+            details={
+                "vocabulary": job.vocabulary.name,
+                "segmenter": job.segmenter.to_dict(),
+                **proxy_facts(job.segmenter),
+            },
+            proxy=job.segmenter.proxy if job.segmenter.needs_proxy else None,
             two_stages=purification.needs_crops,
             max_bytes=options.max_bytes,
             fetch_timeout_s=options.fetch_timeout_s,
@@ -85,10 +93,11 @@ def encode_text(
     vocabulary: Vocabulary,
     descriptions: Mapping[str, list[str]] | None,
     device: str,
-) -> tuple[bytes, str]:
-    """Encode the vocabulary once for all workers; returns the encoded vocabulary as bytes and the weights' hash."""
-    text = encode_words(load_clip(config.model), config, vocabulary, descriptions, device)
-    return text.to_bytes(), text.weights_hash
+) -> tuple[bytes, WeightHashes]:
+    """Encode the vocabulary once for all workers; returns the encoded vocabulary as bytes and the weights' hashes."""
+    clip = load_clip(config.model)
+    text = encode_words(clip, config, vocabulary, descriptions, device)
+    return text.to_bytes(), hash_weights(clip, config.proxy if config.needs_proxy else None)
 
 
 def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
@@ -108,7 +117,7 @@ def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
     ]
 
 
-def _identity(job: LabelJob, source: Source, weights_hash: str | None) -> dict[str, Any]:
+def _identity(job: LabelJob, source: Source, hashes: WeightHashes) -> dict[str, Any]:
     """Say what decides the results: contents, not the paths of vocabulary and weights, nor speed and memory."""
     return {
         "job": "label",
@@ -117,7 +126,7 @@ def _identity(job: LabelJob, source: Source, weights_hash: str | None) -> dict[s
         "config": job.segmenter.deciding(),
         "vocabulary": job.vocabulary.to_dict()["classes"],
         "vocabulary_hash": job.vocabulary.content_hash,
-        "weights_hash": weights_hash,
+        **hashes,
         "descriptions": job.descriptions,
         "shard_size": job.run.shard_size,
     }

@@ -12,8 +12,7 @@ from typing import Any, TypeVar, cast
 
 import ray
 
-from ovss_core.clip.weights import load_clip
-from ovss_core.config import ModelConfig
+from ovss_core.config import ModelConfig, ProxyConfig
 from ovss_core.errors import (
     ClusterError,
     ConfigError,
@@ -38,6 +37,7 @@ from pipelines.run.sink import OutputTable
 from pipelines.run.state_files import DamagedFileError
 from pipelines.run.summary import read_markers, write_summary
 from pipelines.run.verify import is_whole
+from pipelines.run.weight_hashes import CLIP_HASH, PROXY_HASH, UNKNOWN, WeightHashes, hash_weights
 from pipelines.sources import ImageRecord, ParquetSource, Source
 from pipelines.storage import Folder, redact
 
@@ -54,8 +54,8 @@ class Course:
     Attributes:
         table: The output table.
         model: Whose weights decide the results.
-        encode: Called as ``encode(*encode_arguments, device)`` near a GPU; returns the text and the weights' hash.
-        identity: Gives what decides the results, from the weights' hash.
+        encode: Called as ``encode(*encode_arguments, device)`` near a GPU; returns the text and the weights' hashes.
+        identity: Gives what decides the results, from the weights' hashes.
         stages: Gives the stages, from the plan and the text.
         details: What else `run.json` says of this start.
         adjust: Changes the plan to what the job's batches take.
@@ -64,6 +64,7 @@ class Course:
         fetch_timeout_s: Seconds that one image may take to arrive.
         patience: Factor on the seconds in which something must move.
         reports: Files that the job writes at its end, removed when it starts anew.
+        proxy: The second tower whose weights decide the results as well, or None.
     """
 
     source: Source
@@ -71,9 +72,9 @@ class Course:
     pools: PoolOptions
     table: OutputTable
     model: ModelConfig
-    encode: Callable[..., tuple[Text, str]]
+    encode: Callable[..., tuple[Text, WeightHashes]]
     encode_arguments: tuple[Any, ...]
-    identity: Callable[[str | None], dict[str, Any]]
+    identity: Callable[[WeightHashes], dict[str, Any]]
     stages: Callable[[WorkerPlan, Text], Sequence[ActorStage]]
     details: Mapping[str, Any]
     adjust: Callable[[WorkerPlan], WorkerPlan] = lambda plan: plan
@@ -82,6 +83,7 @@ class Course:
     fetch_timeout_s: float = 60.0
     patience: float = 1.0
     reports: tuple[str, ...] = ()
+    proxy: ProxyConfig | None = None
 
     @property
     def output(self) -> Folder:
@@ -102,7 +104,8 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
     """
     output, run = course.output, course.run
     with _refusing_in_one_line():
-        replaces = run.overwrite or not continues_run(output, course.identity(None), but=("weights_hash",))
+        known = course.identity(UNKNOWN)
+        replaces = run.overwrite or not continues_run(output, known, but=(CLIP_HASH, PROXY_HASH))
         output.check_writable()
         manifest = None if replaces else _extend_finished(course)
     if manifest and _is_finished(course, manifest):
@@ -111,8 +114,8 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
     with connected(run.address, run.verbose, run.progress_s) as joined:
         plan, nodes = _plan(course, joined)
         with announced("ovss: loading the weights and encoding the vocabulary", run.progress_s):
-            text, weights_hash = run_near_gpu(course.encode, *course.encode_arguments, use_gpu=plan.on_gpus)
-        identity = course.identity(weights_hash)
+            text, hashes = run_near_gpu(course.encode, *course.encode_arguments, use_gpu=plan.on_gpus)
+        identity = course.identity(hashes)
         replaces = replaces or not continues_run(output, identity)
         with stopping_in_one_line():
             if replaces:
@@ -174,10 +177,10 @@ def _extend_finished(course: Course) -> Manifest | None:
         return None
     with announced("ovss: everything is done; comparing the weights", course.run.progress_s):
         try:
-            weights_hash = load_clip(course.model).weights_hash()
+            hashes = hash_weights(course.model, course.proxy)
         except (ModelError, WeightsError):  # they may lie on the cluster's nodes only
             return None
-    check_identity(output, course.identity(weights_hash))
+    check_identity(output, course.identity(hashes))
     return _list(course)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
+from ovss_core.proxies.registry import find_tower
 from pipelines.run.fragments import FRAGMENTS
 from pipelines.run.manifest_files import COMPLETE
 from pipelines.run.manifest_files import FOLDER as MANIFEST
@@ -29,7 +30,7 @@ PREVIEWS = "previews"
 CLEARING = "_ovss_clearing.json"
 PROBE = "_ovss_probe_"
 _LOG = logging.getLogger(__name__)
-_PACKAGES = ("ovss", "ray", "torch", "open_clip_torch", "pyarrow", "pillow", "numpy", "fsspec")
+_PACKAGES = ("ovss", "ray", "torch", "open_clip_torch", "timm", "pyarrow", "pillow", "numpy", "fsspec")
 
 
 def check_identity(output: Folder, identity: Mapping[str, Any], but: Collection[str] = ()) -> None:
@@ -215,6 +216,13 @@ def _differences(path: str, before: Any, now: Any) -> Iterator[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def proxy_facts(config: SegmenterConfig) -> dict[str, Any]:
+    """Return what a start says of the second tower: its name and its weights' licence; nothing where there is none."""
+    if not config.needs_proxy or config.proxy.name is None:
+        return {}
+    return {"proxy": find_tower(config.proxy.name).facts}
 
 
 def package_versions() -> dict[str, str]:

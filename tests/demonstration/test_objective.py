@@ -11,7 +11,8 @@ from ovss_core.clip.demo import DEMO_ARCHITECTURE
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import ModelConfig
-from ovss_core.dense_heads import HEADS, HeadOptions, build_head
+from ovss_core.dense_heads import HeadOptions, build_head
+from ovss_core.head_names import clip_hosts
 from pipelines.demonstration.crops import CropBatch, patch_shares
 from pipelines.demonstration.objective import (
     SECOND_WEIGHTS,
@@ -34,7 +35,7 @@ def pictures(count: int, side: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("purified", [False, True])
-@pytest.mark.parametrize("host", HEADS)
+@pytest.mark.parametrize("host", clip_hosts())
 def test_training_reads_the_patches_as_the_host_does(clip: ClipModel, host: str, purified: bool) -> None:
     encoder, head = ImageEncoder(clip.model.visual), build_head(host, HeadOptions(purified=purified))
     images = pictures(2, 224)
@@ -44,7 +45,7 @@ def test_training_reads_the_patches_as_the_host_does(clip: ClipModel, host: str,
     torch.testing.assert_close(reader.patch_features(trace, host, purified), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("host", HEADS)
+@pytest.mark.parametrize("host", clip_hosts())
 def test_gradients_through_every_host_are_finite_and_reach_the_patch_filters(
     clip: ClipModel, host: str
 ) -> None:

@@ -198,6 +198,17 @@ def test_voc21_has_the_constants_of_both_papers() -> None:
     assert purified.purification.thresholds == "fixed"
 
 
+def test_hosts_with_a_second_tower_have_the_constants_of_their_codes() -> None:
+    config, _ = protocol_config("voc21", "proxyclip", "none")
+    assert (config.windows.size, config.windows.stride, config.windows.short_side) == (336, 112, 336)
+    assert (config.labels.logit_scale, config.labels.min_probability) == (40, 0.2)
+    assert config.labels.min_area is None
+    config, _ = protocol_config("cityscapes", "corrclip", "none")
+    assert (config.windows.size, config.windows.short_side) == (224, 448)
+    assert config.labels.background == "none"
+    assert published_miou("voc20", "proxyclip", "none") == 80.3
+
+
 def test_published_figures_are_found_by_host_and_purification() -> None:
     assert published_miou("voc21", "sfp", "none") == 63.9
     assert published_miou("cityscapes", "gem", "freecp") == 35.7

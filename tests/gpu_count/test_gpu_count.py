@@ -9,7 +9,7 @@ from torch import Tensor
 from ovss_core.engine import finish
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.finite import finite_rows
-from ovss_core.head_names import host_names
+from ovss_core.head_names import clip_hosts
 from pipelines.benchmark.workload import Workload
 from tests.gpu_count.__main__ import main
 from tests.gpu_count.counting import CountedCall, count_call, labelling, workload_of
@@ -60,7 +60,7 @@ def test_the_pretended_gpu_gives_the_labels_of_the_cpu(workload: Workload, batch
         assert ours.groups == theirs.groups
 
 
-@pytest.mark.parametrize("host", host_names())
+@pytest.mark.parametrize("host", clip_hosts())
 def test_no_head_mixes_devices_or_waits(host: str, workload: Workload) -> None:
     one = replace(workload, pictures=workload.pictures[:1])
     waits = count_call(one, labelling(host, "none"), CLASSES).counts.waits

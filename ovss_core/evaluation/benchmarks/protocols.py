@@ -29,6 +29,7 @@ class SfpProtocol:
         vocabulary: Shipped vocabulary.
         short_side: Of the resized image, in pixels.
         logit_scale, min_probability, min_area, background: As in `LabelConfig`.
+        window: Side of a window in pixels.
     """
 
     vocabulary: str
@@ -37,6 +38,7 @@ class SfpProtocol:
     min_probability: float = 0.0
     min_area: float | None = None
     background: Background = "none"
+    window: int = 224
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,17 @@ SFP_PROTOCOLS = {
     "ade20k": SfpProtocol("ade20k", short_side=384),
     "cityscapes": SfpProtocol("cityscapes.sfp", short_side=560),
 }
+PROXY_PROTOCOLS = {
+    "voc21": SfpProtocol("voc21.sfp", min_probability=0.2, background="first_class", window=336),
+    "context60": SfpProtocol("context60", min_probability=0.15, background="first_class", window=336),
+    "coco_object": SfpProtocol("coco_object.sfp", min_probability=0.25, background="first_class", window=336),
+    "voc20": SfpProtocol("voc20.sfp", window=336),
+    "context59": SfpProtocol("context59", window=336),
+    "coco_stuff164k": SfpProtocol("coco_stuff164k", window=336),
+    "ade20k": SfpProtocol("ade20k", short_side=448, window=336),
+    "cityscapes": SfpProtocol("cityscapes.sfp", short_side=448),
+}
+"""How ProxyCLIP and CorrCLIP are evaluated: their codes agree on these; the words are those of SFP's code."""
 FREECP_PROTOCOLS = {
     "voc21": FreeCpProtocol("voc21.freecp", 0.15, 0.8, "residual"),
     "context60": FreeCpProtocol("context60", 0.10, 0.7, "residual"),
@@ -105,7 +118,8 @@ def protocol_config(
     name = get_benchmark(benchmark).name
     base = SegmenterConfig(model=model or ModelConfig(), host=host)
     if purify == "none":
-        config, vocabulary = _sfp_config(base, SFP_PROTOCOLS[name]), SFP_PROTOCOLS[name].vocabulary
+        protocol = (PROXY_PROTOCOLS if base.needs_proxy else SFP_PROTOCOLS)[name]
+        config, vocabulary = _sfp_config(base, protocol), protocol.vocabulary
     else:
         config, vocabulary = _freecp_config(base, FREECP_PROTOCOLS[name]), FREECP_PROTOCOLS[name].vocabulary
     return config, Vocabulary.load(vocabulary)
@@ -120,7 +134,7 @@ def _sfp_config(base: SegmenterConfig, protocol: SfpProtocol) -> SegmenterConfig
     )
     return replace(
         base,
-        windows=WindowConfig(size=224, stride=112, short_side=protocol.short_side),
+        windows=WindowConfig(size=protocol.window, stride=112, short_side=protocol.short_side),
         purification=PurificationConfig(method="none"),
         labels=labels,
     )

@@ -1,0 +1,17 @@
+"""DINO (Caron et al. 2021): the second tower of ProxyCLIP and CorrCLIP."""
+
+from ovss_core.proxies.registry import TowerFamily
+
+DINO = TowerFamily(
+    name="dino",
+    papers="Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021",
+    licence="apache-2.0",
+    commercial=True,
+    positions="scale",
+    towers={
+        "dino_vitb16": "vit_base_patch16_224.dino",
+        "dino_vitb8": "vit_base_patch8_224.dino",
+        "dino_vits16": "vit_small_patch16_224.dino",
+        "dino_vits8": "vit_small_patch8_224.dino",
+    },
+)

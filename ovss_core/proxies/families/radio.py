@@ -1,0 +1,37 @@
+"""C-RADIO (Heinrich et al. 2024): several teachers in one tower; the tower alone, without its heads for text.
+
+The positional table has 128 x 128 places. The originals resize it to a square of the window's longer side and cut;
+whether corners are pixels' centers differs by checkpoint.
+"""
+
+from ovss_core.proxies.registry import TowerFamily
+
+_PAPER = "RADIOv2.5: Improved Baselines for Agglomerative Vision Foundation Models, CVPR 2025"
+_LICENCE = "nvidia-open-model-license"
+
+ALIGNED = TowerFamily(
+    name="c-radio v3 b and h",
+    papers=_PAPER,
+    licence=_LICENCE,
+    commercial=True,
+    positions="aligned_corner",
+    towers={
+        "c-radio_v3-b": "vit_base_patch16_radio_v3.c_radio",
+        "c-radio_v3-h": "vit_huge_patch16_radio_v3.c_radio",
+    },
+    table_side=128,
+)
+PLAIN = TowerFamily(
+    name="c-radio v3 l and g, v4",
+    papers=_PAPER,
+    licence=_LICENCE,
+    commercial=True,
+    positions="corner",
+    towers={
+        "c-radio_v3-l": "vit_large_patch16_radio_v3.c_radio",
+        "c-radio_v3-g": "vit_giant_patch16_radio_v3.c_radio",
+        "c-radio_v4-so400m": "vit_so400m_patch16_radio_v4.c_radio",
+        "c-radio_v4-h": "vit_huge_patch16_radio_v4.c_radio",
+    },
+    table_side=128,
+)
