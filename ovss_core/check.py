@@ -10,13 +10,14 @@ from ovss_core.clip.architectures import Architecture, find_architecture
 from ovss_core.clip.weight_sources import resolve_weights
 from ovss_core.config import (
     HEAD_SETTINGS,
+    REFINER_SETTINGS,
     BackgroundPolicy,
     LabelConfig,
     PurificationConfig,
     SegmenterConfig,
 )
 from ovss_core.errors import ConfigError, nearest
-from ovss_core.head_names import require_host
+from ovss_core.head_names import require_host, require_refiner
 from ovss_core.vocabulary import Vocabulary
 
 Descriptions = Mapping[str, Sequence[str]]
@@ -43,6 +44,7 @@ def validate(
         WeightsError: The weights are neither a file nor a tag, or the file holds no weights.
     """
     require_host(config.host)
+    require_refiner(config.refine)
     architecture = find_architecture(config.model.name)
     resolve_weights(config.model.name, config.model.pretrained)
     if architecture is not None:
@@ -191,6 +193,10 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
         settings = getattr(config, head)
         changed = _changed(settings, type(settings)(), head)
         yield from (f"{name} (it goes with --host {head})" for name in changed)
+    for refiner in sorted(REFINER_SETTINGS - {config.refine}):
+        settings = getattr(config, refiner)
+        changed = _changed(settings, type(settings)(), refiner)
+        yield from (f"{name} (it goes with --refine {refiner})" for name in changed)
     if descriptions and not (purifying and purification.ambiguity):
         yield "descriptions (they go with --purify freecp and purification.ambiguity)"
 

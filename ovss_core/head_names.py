@@ -1,4 +1,4 @@
-"""The hosts' names, read from their files without running them: help and checks of settings do not wait for torch."""
+"""The names of heads and refiners, read from their files without running them: help and checks do not wait for torch."""
 
 import ast
 import sys
@@ -13,7 +13,12 @@ def host_names() -> list[str]:
     """Return the name of every dense head, sorted: those of `ovss_core.dense_heads.HEADS`."""
     if "ovss_core.dense_heads" in sys.modules:
         return list(sys.modules["ovss_core.dense_heads"].HEADS)
-    return list(_names_in_files())
+    return list(_names_in_files("dense_heads"))
+
+
+def refiner_names() -> list[str]:
+    """Return what `--refine` may name: "none", then those of `ovss_core.refiners.REFINERS`, sorted."""
+    return ["none", *_names_in_files("refiners")]
 
 
 def require_host(name: str) -> None:
@@ -27,9 +32,20 @@ def require_host(name: str) -> None:
         raise ConfigError(f"unknown host {name!r}{nearest(name, names)}; give one of {', '.join(names)}")
 
 
-@lru_cache(maxsize=1)
-def _names_in_files() -> tuple[str, ...]:
-    files = resources.files("ovss_core").joinpath("dense_heads").iterdir()
+def require_refiner(name: str) -> None:
+    """Refuse a refiner that does not exist.
+
+    Raises:
+        ConfigError: No refiner has that name.
+    """
+    names = refiner_names()
+    if name not in names:
+        raise ConfigError(f"unknown refiner {name!r}{nearest(name, names)}; give one of {', '.join(names)}")
+
+
+@lru_cache(maxsize=2)
+def _names_in_files(package: str) -> tuple[str, ...]:
+    files = resources.files("ovss_core").joinpath(package).iterdir()
     sources = (file.read_text(encoding="utf-8") for file in files if file.name.endswith(".py"))
     return tuple(sorted(name for source in sources for name in _names(source)))
 

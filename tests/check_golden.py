@@ -12,6 +12,7 @@ import torch
 from tests.golden_encoder import FreeCPEncoder, check_encoder, check_heads, check_sfp, load_encoder
 from tests.golden_freecp import check_freecp_stages
 from tests.golden_preprocessing import check_preprocessing
+from tests.golden_refiners import check_refiners, has_refiners
 from tests.golden_report import Report
 from tests.golden_sliding import check_sliding_window
 
@@ -22,6 +23,9 @@ GOLDEN = Path(__file__).parent / "golden"
 def check(folder: Path = GOLDEN) -> Report:
     """Check every array of `folder`."""
     report = Report()
+    if has_refiners(folder):
+        check_refiners(folder, report)
+        return report
     encoder = load_encoder(folder)
     check_encoder(folder, encoder, report)
     check_heads(folder, encoder, report)
@@ -29,13 +33,15 @@ def check(folder: Path = GOLDEN) -> Report:
     check_freecp_stages(folder, report, FreeCPEncoder(encoder))
     check_sliding_window(folder, encoder, report)
     check_preprocessing(folder, report)
+    if has_refiners(folder / "refiners"):
+        check_refiners(folder / "refiners", report)
     return report
 
 
 def main(arguments: list[str]) -> int:
     folder = Path(arguments[0]) if arguments else GOLDEN
     missing = [name for name in ("tiny_vit.npz", "inputs.npz") if not (folder / name).is_file()]
-    if missing:
+    if missing and not has_refiners(folder):
         print(f"{folder} has no {missing[0]}; give a folder with the layout of {GOLDEN}", file=sys.stderr)
         return 2
     report = check(folder)

@@ -11,7 +11,7 @@ def test_every_reference_array_is_matched_within_its_tolerance() -> None:
     report = check(GOLDEN)
     assert [row.key for row in report.missed] == []
     checked = {row.key.split("/")[0] for row in report.rows}
-    stored = {path.stem for path in GOLDEN.glob("*.npz")} - {"tiny_vit", "inputs"}
+    stored = {path.stem for path in GOLDEN.rglob("*.npz")} - {"tiny_vit", "inputs"}
     assert checked == stored
     assert all(report.skipped.values())
 

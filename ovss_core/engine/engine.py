@@ -282,12 +282,14 @@ class SegmentationEngine:
             sound &= encoded.attention.sum((1, 2)).isfinite()
         images = wave.placement.images
         image_sound = images.reduce(sound.int(), "amin") > 0
+        guides = self._guides(wave)
         if self.purifier is None or encoded.attention is None:
             with self._timed("scores"):
                 # phrases by patches, or, where a vocabulary has more phrases than dimensions, the features themselves
                 scored = len(self._phrases) <= encoded.features.shape[2]
                 maps = encoded.features.mT
-                whole = Proposals(wave.sizes, wave.layouts, self._phrases @ maps if scored else maps, scored)
+                maps = self._phrases @ maps if scored else maps
+                whole = Proposals(wave.sizes, wave.layouts, maps, scored, guides=guides)
                 return PendingProposals(self, wave, encoded, whole, Download([image_sound]))
         with self._timed("purification"):
             # what is no number must not reach the sums that images of a batch share a table for
@@ -312,10 +314,16 @@ class SegmentationEngine:
             complete,
         )
         maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
-        whole = Proposals(wave.sizes, wave.layouts, maps, crops=crops)
+        whole = Proposals(wave.sizes, wave.layouts, maps, crops=crops, guides=guides)
         return PendingProposals(
             self, wave, encoded, whole, Download([image_sound, *decided]), groups.by_window
         )
+
+    def _guides(self, wave: Wave) -> tuple[Tensor, ...] | None:
+        """Return the resized images, which a refiner fits the scores to; None where none follows."""
+        if self.config.refine == "none":
+            return None
+        return tuple(wave.pixels.image(place, layout.image_size) for place, layout in enumerate(wave.layouts))
 
     def proposals_of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Proposals:
         """Put rows of `Proposals.to_rows` together, which other processes may have made.

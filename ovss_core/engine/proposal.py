@@ -21,11 +21,12 @@ proposal crosses from one process to another."""
 
 NO_ROW: dict[str, Any] = dict.fromkeys(
     (
-        *("size", "resized", "scored", "maps", "kept", "scores", "groups"),
+        *("size", "resized", "scored", "maps", "guide", "kept", "scores", "groups"),
         *("region_group", "region_window", "region_corners", "crops"),
     )
 )
-"""The names of a row; without purification all but the first four stay empty."""
+"""The names of a row; without purification all but the first five stay empty, and "guide" does without a
+refiner."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Proposals:
         sound: Whether the features of each image's windows are numbers; the rest means nothing where they are not.
         decisions: With purification.
         crops: Pixels of the regions that have an area, in their order, RGB.
+        guides: The resized images, RGB, where a refiner follows.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -66,6 +68,7 @@ class Proposals:
     sound: Bool[np.ndarray, " images"] | None = None
     decisions: Decisions | None = None
     crops: UInt8[Tensor, "areas side side 3"] | None = None
+    guides: tuple[UInt8[Tensor, "_height _width 3"], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -96,6 +99,12 @@ class Proposals:
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return one row of plain values and arrays an image, for `from_rows`; each has the same names."""
+        rows = self._rows()
+        for row, guide in zip(rows, self.guides or (), strict=self.guides is not None):
+            row["guide"] = guide.cpu().numpy().tobytes()
+        return rows
+
+    def _rows(self) -> list[dict[str, Any]]:
         if self.decisions is None or self.crops is None:
             return self._phrase_rows()
         decided, regions = self.decisions, self.decisions.regions
@@ -156,10 +165,11 @@ class Proposals:
             WindowLayout.of(height, width, windows) for height, width in (row["resized"] for row in rows)
         )
         sizes = tuple((int(height), int(width)) for height, width in (row["size"] for row in rows))
+        guides = _guides_of_rows(rows, layouts)
         if rows[0]["kept"] is None:
             values = np.frombuffer(b"".join(row["maps"] for row in rows), np.float32).copy()
             maps = torch.from_numpy(values.reshape(sum(map(len, layouts)), -1, patches))
-            return cls(sizes, layouts, maps, bool(rows[0]["scored"]))
+            return cls(sizes, layouts, maps, bool(rows[0]["scored"]), guides=guides)
         most = max(1, *(len(row["kept"]) for row in rows))
         classes = np.full((len(rows), most), NOBODY, np.int64)
         purified = np.zeros((sum(map(len, layouts)), most, patches), np.float32)
@@ -181,7 +191,20 @@ class Proposals:
                 _regions_of_rows(rows),
             ),
             crops=torch.from_numpy(crops.reshape(-1, crop_size, crop_size, 3).copy()),
+            guides=guides,
         )
+
+
+def _guides_of_rows(
+    rows: Sequence[Mapping[str, Any]], layouts: Sequence[WindowLayout]
+) -> tuple[UInt8[Tensor, "_height _width 3"], ...] | None:
+    if rows[0].get("guide") is None:
+        return None
+    pictures = (np.frombuffer(row["guide"], np.uint8).copy() for row in rows)
+    return tuple(
+        torch.from_numpy(picture).view(*layout.image_size, 3)
+        for picture, layout in zip(pictures, layouts, strict=True)
+    )
 
 
 def _regions_of_rows(rows: Sequence[Mapping[str, Any]]) -> Regions:

@@ -90,6 +90,7 @@ PROPOSAL = pa.struct(
         ("resized", pa.list_(pa.int32(), 2)),
         ("scored", pa.bool_()),
         ("maps", pa.binary()),
+        ("guide", pa.binary()),
         ("kept", pa.list_(pa.int32())),
         ("scores", pa.binary()),
         ("groups", pa.list_(pa.list_(pa.int32()))),
