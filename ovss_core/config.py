@@ -338,13 +338,17 @@ class SegmenterConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, ready for JSON."""
-        return asdict(self)
+        return asdict(self, dict_factory=_as_plain)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SegmenterConfig":
         """Rebuild a configuration from `to_dict`; unknown fields raise `ConfigError`."""
         built: SegmenterConfig = _build(cls, values)
         return built
+
+
+def _as_plain(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in entries}
 
 
 def _fields_that_hold(kind: type) -> frozenset[str]:

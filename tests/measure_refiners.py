@@ -116,8 +116,8 @@ def measure_photographs(pairs: list[tuple[Path, Path]]) -> Table:
         with Image.open(photograph) as opened:
             image = np.asarray(opened.convert("RGB"))
         with Image.open(mask) as opened:
-            stored = np.asarray(opened)
-        truth = np.where(stored == IGNORED, -1, stored).astype(np.int64)
+            stored = np.asarray(opened).astype(np.int64)
+        truth = np.where(stored == IGNORED, -1, stored)
         resized = resize_image(image, SHORT_SIDE, 2048)
         rows, columns = (side // PATCH for side in resized.shape[:2])
         resized = resized[: rows * PATCH, : columns * PATCH]
