@@ -13,7 +13,7 @@ from ovss_core.clip.recommended import recommended_settings
 from ovss_core.config import ModelConfig, PurificationMethod, SegmenterConfig
 from ovss_core.errors import ConfigError, VocabularyError
 from ovss_core.evaluation.benchmarks import BENCHMARKS, protocol_config
-from ovss_core.head_names import host_names
+from ovss_core.head_names import host_names, refiner_names
 from ovss_core.vocabulary import Vocabulary
 from pipelines.run.options import PoolOptions, RunOptions
 
@@ -31,7 +31,7 @@ _SECTIONS = {
     RUN: None,
     WORKERS: "What is not given follows from the cluster.",
     QUALITY: "How masks come about; --benchmark sets these as the papers' evaluations did.",
-    RESEARCH: "Every part of SFP and FreeCP on its own, in each published form.",
+    RESEARCH: "Every part of SFP, FreeCP and the refiners on its own, in each published form.",
 }
 JOB_HOMES = {
     "image_column": IMAGES,
@@ -54,6 +54,7 @@ JOB_HOMES = {
     "proxy": QUALITY,
     "purify": QUALITY,
     "variant": QUALITY,
+    "refine": QUALITY,
     "descriptions": QUALITY,
     "purification.redundancy": QUALITY,
     "purification.ambiguity": QUALITY,
@@ -115,7 +116,8 @@ def run_flags(skip: Sequence[str] = ()) -> list[Flag]:
 
 def segmenter_flags() -> list[Flag]:
     """Return the flags of everything that decides a mask."""
-    flags = flags_of(SegmenterConfig, QUALITY, skip=_nested(), hints={"host": choice(host_names())})
+    hints = {"host": choice(host_names()), "refine": choice(refiner_names())}
+    flags = flags_of(SegmenterConfig, QUALITY, skip=_nested(), hints=hints)
     for group, kind in _nested().items():
         names = {entry.name: _dest(group, entry.name) for entry in fields(kind)}
         flags += flags_of(kind, _GROUPS.get(group, RESEARCH), names=names)

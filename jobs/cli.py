@@ -10,6 +10,8 @@ COMMANDS = {
     "label": ("jobs.label", "label every image of a corpus"),
     "evaluate": ("jobs.evaluate", "measure mIoU on a benchmark or on your own masks"),
     "channels": ("jobs.channels", "find a tower's over-activated channels, for --host rfclip"),
+    "systems": ("jobs.systems", "list the systems of the papers' tables: figures, needs, licences"),
+    "table": ("jobs.table", "join finished evaluations into one table"),
     "verify": ("jobs.verify", "check that an output is whole"),
     "scenes": ("jobs.scenes", "paint synthetic scenes with exact labels"),
     "train-demo": ("jobs.train_demo", "train the small model that ships with ovss"),

@@ -76,7 +76,9 @@ class Flag:
         short: A second, short spelling, such as ``-v``.
         value: What stands for its value in the help; its type and name decide, unless given.
         group_file: It names a file with the settings below its name, and is none itself.
-        bare: Its value may stand alone, without its name, as in ``ovss verify out/photos``.
+        bare: Its value may stand alone, without its name, as in ``ovss verify out/photos``; where it is a list, any number
+            of them.
+        alone: Its value where it is given without one, as in ``--grid``.
     """
 
     dest: str
@@ -89,6 +91,7 @@ class Flag:
     value: str | None = None
     group_file: bool = False
     bare: bool = False
+    alone: str | None = None
 
     @property
     def option(self) -> str:
@@ -99,6 +102,11 @@ class Flag:
     def switch(self) -> bool:
         """Whether it takes no value: giving it means yes."""
         return self.hint is bool and self.default is False and "." not in self.dest
+
+    @property
+    def many(self) -> bool:
+        """Whether its value is a list."""
+        return any(get_origin(kind) is list for kind in self.kinds)
 
     @property
     def kinds(self) -> tuple[Any, ...]:

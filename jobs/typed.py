@@ -74,7 +74,7 @@ def read_words(words: Sequence[str], flags: Iterable[Flag], command: str) -> lis
             flag = _bare(word, known.values(), taken)
             if flag is None:
                 raise ConfigError(_stray(word, pending, taken, known, command))
-            taken.append(Typed(flag, word))
+            taken.append(Typed(flag, word, flag.many))
             continue
         if flag.switch and equals and flag.dest != PRINT_CONFIG:
             raise ConfigError(
@@ -82,7 +82,10 @@ def read_words(words: Sequence[str], flags: Iterable[Flag], command: str) -> lis
             )
         value = given if equals else None
         if not flag.switch and not equals:
-            if not pending or _is_flag(pending[0]):
+            valueless = not pending or _is_flag(pending[0])
+            if valueless and flag.alone is not None:
+                pending.insert(0, flag.alone)
+            elif valueless:
                 raise ConfigError(f"{flag.option} needs a value: give {flag.expected}")
             value = pending.pop(0)
         taken.append(Typed(flag, value, name.endswith(_APPEND)))
@@ -93,7 +96,7 @@ def read_words(words: Sequence[str], flags: Iterable[Flag], command: str) -> lis
 def _bare(word: str, flags: Iterable[Flag], taken: Sequence[Typed]) -> Flag | None:
     """Return the flag whose value may stand alone, where it has none yet and the word is no flag."""
     given = {entry.flag.dest for entry in taken}
-    free = (flag for flag in flags if flag.bare and flag.dest not in given)
+    free = (flag for flag in flags if flag.bare and (flag.many or flag.dest not in given))
     return None if word[:1] in DASHES else next(free, None)
 
 

@@ -4,26 +4,26 @@ Every job and the Python API call `validate` first. It imports neither torch nor
 has its answer at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 from ovss_core.clip.architectures import Architecture, find_architecture
 from ovss_core.clip.channels import require_channels
 from ovss_core.clip.weight_sources import resolve_weights
 from ovss_core.config import (
     HEAD_SETTINGS,
+    REFINER_SETTINGS,
     BackgroundPolicy,
     LabelConfig,
     ProxyConfig,
     PurificationConfig,
     SegmenterConfig,
 )
-from ovss_core.errors import ConfigError, nearest
-from ovss_core.head_names import proxy_hosts, require_host
+from ovss_core.errors import ConfigError
+from ovss_core.head_names import proxy_hosts, require_host, require_refiner
 from ovss_core.proxies.registry import TowerChoice, find_tower, licence_notice, tower_names
 from ovss_core.proxies.weight_sources import require_proxy_weights
-from ovss_core.vocabulary import Vocabulary
+from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
 
-Descriptions = Mapping[str, Sequence[str]]
 _SHOWN_WARNINGS = 3
 
 
@@ -48,6 +48,7 @@ def validate(
     """
     require_host(config.host)
     tower = _require_tower(config)
+    require_refiner(config.refine)
     architecture = find_architecture(config.model.name)
     resolve_weights(config.model.name, config.model.pretrained)
     if config.host == "rfclip":
@@ -94,30 +95,6 @@ def background_policy(config: SegmenterConfig, vocabulary: Vocabulary) -> Backgr
             '"background: sky, wall, floor" (or "background:" alone), or set labels.background to "none"'
         )
     return policy
-
-
-def require_descriptions(vocabulary: Vocabulary, descriptions: Descriptions | None) -> None:
-    """Refuse descriptions that belong to no class or hold no sentence.
-
-    Raises:
-        ConfigError: Naming the first of them.
-    """
-    given = descriptions or {}
-    unknown = sorted(set(given) - set(vocabulary.names))
-    if unknown:
-        raise ConfigError(
-            f"descriptions name classes that the vocabulary lacks: {', '.join(unknown[:5])}; remove them"
-            f"{nearest(unknown[0], vocabulary.names)}"
-        )
-    for name, sentences in given.items():
-        if isinstance(sentences, str) or not sentences or not all(map(_is_sentence, sentences)):
-            raise ConfigError(
-                f"the description of {name!r} is not a list of sentences; give at least one sentence"
-            )
-
-
-def _is_sentence(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _require_patches(config: SegmenterConfig, architecture: Architecture) -> None:
@@ -232,6 +209,10 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
         settings = getattr(config, head)
         changed = _changed(settings, type(settings)(), head)
         yield from (f"{name} (it goes with --host {head})" for name in changed)
+    for refiner in sorted(REFINER_SETTINGS - {config.refine}):
+        settings = getattr(config, refiner)
+        changed = _changed(settings, type(settings)(), refiner)
+        yield from (f"{name} (it goes with --refine {refiner})" for name in changed)
     if descriptions and not (purifying and purification.ambiguity):
         yield "descriptions (they go with --purify freecp and purification.ambiguity)"
 

@@ -473,6 +473,48 @@ class LabelConfig:
         )
 
 
+class RefinerSettings:
+    """What a dataclass of a refiner's own settings inherits; the field of `SegmenterConfig` has the refiner's name."""
+
+
+@dataclass(frozen=True)
+class PamrConfig(RefinerSettings):
+    """PAMR, the refiner of several papers' tables.
+
+    Attributes:
+        iterations: Times that each pixel takes its neighbors' mean; more smooths further.
+        dilations: Distances in pixels of the neighbors that give, 8 at each; larger smooths further.
+    """
+
+    iterations: int = 10
+    dilations: tuple[int, ...] = (8, 16)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dilations", tuple(self.dilations))
+        _require(self.iterations >= 1, f"pamr.iterations is {self.iterations}; give at least 1")
+        _require(
+            len(self.dilations) > 0 and all(distance >= 1 for distance in self.dilations),
+            f"pamr.dilations is {list(self.dilations)}; give distances of at least 1, such as [8,16]",
+        )
+
+
+@dataclass(frozen=True)
+class TlpConfig(RefinerSettings):
+    """PEARL's Laplacian propagation.
+
+    Attributes:
+        grid: About so many cells lie along each side of the image; fewer smooth further (PEARL: 80, on Cityscapes 224).
+        steps: Of conjugate gradients; 25 are nearly the exact solution.
+    """
+
+    grid: int = 80
+    steps: int = 25
+
+    def __post_init__(self) -> None:
+        for name in ("grid", "steps"):
+            _require(getattr(self, name) >= 1, f"tlp.{name} is {getattr(self, name)}; give at least 1")
+
+
 @dataclass(frozen=True)
 class SegmenterConfig:
     """Everything that decides what mask an image gets, and how much memory that takes.
@@ -481,6 +523,8 @@ class SegmenterConfig:
         host: How dense features are read out of CLIP: the dense head of that name in `ovss_core.dense_heads`.
         class_prior: Share that the class token of the whole image has in every score; larger favors words that the
             image as a whole speaks for, and costs one more encoded window an image. 0 leaves it out.
+        refine: What fits the score maps to the picture's edges before labels are assigned, with and without
+            purification: the refiner of that name in `ovss_core.refiners`, or "none".
         window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 128 on a GPU, 8
             on a CPU, whose caches hold no more.
         max_pixels: Images with more pixels are refused before they are decoded.
@@ -501,6 +545,9 @@ class SegmenterConfig:
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
+    refine: str = "none"
+    pamr: PamrConfig = field(default_factory=PamrConfig)
+    tlp: TlpConfig = field(default_factory=TlpConfig)
     window_batch: int | None = None
     max_pixels: int = 100_000_000
 
@@ -516,6 +563,11 @@ class SegmenterConfig:
     def head_settings(self) -> Any:
         """The settings of the dense head: the field that has its name; None for a head without settings."""
         return getattr(self, self.host, None) if self.host in HEAD_SETTINGS else None
+
+    @property
+    def refiner_settings(self) -> Any:
+        """The settings of the refiner: the field that has its name; None without one."""
+        return getattr(self, self.refine, None) if self.refine in REFINER_SETTINGS else None
 
     @property
     def tower_part(self) -> tuple[object, ...]:
@@ -543,13 +595,13 @@ class SegmenterConfig:
         values["proxy"].pop("pretrained")
         if not self.needs_proxy:
             values.pop("proxy")
-        for head in HEAD_SETTINGS - {self.host}:
-            values.pop(head)
+        for unread in (HEAD_SETTINGS | REFINER_SETTINGS) - {self.host, self.refine}:
+            values.pop(unread)
         return values
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, ready for JSON."""
-        return asdict(self)
+        return asdict(self, dict_factory=_as_plain)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SegmenterConfig":
@@ -558,12 +610,22 @@ class SegmenterConfig:
         return built
 
 
-HEAD_SETTINGS = frozenset(
-    entry.name
-    for entry in fields(SegmenterConfig)
-    if isinstance(entry.type, type) and issubclass(entry.type, HeadSettings)
-)
+def _as_plain(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in entries}
+
+
+def _fields_that_hold(kind: type) -> frozenset[str]:
+    return frozenset(
+        entry.name
+        for entry in fields(SegmenterConfig)
+        if isinstance(entry.type, type) and issubclass(entry.type, kind)
+    )
+
+
+HEAD_SETTINGS = _fields_that_hold(HeadSettings)
 """The fields of `SegmenterConfig` that hold the settings of the dense head of their name."""
+REFINER_SETTINGS = _fields_that_hold(RefinerSettings)
+"""Those that hold the settings of the refiner of their name."""
 
 
 def _build(kind: Any, values: Mapping[str, Any]) -> Any:

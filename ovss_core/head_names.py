@@ -1,4 +1,4 @@
-"""The hosts' names, read from their files without running them: help and checks of settings do not wait for torch."""
+"""The names of heads and refiners, read from their files without running them: help and checks do not wait for torch."""
 
 import ast
 import sys
@@ -13,7 +13,12 @@ def host_names() -> list[str]:
     """Return the name of every dense head, sorted: those of `ovss_core.dense_heads.HEADS`."""
     if "ovss_core.dense_heads" in sys.modules:
         return list(sys.modules["ovss_core.dense_heads"].HEADS)
-    return list(_names_in_files())
+    return list(_names_in_files("dense_heads"))
+
+
+def refiner_names() -> list[str]:
+    """Return what `--refine` may name: "none", then those of `ovss_core.refiners.REFINERS`, sorted."""
+    return ["none", *_names_in_files("refiners")]
 
 
 def require_host(name: str) -> None:
@@ -27,12 +32,24 @@ def require_host(name: str) -> None:
         raise ConfigError(f"unknown host {name!r}{nearest(name, names)}; give one of {', '.join(names)}")
 
 
+def require_refiner(name: str) -> None:
+    """Refuse a refiner that does not exist.
+
+    Raises:
+        ConfigError: No refiner has that name.
+    """
+    names = refiner_names()
+    if name not in names:
+        raise ConfigError(f"unknown refiner {name!r}{nearest(name, names)}; give one of {', '.join(names)}")
+
+
 def proxy_hosts() -> frozenset[str]:
     """Return the names of the dense heads that need a second tower."""
     if "ovss_core.dense_heads" in sys.modules:
         heads = sys.modules["ovss_core.dense_heads"].HEADS
         return frozenset(name for name, kind in heads.items() if kind.needs_proxy)
-    return frozenset(name for name, flags in _names_in_files().items() if flags.get("needs_proxy"))
+    files = _names_in_files("dense_heads")
+    return frozenset(name for name, flags in files.items() if flags.get("needs_proxy"))
 
 
 def clip_hosts() -> list[str]:
@@ -40,10 +57,10 @@ def clip_hosts() -> list[str]:
     return [name for name in host_names() if name not in proxy_hosts()]
 
 
-@lru_cache(maxsize=1)
-def _names_in_files() -> Mapping[str, Mapping[str, object]]:
-    """Read the constants that each head's class sets, by the head's name, sorted."""
-    files = resources.files("ovss_core").joinpath("dense_heads").iterdir()
+@lru_cache(maxsize=2)
+def _names_in_files(package: str) -> Mapping[str, Mapping[str, object]]:
+    """Read the constants that the classes of a package set, by their `name`, sorted."""
+    files = resources.files("ovss_core").joinpath(package).iterdir()
     sources = (file.read_text(encoding="utf-8") for file in files if file.name.endswith(".py"))
     return dict(sorted(found for source in sources for found in _heads(source)))
 

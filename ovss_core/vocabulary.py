@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovss_core.errors import VocabularyError, nearest
+from ovss_core.errors import ConfigError, VocabularyError, nearest
 from ovss_core.vocabulary_files import (
     BACKGROUND_NAME,
     brief,
@@ -31,6 +31,9 @@ _ALIASES = {
     "cityscapes": "cityscapes.sfp",
 }
 _FILE_ENDINGS = (".txt", ".json", ".csv", ".tsv", ".yaml", ".yml", ".names", ".xml")
+
+Descriptions = Mapping[str, Sequence[str]]
+"""Sentences by class name."""
 
 
 @dataclass(frozen=True)
@@ -230,3 +233,27 @@ def _unknown(spec: str, shipped: list[str]) -> str:
         f"unknown vocabulary {brief(spec)}{nearest(spec, shipped)}: no such file, and the shipped names are "
         f"{', '.join(shipped)}; words of your own go here too, separated by commas"
     )
+
+
+def require_descriptions(vocabulary: Vocabulary, descriptions: Descriptions | None) -> None:
+    """Refuse descriptions that belong to no class or hold no sentence.
+
+    Raises:
+        ConfigError: Naming the first of them.
+    """
+    given = descriptions or {}
+    unknown = sorted(set(given) - set(vocabulary.names))
+    if unknown:
+        raise ConfigError(
+            f"descriptions name classes that the vocabulary lacks: {', '.join(unknown[:5])}; remove them"
+            f"{nearest(unknown[0], vocabulary.names)}"
+        )
+    for name, sentences in given.items():
+        if isinstance(sentences, str) or not sentences or not all(map(_is_sentence, sentences)):
+            raise ConfigError(
+                f"the description of {name!r} is not a list of sentences; give at least one sentence"
+            )
+
+
+def _is_sentence(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ovss_core.check import background_policy, require_descriptions, validate, vocabulary_warnings
+from ovss_core.check import background_policy, validate, vocabulary_warnings
 from ovss_core.clip.architectures import find_architecture
 from ovss_core.config import ModelConfig, SegmenterConfig, SfpConfig
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.evaluation.benchmarks import get_benchmark
-from ovss_core.vocabulary import Vocabulary
+from ovss_core.vocabulary import Vocabulary, require_descriptions
 from pipelines.run.options import FETCH_SHARE, PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.listing import matches
 from pipelines.storage import Folder, redact

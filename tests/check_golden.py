@@ -16,6 +16,7 @@ from tests.golden_freecp import check_freecp_stages
 from tests.golden_more import base_of, check_further, is_further
 from tests.golden_preprocessing import check_preprocessing
 from tests.golden_proxies import check_proxies
+from tests.golden_refiners import check_refiners, has_refiners
 from tests.golden_report import Report
 from tests.golden_sliding import check_sliding_window
 
@@ -30,9 +31,14 @@ def check(folder: Path = GOLDEN, base: Path | None = None) -> Report:
     report = Report()
     if is_further(folder):
         check_further(folder, report)
+        if has_refiners(folder):
+            check_refiners(folder, report)
         return report
     if (folder / TOWERS).is_file():
         check_proxies(folder, base or clip_folder_of(folder), report)
+        return report
+    if has_refiners(folder):
+        check_refiners(folder, report)
         return report
     encoder = load_encoder(folder)
     check_encoder(folder, encoder, report)
@@ -43,6 +49,8 @@ def check(folder: Path = GOLDEN, base: Path | None = None) -> Report:
     check_preprocessing(folder, report)
     if is_further(folder / "more"):
         check_further(folder / "more", report)
+    if has_refiners(folder / "refiners"):
+        check_refiners(folder / "refiners", report)
     return report
 
 
@@ -63,7 +71,7 @@ def main(arguments: list[str]) -> int:
         base = Path(arguments[1]) if len(arguments) > 1 else clip_folder_of(folder) if second else folder
     needed = ("tiny_vit.npz", "inputs.npz", *(("sliding_window.npz",) if second else ()))
     missing = [name for name in needed if not (base / name).is_file()]
-    if missing:
+    if missing and not has_refiners(folder):
         print(f"{base} has no {missing[0]}; give a folder with the layout of {GOLDEN}", file=sys.stderr)
         return 2
     report = check(folder, base)

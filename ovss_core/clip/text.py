@@ -19,9 +19,8 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from ovss_core.check import require_descriptions
 from ovss_core.clip.weights import ClipModel
-from ovss_core.vocabulary import Vocabulary
+from ovss_core.vocabulary import Vocabulary, require_descriptions
 
 logger = logging.getLogger(__name__)
 

@@ -328,7 +328,7 @@ class SegmentationEngine:
         """Run the tower and the dense head over the windows, in full batches."""
         features, attention, evidence = [], [], []
         for part in wave.parts(self.window_batch):
-            trace = self.trace(wave, part, self.request)
+            trace, pixels = self.trace(wave, part, self.request)
             with self._timed("dense_head"), self._products_as_exact_as_the_tower():
                 features.append(F.normalize(self.head.features(self.encoder, trace).float(), dim=-1))
                 if self.scorer:
@@ -350,8 +350,10 @@ class SegmentationEngine:
                 self.encoder, crops, self.normalization, self.request.resampling, self.window_batch
             )
 
-    def trace(self, wave: Wave, part: slice, request: TraceRequest) -> EncoderTrace:
-        """Run both towers over some windows of a wave."""
+    def trace(
+        self, wave: Wave, part: slice, request: TraceRequest
+    ) -> tuple[EncoderTrace, Float[Tensor, "windows 3 height width"]]:
+        """Run both towers over some windows of a wave; returns their pixels as well, normalized."""
         with self._timed("windows"):
             cut = wave.pixels.cut_windows(part)
             pixels = normalize(cut, *self.normalization)
@@ -361,7 +363,7 @@ class SegmentationEngine:
             with self._timed("proxy"):
                 seen = wave.proxy_pixels.cut_windows(part) if wave.proxy_pixels else cut
                 trace.proxy = self.proxy.features(normalize(seen, *self.proxy.normalization), request.proxy)
-        return trace
+        return trace, pixels
 
     def spread_attention(self, attention: Tensor, grid: tuple[int, int], wave: Wave) -> Tensor:
         """Bring CLIP's mean attention to the grid that the features lie on, rows and columns bilinearly."""
@@ -386,9 +388,10 @@ class SegmentationEngine:
             sound &= finite_rows(encoded.whole)[wave.placement.images.index]
         images = wave.placement.images
         image_sound = images.reduce(sound.int(), "amin") > 0
+        guides = self._guides(wave)
         if self.purifier is None or encoded.attention is None:
             with self._timed("scores"):
-                whole = Proposals(wave.sizes, wave.layouts, *self._score(wave, encoded))
+                whole = Proposals(wave.sizes, wave.layouts, *self._score(wave, encoded), guides=guides)
                 return PendingProposals(self, wave, encoded, whole, Download([image_sound]))
         with self._timed("purification"):
             # what is no number must not reach the sums that images of a batch share a table for
@@ -416,7 +419,7 @@ class SegmentationEngine:
             complete,
         )
         maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
-        whole = Proposals(wave.sizes, wave.layouts, maps, crops=crops)
+        whole = Proposals(wave.sizes, wave.layouts, maps, crops=crops, guides=guides)
         return PendingProposals(
             self, wave, encoded, whole, Download([image_sound, *decided]), groups.by_window
         )
@@ -476,6 +479,12 @@ class SegmentationEngine:
         if encoded.whole is None:
             return None
         return (encoded.whole @ words.T)[wave.placement.images.index][..., None]
+
+    def _guides(self, wave: Wave) -> tuple[Tensor, ...] | None:
+        """Return the resized images, which a refiner fits the scores to; None where none follows."""
+        if self.config.refine == "none":
+            return None
+        return tuple(wave.pixels.image(place, layout.image_size) for place, layout in enumerate(wave.layouts))
 
     def proposals_of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Proposals:
         """Put rows of `Proposals.to_rows` together, which other processes may have made.

@@ -18,9 +18,12 @@ from ovss_core.engine.crops import encode_crops
 from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
 from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, label_by_purified_maps
 from ovss_core.engine.proposal import Decisions, Proposals
+from ovss_core.engine.refined import RefinedScores
 from ovss_core.errors import ImageError
+from ovss_core.images.resize import normalize
 from ovss_core.images.stitch import Stitcher, chunk_by_area
 from ovss_core.images.windows import PatchGrid
+from ovss_core.refiners import Guide, ScoreMaps, build_refiner
 from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
 from ovss_core.transfer import Download, upload
 
@@ -64,6 +67,7 @@ class Finisher:
             text.phrase_class.to(encoder.device), len(text.vocabulary), text.vocabulary.background_index
         )
         self._descriptions = text.description_embeddings.to(encoder.device)
+        self._refiner = build_refiner(config.refine, config.refiner_settings)
         self._residual = text.vocabulary.background_index if policy == "residual" else None
 
     def finish(self, proposals: Proposals) -> list[Segmentation | ImageError]:
@@ -97,15 +101,14 @@ class Finisher:
         return pick_winners(features, self._descriptions, candidates), finite_rows(features)
 
     def _finish_phrases(self, proposals: Proposals) -> list[Segmentation | ImageError]:
-        chunks, downloads = (
-            chunk_by_area(proposals.sizes, len(self._phrases), budget(self._encoder.device)),
-            [],
-        )
+        chunks, downloads = self._chunks(proposals.sizes, len(self._phrases)), []
         for part in chunks:
             maps = proposals.maps[proposals.windows_of(part)].to(self._encoder.device)
             cosines = maps if proposals.scored else self._phrases @ maps
             stitcher = self._stitcher(proposals, part)
-            labels = label_by_probability(stitcher.tile(cosines), self._rule, stitcher, self._config.labels)
+            tiled = stitcher.tile(cosines)
+            refined = self._refined(proposals, part, tiled, stitcher, self._phrases)
+            labels = label_by_probability(tiled, self._rule, stitcher, self._config.labels, refined)
             downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
         return [
             found if isinstance(found, ImageError) else Segmentation(*found)
@@ -126,16 +129,25 @@ class Finisher:
             kept = self._without_losers(
                 kept, decisions, self._cells.of(proposals.layouts[0].window_size), winners
             )
-        chunks, downloads = chunk_by_area(proposals.sizes, kept.places, budget(device)), []
+        chunks, downloads = self._chunks(proposals.sizes, kept.places), []
         for part in chunks:
             stitcher = self._stitcher(proposals, part)
+            tiled = stitcher.tile(kept.maps[proposals.windows_of(part)])
+            count = int((decisions.classes[part.start] != NOBODY).sum())
             labels = label_by_purified_maps(
-                stitcher.tile(kept.maps[proposals.windows_of(part)]),
+                tiled,
                 classes[part],
                 len(self._vocabulary),
                 self._residual,
                 stitcher,
                 edits.of_images(part) if edits else None,
+                self._refined(
+                    proposals,
+                    part,
+                    tiled[:, :count],
+                    stitcher,
+                    self._descriptions[classes[part.start, :count]],
+                ),
             )
             downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
         found = [
@@ -157,6 +169,22 @@ class Finisher:
                     result if isinstance(result, ImageError) else Segmentation(*result, stays, goes, groups)
                 )
         return outcomes
+
+    def _chunks(self, sizes: Sequence[tuple[int, int]], maps: int) -> list[slice]:
+        """Split a batch into what is labelled at once; refined images go one by one."""
+        if self._refiner is not None:
+            return [slice(place, place + 1) for place in range(len(sizes))]
+        return chunk_by_area(sizes, maps, budget(self._encoder.device))
+
+    def _refined(
+        self, proposals: Proposals, part: slice, tiled: Tensor, stitcher: Stitcher, vectors: Tensor
+    ) -> RefinedScores | None:
+        """Return the refined scores of one image; None without a refiner, or for an image that keeps nothing."""
+        if self._refiner is None or proposals.guides is None or not len(vectors):
+            return None
+        picture = proposals.guides[part.start].to(self._encoder.device)
+        guide = Guide(normalize(picture, *self._normalization), stitcher.size)
+        return RefinedScores(self._refiner, ScoreMaps(tiled[0], stitcher, vectors), guide)
 
     def _without_losers(
         self, kept: ClassMaps, decisions: Decisions, grid: tuple[int, int], winners: Tensor

@@ -9,6 +9,7 @@ from torch import Tensor
 from ovss_core.class_purification.class_maps import NOBODY
 from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.config import LabelConfig
+from ovss_core.engine.refined import RefinedScores
 from ovss_core.images.stitch import Stitcher
 from ovss_core.kernels.class_sums import add_class_sums
 
@@ -63,6 +64,7 @@ def label_by_purified_maps(
     background: int | None,
     stitcher: Stitcher,
     edits: LabelEdits | None = None,
+    refined: RefinedScores | None = None,
 ) -> Labels:
     """Assign each pixel the kept class with the largest purified map (FreeCP's rule).
 
@@ -74,13 +76,14 @@ def label_by_purified_maps(
             is all background. None: every image must keep a class.
         stitcher: Of the same images.
         edits: Boxes in which a group's members are renamed to its winner.
+        refined: What takes the place of the stitched maps; of one image, all of whose places are used.
     """
     collector = _Collector(stitcher, classes, tiled.device)
     used = place_classes != NOBODY
     tiled = tiled.masked_fill(~used[:, :, None, None], -1)  # below any score, so that nobody never wins
     names = place_classes.clamp_min(0)
-    for rows in stitcher.strips(tiled.shape[1], budget(tiled.device)):
-        confidence, place = stitcher.stitch(tiled, rows).max(1)
+    for rows in _strips(stitcher, tiled, refined):
+        confidence, place = refined.largest() if refined else stitcher.stitch(tiled, rows).max(1)
         confidence.clamp_min_(0)
         if edits is not None:
             _rename(place, confidence > 0, edits, rows)
@@ -91,6 +94,13 @@ def label_by_purified_maps(
             confidence = torch.where(is_background, 1 - confidence, confidence)
         collector.add(rows, label, confidence)
     return collector.labels()
+
+
+def _strips(stitcher: Stitcher, tiled: Tensor, refined: RefinedScores | None) -> list[slice]:
+    """Split the rows so that memory is bounded; refined scores are bounded in their own way, and come whole."""
+    if refined is not None:
+        return [slice(0, stitcher.size[0])]
+    return stitcher.strips(tiled.shape[1], budget(tiled.device))
 
 
 def _rename(place: Tensor, positive: Tensor, edits: LabelEdits, rows: slice) -> None:
@@ -138,6 +148,7 @@ def label_by_probability(
     rule: PhraseRule,
     stitcher: Stitcher,
     config: LabelConfig,
+    refined: RefinedScores | None = None,
 ) -> Labels:
     """Assign each pixel the class of its most probable phrase (SFP's evaluation rule).
 
@@ -151,8 +162,9 @@ def label_by_probability(
         stitcher: Of the same images.
         config: `logit_scale`, `min_area` and `min_probability` apply; with background "none" the background's phrases
             count in the softmax and never win.
+        refined: What takes the place of the stitched cosines; of one image.
     """
-    tiled = tiled * config.logit_scale
+    scale = float(config.logit_scale)
     never = rule.background if config.background == "none" else None
     allowed = torch.ones(len(tiled), len(rule.phrase_class), dtype=torch.bool, device=tiled.device)
     if never is not None:
@@ -161,36 +173,52 @@ def label_by_probability(
     everyone = never is None
     if config.min_area is not None:
         # a second pass: how large a class is shows only when every pixel has been labelled once
-        first = _assign(tiled, rule, stitcher, allowed, everyone, 0.0)
+        first = _assign(tiled, rule, stitcher, scale, allowed, everyone, 0.0, refined)
         large = ~_small_classes(first.pixels, rule.background, config.min_area)[:, rule.phrase_class]
         remaining = allowed & large
         allowed = torch.where(remaining.any(1, keepdim=True), remaining, allowed)
         everyone = False
-    return _assign(tiled, rule, stitcher, allowed, everyone, floor)
+    return _assign(tiled, rule, stitcher, scale, allowed, everyone, floor, refined)
 
 
 def _assign(
     tiled: Tensor,
     rule: PhraseRule,
     stitcher: Stitcher,
+    scale: float,
     allowed: Bool[Tensor, "images phrases"],
     everyone: bool,
     floor: float,
+    refined: RefinedScores | None,
 ) -> Labels:
     """Give each pixel its best allowed class, and that class's probability among all phrases."""
     collector = _Collector(stitcher, rule.classes, tiled.device)
-    for rows in stitcher.strips(tiled.shape[1], budget(tiled.device)):
-        logits = stitcher.stitch(tiled, rows)
-        peak, phrase = logits.max(1)
-        total = (logits - peak[:, None]).exp_().sum(1)
-        if not everyone:
-            best, phrase = logits.masked_fill_(~allowed[:, :, None, None], -torch.inf).max(1)
-            total = total * (peak - best).exp_()
-        probability, label = total.reciprocal_(), rule.phrase_class[phrase]
+    if refined is None:
+        tiled = tiled * scale
+    for rows in _strips(stitcher, tiled, refined):
+        if refined is not None:
+            probability, phrase = refined.most_probable(scale, allowed[0])
+        else:
+            probability, phrase = _most_probable(stitcher.stitch(tiled, rows), allowed, everyone)
+        label = rule.phrase_class[phrase]
         if floor > 0 and rule.background is not None:
             label = torch.where(probability < floor, rule.background, label)
         collector.add(rows, label, probability)
     return collector.labels()
+
+
+def _most_probable(
+    logits: Float[Tensor, "images phrases height width"],
+    allowed: Bool[Tensor, "images phrases"],
+    everyone: bool,
+) -> tuple[Float[Tensor, "images height width"], Int[Tensor, "images height width"]]:
+    """Return the probability of each pixel's best allowed phrase, and that phrase."""
+    peak, phrase = logits.max(1)
+    total = (logits - peak[:, None]).exp_().sum(1)
+    if not everyone:
+        best, phrase = logits.masked_fill_(~allowed[:, :, None, None], -torch.inf).max(1)
+        total = total * (peak - best).exp_()
+    return total.reciprocal_(), phrase
 
 
 def _small_classes(

@@ -25,6 +25,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "resized": np.int32,
     "scored": np.uint8,
     "maps": np.uint8,
+    "guide": np.uint8,
     "kept": np.int32,
     "scores": np.float32,
     "group_sizes": np.int32,
@@ -35,7 +36,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "crops": np.uint8,
 }
 """What a row holds, and of which numbers its bytes are. Maps are the bytes of uint16 levels, or, without purification, of
-float32; what follows them is then empty."""
+float32; what follows the guide is then empty, and so is the guide where no refiner wants it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Proposals:
         sound: Whether the features of each image's windows are numbers; the rest means nothing where they are not.
         decisions: With purification.
         crops: Pixels of the regions that have an area, in their order, RGB.
+        guides: The resized images, RGB, where a refiner follows.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -76,6 +78,7 @@ class Proposals:
     sound: Bool[np.ndarray, " images"] | None = None
     decisions: Decisions | None = None
     crops: UInt8[Tensor, "areas side side 3"] | None = None
+    guides: tuple[UInt8[Tensor, "_height _width 3"], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -112,6 +115,9 @@ class Proposals:
         pieces: dict[str, Sequence[np.ndarray]] = dict.fromkeys(COLUMNS, [np.empty(0)] * len(self))
         pieces["size"] = list(np.array(self.sizes))
         pieces["resized"] = list(np.array([layout.image_size for layout in self.layouts]))
+        if self.guides is not None:
+            with beside(self.maps.device):
+                pieces["guide"] = Download(self.guides).wait()
         if self.decisions is None or self.crops is None:
             pieces |= self._phrases()
         else:
@@ -173,9 +179,10 @@ class Proposals:
         found = {name: [np.frombuffer(row[name], kind) for row in rows] for name, kind in COLUMNS.items()}
         layouts = tuple(WindowLayout.of(*size_in(row, "resized"), windows) for row in rows)
         sizes = tuple(size_in(row, "size") for row in rows)
+        guides = _guides_of_rows(found["guide"], layouts)
         if not len(found["scores"][0]):
             maps = np.concatenate(found["maps"]).view(np.float32).reshape(sum(map(len, layouts)), -1, patches)
-            return cls(sizes, layouts, torch.from_numpy(maps), bool(found["scored"][0][0]))
+            return cls(sizes, layouts, torch.from_numpy(maps), bool(found["scored"][0][0]), guides=guides)
         most = max(1, *map(len, found["kept"]))
         classes = np.full((len(rows), most), NOBODY, np.int64)
         purified = np.zeros((sum(map(len, layouts)), most, patches), np.float32)
@@ -192,7 +199,19 @@ class Proposals:
             torch.from_numpy(purified).div_(MAP_LEVELS),
             decisions=Decisions(np.stack(found["scores"]), classes, _regions_of_rows(found)),
             crops=torch.from_numpy(crops),
+            guides=guides,
         )
+
+
+def _guides_of_rows(
+    pictures: Sequence[np.ndarray], layouts: Sequence[WindowLayout]
+) -> tuple[UInt8[Tensor, "_height _width 3"], ...] | None:
+    if not len(pictures[0]):
+        return None
+    return tuple(
+        torch.from_numpy(picture.reshape(*layout.image_size, 3).copy())
+        for picture, layout in zip(pictures, layouts, strict=True)
+    )
 
 
 def size_in(row: Mapping[str, Any], name: Literal["size", "resized"]) -> tuple[int, int]:

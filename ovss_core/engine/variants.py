@@ -148,7 +148,7 @@ class _Trunk:
         evidence: dict[_HeadKey, list[Evidence]] = {key: [] for key in heads}
         attention = []
         for part in wave.parts(first.window_batch):
-            trace = first.trace(wave, part, self.request)
+            trace, pixels = first.trace(wave, part, self.request)
             for key, head in heads.items():
                 features[key].append(F.normalize(head.features(first.encoder, trace).float(), dim=-1))
                 if scorer := as_scorer(head):

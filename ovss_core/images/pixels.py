@@ -70,6 +70,12 @@ class ImagePixels:
             window_width=self.window_width[windows],
         )
 
+    def image(self, image: int, size: tuple[int, int]) -> UInt8[Tensor, "height width 3"]:
+        """Return a resized image whole, given its height and width."""
+        height, width = size
+        places = torch.arange(height * width, device=self.pixels.device)
+        return self.pixels[self.first[image] + places].view(height, width, 3)
+
     def cut_windows(self, part: slice) -> UInt8[Tensor, "windows height width 3"]:
         """Cut some windows out."""
         height, width = self.window_size

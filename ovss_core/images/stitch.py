@@ -134,12 +134,16 @@ class Stitcher:
         return tiled
 
     def stitch(
-        self, tiled: Float[Tensor, "images maps height width"], rows: slice | None = None
+        self,
+        tiled: Float[Tensor, "images maps height width"],
+        rows: slice | None = None,
+        columns: slice | None = None,
     ) -> Float[Tensor, "images maps out_height out_width"]:
-        """Return My G Mx^T for grids laid side by side, all rows of the results or a strip of them."""
+        """Return My G Mx^T for grids laid side by side, the whole results or a rectangle of them."""
         vertical, horizontal = self._tables["vertical"], self._tables["horizontal"]
-        strip = vertical if rows is None else vertical[:, rows]
-        stitched: Tensor = (strip[:, None] @ tiled) @ horizontal[:, None].mT
+        down = vertical if rows is None else vertical[:, rows]
+        across = horizontal if columns is None else horizontal[:, columns]
+        stitched: Tensor = (down[:, None] @ tiled) @ across[:, None].mT
         return stitched
 
     def strips(self, maps: int, budget: int) -> list[slice]:

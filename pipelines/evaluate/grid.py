@@ -1,16 +1,25 @@
-"""The settings that one grid run measures: hosts x purification x thresholds, and both papers' ablations."""
+"""The settings that one grid run measures: hosts x purification x thresholds and both papers' ablations, or the systems."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from ovss_core.config import PurificationConfig, PurificationVariant, SegmenterConfig, SfpConfig
+from ovss_core.check import validate
+from ovss_core.config import (
+    REFINER_SETTINGS,
+    PurificationConfig,
+    PurificationVariant,
+    SegmenterConfig,
+    SfpConfig,
+)
 from ovss_core.dense_heads import HEADS
-from ovss_core.evaluation.benchmarks import protocol_config, published_miou
+from ovss_core.errors import OvssError
+from ovss_core.evaluation.benchmarks import list_systems, protocol_config, published_miou
 from ovss_core.evaluation.benchmarks.protocols import Purify
 from ovss_core.head_names import clip_hosts
 from ovss_core.vocabulary import Vocabulary
 
+SYSTEMS = "Systems of the papers' tables"
 MAIN, SFP_PARTS, SFP_LAYERS, FREECP_PARTS, FREECP_FORMS = (
     "Hosts, purification and thresholds",
     "SFP: parts one by one (paper, Table 2)",
@@ -73,6 +82,8 @@ class GridBase:
             config,
             model=self.config.model,
             proxy=self.config.proxy,
+            refine=self.config.refine,
+            **{name: getattr(self.config, name) for name in REFINER_SETTINGS},
             window_batch=self.config.window_batch,
             max_pixels=self.config.max_pixels,
         )
@@ -82,6 +93,29 @@ class GridBase:
 def grid_rows(base: GridBase) -> list[GridRow]:
     """List every row of the grid."""
     return [*_main_rows(base), *_sfp_rows(base), *_freecp_rows(base)]
+
+
+def system_rows(base: GridBase) -> tuple[list[GridRow], list[str]]:
+    """List the systems of the papers' tables that this version can run, and say of each other why it cannot.
+
+    Each takes its paper's settings where ovss knows them, and the protocol of its purification on the benchmark.
+    """
+    rows, left_out = [], []
+    for system in list_systems():
+        if not system.is_in:
+            left_out.append(f"{system.name}: {system.reason}")
+            continue
+        assert system.host is not None
+        config, vocabulary = base.settings(system.host, system.purify)
+        config = system.configure(config, base.benchmark)
+        try:
+            validate(config, vocabulary)
+        except OvssError as error:  # a second tower or regions that were not given
+            left_out.append(f"{system.name}: {error}")
+            continue
+        published = system.miou.get(base.benchmark) if base.benchmark else None
+        rows.append(GridRow(SYSTEMS, system.name, config, vocabulary, published))
+    return rows, left_out
 
 
 def _main_rows(base: GridBase) -> Iterator[GridRow]:
@@ -128,4 +162,6 @@ def _purify(config: SegmenterConfig, **changes: Any) -> SegmenterConfig:
 
 
 def _published(base: GridBase, host: str, purify: str) -> float | None:
-    return published_miou(base.benchmark, host, purify) if base.benchmark else None
+    if base.benchmark is None:
+        return None
+    return published_miou(base.benchmark, host, purify, base.config.refine)

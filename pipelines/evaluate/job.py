@@ -10,7 +10,7 @@ from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.evaluation.benchmarks import published_miou
 from ovss_core.vocabulary import Vocabulary
-from pipelines.evaluate.grid import GridBase, GridRow, grid_rows
+from pipelines.evaluate.grid import GridBase, GridRow, grid_rows, system_rows
 from pipelines.evaluate.options import PairOptions as PairOptions
 from pipelines.evaluate.pairs import PairSource
 from pipelines.evaluate.report import (
@@ -58,13 +58,26 @@ class EvaluateJob:
 
     def rows(self) -> list[GridRow]:
         """Return the settings to measure: those of the grid, or the one of this job."""
+        if self.pairs.grid == "systems":
+            return system_rows(self.base)[0]
         if self.pairs.grid:
-            from_benchmark = self.pairs.benchmark and not self.pairs.vocabulary
-            vocabulary = None if from_benchmark else self.vocabulary
-            return grid_rows(GridBase(self.segmenter, self.pairs.benchmark, vocabulary))
+            return grid_rows(self.base)
         config, benchmark = self.segmenter, self.pairs.benchmark
-        published = published_miou(benchmark, config.host, config.purification.method) if benchmark else None
+        method = config.purification.method
+        published = published_miou(benchmark, config.host, method, config.refine) if benchmark else None
         return [GridRow(SINGLE, "", config, self.vocabulary, published)]
+
+    @property
+    def base(self) -> GridBase:
+        """What the rows of a grid start from."""
+        from_benchmark = self.pairs.benchmark and not self.pairs.vocabulary
+        vocabulary = None if from_benchmark else self.vocabulary
+        return GridBase(self.segmenter, self.pairs.benchmark, vocabulary)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Say of each system that a grid does not run why."""
+        return system_rows(self.base)[1] if self.pairs.grid == "systems" else []
 
 
 def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
@@ -153,9 +166,9 @@ def _report(
     statistics = summary["statistics"]
     if job.pairs.grid:
         entries = grid_entries(rows, statistics)
-        report: dict[str, Any] = {**facts, "rows": entries}
+        report: dict[str, Any] = {**facts, "rows": entries, "left_out": job.left_out}
         write_json(output, GRID, report)
-        output.write(GRID_TABLE, grid_markdown(entries).encode())
+        output.write(GRID_TABLE, grid_markdown(entries, job.left_out).encode())
         return report
     [row] = rows
     published = None if row.published is None else row.published / 100
@@ -193,7 +206,7 @@ def describe_result(job: EvaluateJob, report: Mapping[str, Any]) -> int:
     place = Folder(job.run.output).public_uri
     print(f"{report['images']:,} images: {report['measured']:,} measured, {report['failed']:,} failed")
     if job.pairs.grid:
-        print(grid_markdown(report["rows"]))
+        print(grid_markdown(report["rows"], report.get("left_out", ())))
         print(f"report: {place}/{GRID}, {place}/{GRID_TABLE}")
     else:
         print(_headline(report))

@@ -1,7 +1,7 @@
 """What a user may set about the pairs to measure on; the sources are imported when they are opened."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ovss_core.errors import ConfigError
 
@@ -26,7 +26,8 @@ class PairOptions:
         oracle: Also label with only each image's present classes offered, and report the gap.
         grid: Measure hosts x purification x thresholds and the papers' ablations, as one table. On a benchmark
             every row takes its protocol's settings (of your flags: the model, `--host` for FreeCP's ablations,
-            memory and workers); on folders it takes yours.
+            `--refine`, memory and workers); on folders it takes yours. "systems" measures the systems of the papers' tables instead
+            (ovss systems lists them), beside their published figures.
         max_bytes: Image files with more bytes are refused before they are read.
         fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included.
     """
@@ -38,7 +39,7 @@ class PairOptions:
     vocabulary: str | list[str] | None = None
     limit: int | None = None
     oracle: bool = True
-    grid: bool = False
+    grid: bool | Literal["systems"] = False
     max_bytes: int = 1 << 28
     fetch_timeout_s: float = 60.0
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ovss_core.config import HEAD_SETTINGS, SegmenterConfig
+from ovss_core.config import HEAD_SETTINGS, REFINER_SETTINGS, SegmenterConfig
 from ovss_core.evaluation.measurement import doubts, summarize
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.grid import GridRow
@@ -75,8 +75,8 @@ def grid_entries(rows: Sequence[GridRow], statistics: Mapping[str, Any]) -> list
     ]
 
 
-def grid_markdown(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Draw a grid as Markdown tables; figures in percent, a dash where there is none."""
+def grid_markdown(entries: Sequence[Mapping[str, Any]], left_out: Sequence[str] = ()) -> str:
+    """Draw a grid as Markdown tables; figures in percent, a dash where there is none; and list what was not run."""
     lines: list[str] = []
     table = None
     for entry in entries:
@@ -86,6 +86,8 @@ def grid_markdown(entries: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"| {entry['name']} | {' | '.join(_percent(value) for value in _figures(entry))} |")
     lines += ["", f"Settings of the rows where they differ from the defaults; `{GRID}` has all of them:", ""]
     lines += [f"- {entry['table']}, {entry['name']}: {settings_line(entry)}" for entry in entries]
+    if left_out:
+        lines += ["", "Not run:", "", *(f"- {line}" for line in left_out)]
     return "\n".join(lines).strip() + "\n"
 
 
@@ -93,9 +95,13 @@ def settings_line(entry: Mapping[str, Any]) -> str:
     """Name a row's host, purification, vocabulary and the settings that differ from the defaults, as flags."""
     settings, defaults = entry["settings"], SegmenterConfig().to_dict()
     purify = settings["purification"]["method"]
+    refine = settings.get("refine", "none")  # a report of an earlier version has none
     named = {"host": settings["host"], "purify": purify, "vocabulary": entry["vocabulary"]["name"]}
+    if refine != "none":
+        named["refine"] = refine
     acting = {"windows", "labels"} | ({"purification"} if purify != "none" else set())
-    for group in sorted(acting | ({settings["host"]} & HEAD_SETTINGS)):
+    acting |= {settings["host"], refine} & (HEAD_SETTINGS | REFINER_SETTINGS)
+    for group in sorted(acting):
         named |= {
             f"{group}.{name}": value
             for name, value in settings[group].items()

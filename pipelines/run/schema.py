@@ -88,7 +88,7 @@ PROPOSAL = pa.struct(
     [
         (name, pa.binary())
         for name in (
-            *("size", "resized", "scored", "maps", "kept", "scores", "group_sizes", "members"),
+            *("size", "resized", "scored", "maps", "guide", "kept", "scores", "group_sizes", "members"),
             *("region_group", "region_window", "region_corners", "crops"),
         )
     ]

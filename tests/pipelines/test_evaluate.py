@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
+from ovss_core.config import ModelConfig, PamrConfig, PurificationConfig, SegmenterConfig, WindowConfig
 from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
-from ovss_core.evaluation.benchmarks import get_benchmark
+from ovss_core.evaluation.benchmarks import get_benchmark, list_systems
 from ovss_core.evaluation.measurement import measure
 from ovss_core.results import Segmentation
 from ovss_core.vocabulary import Vocabulary
-from pipelines.evaluate.grid import GridBase, GridRow, grid_rows
+from pipelines.evaluate.grid import GridBase, GridRow, grid_rows, system_rows
 from pipelines.evaluate.job import EvaluateJob, describe_result, run_evaluate
 from pipelines.evaluate.options import PairOptions
 from pipelines.evaluate.pairs import BenchmarkSource, FolderPairsSource, spread
@@ -212,6 +212,49 @@ def test_the_grid_of_a_benchmark_covers_hosts_purification_thresholds_and_ablati
     assert _active_parts(by_name["+ SAE"]) == ["outlier_mitigation", "attention_enhancement"]
     assert len(_active_parts(by_name["+ HAI"])) == 3
     assert len({row.key for row in rows}) == len(rows)
+
+
+def test_a_grid_of_systems_holds_those_that_are_in_beside_their_figures() -> None:
+    base = GridBase(SegmenterConfig(model=ModelConfig("demo", "random")), "cityscapes")
+    rows, left_out = system_rows(base)
+
+    by_name = {row.name: row for row in rows}
+    ours = [system for system in list_systems() if system.is_in and not system.needs]
+    assert {system.name for system in ours} <= set(by_name)
+    assert len(rows) + len(left_out) == len(list_systems())
+    assert by_name["NACLIP + PAMR"].config.refine == "pamr"
+    assert by_name["NACLIP + PAMR"].published == 38.27
+    assert by_name["NACLIP"].config.refine == "none"
+    assert by_name["SCLIP + FreeCP"].config.purification.thresholds == "fixed"
+    assert by_name["SCLIP + FreeCP"].vocabulary.name == "cityscapes.freecp"
+    assert any(line.startswith("LaVG: its first stage is random") for line in left_out)
+
+
+def test_a_grid_keeps_the_refiner_that_was_asked_for() -> None:
+    config = SegmenterConfig(model=ModelConfig("demo", "random"), refine="pamr", pamr=PamrConfig(3))
+    by_name = {row.name: row for row in grid_rows(GridBase(config, "voc21"))}
+    assert by_name["naclip"].config.pamr.iterations == 3
+    assert by_name["naclip"].published == 64.07
+    assert by_name["sfp"].published is None
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_systems_are_measured_side_by_side_by_one_command(
+    pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs.evaluate import main
+
+    flags = f"--images {pairs}/images --masks {pairs}/masks --vocabulary background,cat,dog,grass --model demo --limit 2"
+    where = f"--output {pairs}/out --pretrained random --actors 1 --torch-threads 1 --windows.short_side 32"
+    assert main([*flags.split(), *where.split(), "--grid", "systems"]) == 0
+    report = json.loads((pairs / "out" / "grid.json").read_text())
+    names = [row["name"] for row in report["rows"]]
+    assert "NACLIP + PAMR" in names
+    assert all(row["miou"] is not None for row in report["rows"])
+    told = capsys.readouterr().out
+    assert "### Systems of the papers' tables" in told
+    assert "refine `pamr`" in told
+    assert "- SAM 3: a decoder pass a phrase" in told
 
 
 def _active_parts(row: GridRow) -> list[str]:

@@ -9,19 +9,22 @@ from ovss_core.evaluation.benchmarks.layouts import (
     find_samples,
 )
 from ovss_core.evaluation.benchmarks.protocols import protocol_config
-from ovss_core.evaluation.benchmarks.published import published_miou
 from ovss_core.evaluation.benchmarks.registry import BENCHMARKS, Benchmark, get_benchmark
+from ovss_core.evaluation.benchmarks.systems import ORDER, System, list_systems, published_miou
 
 __all__ = [
     "BENCHMARKS",
+    "ORDER",
     "Benchmark",
     "FileTree",
     "FoundSamples",
     "Layout",
     "LocalTree",
     "SamplePair",
+    "System",
     "find_samples",
     "get_benchmark",
+    "list_systems",
     "protocol_config",
     "published_miou",
 ]

@@ -1,0 +1,131 @@
+"""The systems of the papers' tables: what they need, what was published, and whether ovss runs them.
+
+The list is `systems.toml` beside this file; which systems are in follows from the heads and refiners that exist.
+"""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal, get_args
+
+from ovss_core.config import SegmenterConfig
+from ovss_core.errors import ConfigError
+from ovss_core.head_names import host_names, refiner_names
+
+Need = Literal["tower", "regions", "gradients", "corpus", "captions"]
+NEEDS: Mapping[Need, str] = {
+    "tower": "a second tower",
+    "regions": "regions",
+    "gradients": "gradients",
+    "corpus": "images of the corpus beforehand",
+    "captions": "training on captions",
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the papers' tables.
+
+    Attributes:
+        paper: Where it was published.
+        miou: Published mIoU in percent by benchmark; benchmarks without a figure are left out.
+        source: Where the figures come from, and under which conditions.
+        host, purify, refine: What runs it here; no host for a system that is not meant to be in.
+        settings: Further settings by dotted name: one value, or one for each benchmark.
+        needs: What it takes beside one CLIP.
+        licence: Of the authors' code, and of weights beside CLIP's.
+        out: Why it is not in; empty for a system that is, or that waits for its head.
+    """
+
+    name: str
+    paper: str
+    miou: Mapping[str, float]
+    source: str
+    host: str | None = None
+    purify: Literal["none", "freecp"] = "none"
+    refine: str = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[Need, ...] = ()
+    licence: str = "not read"
+    out: str = ""
+
+    @property
+    def is_in(self) -> bool:
+        """Whether this version has all its parts."""
+        return not self.reason
+
+    @property
+    def reason(self) -> str:
+        """Why it is not in, in a line; empty where it is."""
+        if self.out or self.host is None:
+            return self.out
+        if self.host not in host_names():
+            return f"this version has no head {self.host}"
+        return "" if self.refine in refiner_names() else f"this version has no refiner {self.refine}"
+
+    @property
+    def flags(self) -> str:
+        """How it is run, as one would type it; empty for one that is not meant to be in."""
+        if self.host is None:
+            return ""
+        refined = f" --refine {self.refine}" if self.refine != "none" else ""
+        return f"--host {self.host} --purify {self.purify}{refined}"
+
+    @property
+    def mean(self) -> float | None:
+        """Published mean over all benchmarks; None where one lacks."""
+        return math.fsum(self.miou.values()) / len(self.miou) if len(self.miou) == len(ORDER) else None
+
+    def configure(self, config: SegmenterConfig, benchmark: str | None) -> SegmenterConfig:
+        """Return a configuration with the system's refiner and settings.
+
+        Args:
+            config: With its host and purification already.
+            benchmark: Whose values are taken where there is one for each; the first's for None.
+        """
+        values = replace(config, refine=self.refine).to_dict()
+        place = ORDER.index(benchmark) if benchmark in ORDER else 0
+        for name, value in self.settings.items():
+            group, _, entry = name.partition(".")
+            if entry not in values.get(group, {}):
+                raise ConfigError(f"{self.name} sets {name}, which is no setting")
+            values[group][entry] = value[place] if isinstance(value, list) else value
+        return SegmenterConfig.from_dict(values)
+
+
+def list_systems() -> tuple[System, ...]:
+    """Return every system, in the order of the tables."""
+    return _read()[1]
+
+
+def published_miou(benchmark: str, host: str, purify: str, refine: str = "none") -> float | None:
+    """Return the published mIoU of a host with or without FreeCP, in percent; None if none was published."""
+    for system in list_systems():
+        if (system.host, system.purify, system.refine) == (host, purify, refine):
+            return system.miou.get(benchmark)
+    return None
+
+
+@lru_cache(maxsize=1)
+def _read() -> tuple[tuple[str, ...], tuple[System, ...]]:
+    text = resources.files("ovss_core.evaluation.benchmarks").joinpath("systems.toml").read_text("utf-8")
+    table = tomllib.loads(text)
+    order = tuple(table["order"])
+    return order, tuple(_system(entry, order) for entry in table["system"])
+
+
+def _system(entry: dict[str, Any], order: tuple[str, ...]) -> System:
+    figures = dict(zip(order, entry.pop("miou"), strict=True))
+    needs = tuple(entry.pop("needs", ()))
+    unknown = set(needs) - set(get_args(Need))
+    if unknown:
+        raise ConfigError(f"{entry['name']} needs {sorted(unknown)}; give some of {', '.join(NEEDS)}")
+    known = {name: float(value) for name, value in figures.items() if not math.isnan(value)}
+    return System(**entry, miou=known, needs=needs)
+
+
+ORDER = _read()[0]
+"""The benchmarks in the order of the papers' tables."""
