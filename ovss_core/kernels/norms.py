@@ -28,7 +28,7 @@ def add_norm(
     if isinstance(norm, nn.LayerNorm) and _takes_kernel(tokens, norm):
         from ovss_core.kernels.norms_triton import launch_add_norm
 
-        return launch_add_norm(tokens, added, norm, total)
+        return launch_add_norm(tokens, added, norm.weight, norm.bias, norm.eps, total)
     summed = tokens if added is None else tokens + added
     if total is not None:
         total += summed

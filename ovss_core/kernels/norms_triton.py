@@ -3,7 +3,7 @@
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 
 _TILE = 1 << 12
 """Numbers that one program holds."""
@@ -61,7 +61,12 @@ def add_norm_kernel(
 
 
 def launch_add_norm(
-    tokens: Tensor, added: Tensor | None, norm: nn.LayerNorm, total: Tensor | None
+    tokens: Tensor,
+    added: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    total: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run the kernel; see `norms.add_norm`."""
     tokens = tokens if tokens.stride(2) == 1 else tokens.contiguous()
@@ -74,8 +79,8 @@ def launch_add_norm(
     add_norm_kernel[(triton.cdiv(windows * count, rows),)](
         tokens,
         more,
-        norm.weight,
-        norm.bias,
+        weight,
+        bias,
         summed,
         normed,
         tokens if total is None else total,
@@ -84,7 +89,7 @@ def launch_add_norm(
         windows * count,
         count,
         width,
-        norm.eps,
+        epsilon,
         ADDS=added is not None,
         TOTALS=total is not None,
         ROWS=rows,

@@ -16,6 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="sfp", choices=host_names())
     parser.add_argument("--purify", default="freecp", choices=("none", "freecp"))
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--places", type=int, default=0, help="lines of the core that ask for most operations"
+    )
     given = parser.parse_args(arguments)
     images, classes = ([int(part) for part in text.split(",")] for text in (given.images, given.classes))
     workload = workload_of(max(images), max(classes), given.precision)
@@ -30,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"| {count} | {number} | {call.crops} | {counts.operations} | {counts.operations / count:.1f} | "
                 f"{counts.uploads} | {counts.downloads} | {counts.awaited} | {counts.waits.total()} |"
             )
+            for place, times in counts.places.most_common(given.places):
+                print(f"  {times:5} operations in {place}")
             for place, times in counts.waits.most_common():
                 print(f"\n{times} waits in {place}")
     return 0

@@ -2,12 +2,13 @@
 
 The engine cannot tell the difference, so it takes the way it takes on a GPU. To torch's dispatcher the tensors are
 "meta" tensors, which any build of torch has; what they hold is a CPU tensor beside it. An operation is what the
-dispatcher hands down: about one kernel, for sorting and the like a few.
+dispatcher hands down: about one kernel, for sorting and the like a few. A launch of one of the core's own kernels counts
+as one.
 """
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ovss_core import kernels
+from tests.gpu_count.stand_ins import stand_ins
 
 GPU = torch.device("cuda", 7)
 """No real one: the core remembers tables by device, and a real GPU must not find pretended ones there."""
+HOPPER_SHARED = 227 << 10
 NOTHING_TO_DO = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 WAITS = {
     # what torch's CUDA code reads back before it goes on: a number, or how large its result is
@@ -50,6 +53,7 @@ class Counts:
         downloads: Copies to CPU memory.
         awaited: Events that the CPU awaited: a result it had asked for before.
         waits: How often the CPU had to wait for all that was queued, by the line of the core that made it.
+        places: Operations by the line of the core that asked for them.
     """
 
     operations: int = 0
@@ -57,6 +61,7 @@ class Counts:
     downloads: int = 0
     awaited: int = 0
     waits: Counter[str] = field(default_factory=Counter)
+    places: Counter[str] = field(default_factory=Counter)
 
 
 class GpuTensor(Tensor):
@@ -125,16 +130,33 @@ class PretendedGpu(TorchDispatchMode):
             # inference mode hands composite operations down whole; attention alone is one kernel on a GPU
             with self:
                 return func.decompose(*args, **kwargs)
+        if name == "_scaled_dot_product_flash_attention":
+            return self.enter(1, _flash_attention)(*args, **kwargs)
         if name in ("_to_copy", "copy_"):
             return self._copy(func, name, args, kwargs, target)
         if name not in INDEXING and any(t.dim() and not isinstance(t, GpuTensor) for t in tensors):
             raise RuntimeError(f"{name} on tensors of two devices, in {_place()}")
         if not (_is_view(func) or name in NOTHING_TO_DO):
-            self.counts.operations += name != "_local_scalar_dense"  # a copy of one number
+            if name != "_local_scalar_dense":  # a copy of one number
+                self._note_operation(name)
             self._note_waits(name, args)
         held_args, held_kwargs = tree_map(_held, (args, kwargs))
         made = func(*held_args, **held_kwargs)
         return _written(func, args, kwargs) if _writes(func) else tree_map(_on_gpu, made)
+
+    def enter(self, launches: int, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Make a function of CPU tensors one of this GPU's, which counts so many operations."""
+
+        def launch(*args: Any, **kwargs: Any) -> Any:
+            self.counts.operations += launches
+            self.counts.places[f"{_place()} ({function.__name__})"] += launches
+            made = function(*tree_map(_held, args), **tree_map(_held, kwargs))
+            given = {
+                id(_held(leaf)): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+            }
+            return tree_map(lambda leaf: given.get(id(leaf)) if id(leaf) in given else _on_gpu(leaf), made)
+
+        return launch
 
     def _on_cpu(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         pinned = kwargs.pop("pin_memory", None)
@@ -162,7 +184,7 @@ class PretendedGpu(TorchDispatchMode):
         elif not fills and kwargs.get("dtype") in (None, source.dtype) and not kwargs.get("memory_format"):
             return source  # the dispatcher takes it for a meta tensor, and so for one that has to move
         else:
-            self.counts.operations += 1
+            self._note_operation(name)
         held_args, held_kwargs = tree_map(_held, (args, kwargs))
         made = func(*held_args, **held_kwargs)
         if fills:
@@ -172,6 +194,10 @@ class PretendedGpu(TorchDispatchMode):
     def _is_pinned(self, tensor: Tensor) -> bool:
         start = tensor.untyped_storage().data_ptr()
         return any(start == memory.untyped_storage().data_ptr() for memory in self._pinned)
+
+    def _note_operation(self, name: str) -> None:
+        self.counts.operations += 1
+        self.counts.places[f"{_place()} ({name})"] += 1
 
     def _note_waits(self, name: str, args: Sequence[Any]) -> None:
         count = WAITS.get(name, 0)
@@ -207,7 +233,9 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         patch.object(torch.cuda, "_lazy_init", lambda: None),
         patch.object(torch.cuda, "Event", Event),
         patch.object(torch, "tensor", tensor),
-        patch.object(kernels, "_has_triton", lambda: False),  # a kernel runs on a real GPU only
+        patch.object(kernels, "_has_triton", lambda: True),
+        patch.dict(sys.modules, stand_ins(gpu.enter)),  # a kernel runs on a real GPU only
+        patch("ovss_core.kernels.attention.shared_memory", lambda device: HOPPER_SHARED),
         gpu,
     ):
         yield gpu
@@ -221,10 +249,6 @@ def _held(value: Any) -> Any:
 
 def _on_gpu(value: Any) -> Any:
     return GpuTensor(value) if isinstance(value, Tensor) else value
-
-
-def _as_it_is(source: Tensor, kwargs: Mapping[str, Any]) -> bool:
-    return kwargs.get("dtype") in (None, source.dtype) and kwargs.get("memory_format") is None
 
 
 def _is_view(func: Any) -> bool:
@@ -247,6 +271,10 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if not func._schema.returns:
         return None
     return targets[0] if len(targets) == 1 else tuple(targets)
+
+
+def _flash_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None) -> Any:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
 
 
 def _place() -> str:

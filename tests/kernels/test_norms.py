@@ -32,7 +32,7 @@ def test_sum_and_norm_equal_torchs(width: int, adds: bool, totals: bool) -> None
     total = torch.randn(3, 7, width, generator=chance) if totals else None
     expected_total = None if total is None else total.clone()
     expected = add_norm(tokens, added, norm, expected_total)
-    found = launch_add_norm(tokens, added, norm, total)
+    found = launch_add_norm(tokens, added, norm.weight, norm.bias, norm.eps, total)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
     if total is not None and expected_total is not None:

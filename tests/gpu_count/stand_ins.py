@@ -1,0 +1,103 @@
+"""What a pretended GPU runs in the place of Triton kernels: the plain forms, each launch counted as one operation."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from ovss_core.class_purification.regions import box_union
+from ovss_core.feature_purification import mitigation, outliers, similarity
+from ovss_core.kernels import attention, class_sums
+
+Enter = Callable[[int, Callable[..., Any]], Callable[..., Any]]
+"""Makes of a number of launches and a function of CPU tensors one of the pretended GPU's tensors."""
+
+
+def stand_ins(enter: Enter) -> dict[str, SimpleNamespace]:
+    """Return a module for each module of kernels, by its name."""
+    modules: dict[str, dict[str, tuple[int, Callable[..., Any]]]] = {
+        "attention_triton": {"launch_mean": (1, _mean), "launch_mean_with_sums": (1, _mean_with_sums)},
+        "norms_triton": {"launch_add_norm": (1, _add_norm)},
+        "guidance_triton": {
+            "launch_outliers": (1, outliers.attention_outliers),
+            "launch_repair": (1, _repair),
+            "launch_weights": (2, _weights),
+            "launch_guidance": (3, _guidance),
+        },
+        "class_sums_triton": {"launch_class_sums": (1, class_sums.add_class_sums)},
+        "parts_triton": {"launch_union": (1, _union), "launch_parts": (1, _parts)},
+    }
+    return {
+        f"ovss_core.kernels.{module}": SimpleNamespace(
+            **{name: enter(launches, function) for name, (launches, function) in functions.items()}
+        )
+        for module, functions in modules.items()
+    }
+
+
+def _mean(
+    query: Tensor, key: Tensor, _: Tensor, scale: float, total: Tensor | None, whole: bool
+) -> Tensor | None:
+    return _mean_with_sums(query, key, scale, total, whole)
+
+
+def _mean_with_sums(
+    query: Tensor, key: Tensor, scale: float, total: Tensor | None, whole: bool
+) -> Tensor | None:
+    return attention.attend_with_mean(query, key, query, scale, total, whole)[1]
+
+
+def _add_norm(
+    tokens: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, total: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    summed = tokens if added is None else tokens + added
+    if total is not None:
+        total += summed
+    return summed, functional.layer_norm(summed, weight.shape, weight, bias, epsilon)
+
+
+def _repair(
+    tokens: Tensor, found: Tensor | None, grid: tuple[int, int], norms: bool
+) -> tuple[Tensor, Tensor | None]:
+    repaired = tokens if found is None else mitigation.repair_tokens(tokens, found, grid)
+    return repaired, 1 / repaired.float().norm(dim=-1).clamp_min(1e-12) if norms else None
+
+
+def _weights(patches: Tensor, _: float) -> Tensor:
+    return _shares(similarity.Aggregation.of(patches), patches)
+
+
+def _shares(aggregation: similarity.Aggregation, patches: Tensor) -> Tensor:
+    return (aggregation.weights / aggregation.weights.sum(-1, keepdim=True)).to(patches.dtype)
+
+
+def _guidance(
+    patches: Tensor, found: Tensor, grid: tuple[int, int], cut: float, gain: float, cut_first: bool
+) -> tuple[Tensor, Tensor]:
+    aggregation, guided = similarity.guide_attention(patches, found, grid, not cut_first)
+    return _shares(aggregation, patches), guided.to(patches.dtype)
+
+
+def _union(regions: Tensor, limits: tuple[int, int]) -> Tensor:
+    union = box_union(regions)
+    assert (max(regions.shape[1] - 1, 1), max(regions.shape[2] - 1, 1)) == limits
+    return union
+
+
+def _parts(regions: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
+    maps, height, width = regions.shape
+    corners = torch.zeros(maps, height * width, 4, dtype=torch.int32)
+    labels = torch.zeros(maps, height * width, dtype=torch.int32)
+    for index, region in enumerate(regions.numpy()):
+        parts, _ = ndimage.label(region, np.ones((3, 3)) if diagonal else None)
+        for part, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
+            places = torch.from_numpy(np.flatnonzero(parts == part))
+            labels[index, places] = places[-1].int() + 1
+            bounds = columns.start, rows.start, columns.stop, rows.stop
+            corners[index, places[-1]] = torch.tensor(bounds, dtype=torch.int32)
+    return corners, labels
