@@ -10,6 +10,7 @@ from PIL import Image
 from ovss_core.errors import ImageError
 from ovss_core.images.gray_levels import lies_in_twelve_bits, to_color_levels, to_gray_levels
 from ovss_core.images.opening import check_size, one_line_errors, open_image
+from ovss_core.images.plain_jpeg import PlainJpeg
 
 _ORIENTATION_TAG = 0x0112
 _SWAPPED = {
@@ -46,9 +47,17 @@ class EncodedImage:
 
     def __init__(self, data: bytes, max_pixels: int) -> None:
         self._data, self._max_pixels = data, max_pixels
-        with one_line_errors(data):
-            self._image = open_image(data, max_pixels)
-        self.width, self.height = self._image.size
+        self._plain = PlainJpeg.of(data, max_pixels)
+        self._image: Image.Image | None = None
+        if self._plain is not None:
+            self.height, self.width = self._plain.height, self._plain.width
+        else:
+            self._image = self._open()
+            self.width, self.height = self._image.size
+
+    def _open(self) -> Image.Image:
+        with one_line_errors(self._data):
+            return open_image(self._data, self._max_pixels)
 
     def pixels(self) -> UInt8[np.ndarray, "height width 3"]:
         """Decode the image, once; see `decode_image`.
@@ -56,7 +65,10 @@ class EncodedImage:
         Raises:
             ImageError: The file is truncated or damaged.
         """
-        with one_line_errors(self._data), self._image as image:
+        if self._plain is not None and (pixels := self._plain.pixels()) is not None:
+            transposition = _TRANSPOSITIONS.get(self._plain.orientation)
+            return pixels if transposition is None else _turned(pixels, transposition)
+        with one_line_errors(self._data), self._image or self._open() as image:
             swapped = _swapped_bytes(image)
             image.load()
             if swapped is not None and lies_in_twelve_bits(image):
@@ -155,6 +167,10 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
         return np.asarray(image.convert("RGB"))
     except ValueError as error:
         raise ImageError(f"color mode {image.mode} cannot be converted to RGB: {error}") from error
+
+
+def _turned(pixels: np.ndarray, transposition: Image.Transpose) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).transpose(transposition))
 
 
 def _upright(image: Image.Image) -> Image.Image:
