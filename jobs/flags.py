@@ -13,11 +13,6 @@ from docstring_parser import DocstringStyle, parse
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "text"}
 _METAVARS = {bool: "{true,false}", int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 _VALUES = {
-    "images": "PATH",
-    "parquet": "PATH",
-    "webdataset": "PATH",
-    "masks": "FOLDER",
-    "root": "FOLDER",
     "folder": "FOLDER",
     "output": "FOLDER",
     "config": "FILE",
@@ -26,8 +21,6 @@ _VALUES = {
     "model": "NAME",
     "pretrained": "TAG|FILE",
     "device": "NAME",
-    "image_column": "NAME",
-    "id_column": "NAME",
     "address": "HOST:PORT",
     "shard_size": "IMAGES",
     "previews": "IMAGES",
@@ -72,6 +65,7 @@ class Flag:
         value: What stands for its value in the help; its type and name decide, unless given.
         group_file: It names a file with the settings below its name, and is none itself.
         bare: Its value may stand alone, without its name, as in ``ovss verify out/photos``.
+        place: It names an input; a second value must not replace the first in silence, whose images would be missing.
     """
 
     dest: str
@@ -84,6 +78,7 @@ class Flag:
     value: str | None = None
     group_file: bool = False
     bare: bool = False
+    place: bool = False
 
     @property
     def option(self) -> str:
@@ -184,6 +179,8 @@ def flags_of(
                 section,
                 None if required else entry.default,
                 required,
+                value=entry.metadata.get("value"),
+                place=entry.metadata.get("place", False),
             )
         )
     return found

@@ -62,8 +62,7 @@ def check_label(
     warnings = validate(segmenter, vocabulary, descriptions)
     _require_run(run)
     _require_devices(pools)
-    given = {"--images": source.images, "--parquet": source.parquet, "--webdataset": source.webdataset}
-    require_apart(given, run.output)
+    require_apart(source.kind.places(), run.output)
     return [*warnings, *_shortened_wait(source.fetch_timeout_s, run)]
 
 

@@ -55,7 +55,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
     asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
     say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.descriptions)])
     options = job.source
-    source = open_source(options.images or options.parquet or options.webdataset, options.open, job.run)
+    source = open_source(options.place, options.open, job.run)
     purification = job.segmenter.purification
     summary, manifest = carry_out(
         Course(

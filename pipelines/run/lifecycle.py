@@ -38,7 +38,7 @@ from pipelines.run.sink import OutputTable
 from pipelines.run.state_files import DamagedFileError
 from pipelines.run.summary import read_markers, write_summary
 from pipelines.run.verify import is_whole
-from pipelines.sources import ImageRecord, ParquetSource, Source
+from pipelines.sources import ImageRecord, Source
 from pipelines.storage import Folder, redact
 
 _LISTED_STEP = 1000
@@ -240,7 +240,6 @@ def _work(
         source,
         course.stages(plan, text),
         course.table,
-        image_column=source.image_column if isinstance(source, ParquetSource) else None,
         max_bytes=course.max_bytes,
         fetch_timeout_s=course.fetch_timeout_s,
         shard_size=run.shard_size,
