@@ -1,7 +1,7 @@
 """What stage 1 hands to stage 2 about a batch of images, and its form as Arrow rows where a process ends."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from ovss_core.class_purification.class_maps import NOBODY
 from ovss_core.class_purification.winners import Regions
 from ovss_core.config import WindowConfig
+from ovss_core.engine.facts import of_image, of_images
 from ovss_core.images.windows import WindowLayout
 
 MAP_LEVELS = 65_535
@@ -22,10 +23,10 @@ proposal crosses from one process to another."""
 NO_ROW: dict[str, Any] = dict.fromkeys(
     (
         *("size", "resized", "scored", "maps", "kept", "scores", "groups"),
-        *("region_group", "region_window", "region_corners", "crops"),
+        *("region_group", "region_window", "region_corners", "crops", "facts"),
     )
 )
-"""The names of a row; without purification all but the first four stay empty."""
+"""The names of a row; without purification all but the first four and the facts stay empty."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Proposals:
         sound: Whether the features of each image's windows are numbers; the rest means nothing where they are not.
         decisions: With purification.
         crops: Pixels of the regions that have an area, in their order, RGB.
+        facts: What else stage 1 knows of each image, by name (`ovss_core.engine.facts`).
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -66,6 +68,7 @@ class Proposals:
     sound: Bool[np.ndarray, " images"] | None = None
     decisions: Decisions | None = None
     crops: UInt8[Tensor, "areas side side 3"] | None = None
+    facts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -122,6 +125,7 @@ class Proposals:
                     "region_window": regions.window[mine],
                     "region_corners": regions.corners[mine].ravel(),
                     "crops": crops[first_crop : first_crop + areas].tobytes(),
+                    "facts": of_image(self.facts, image),
                 }
             )
             first_window, first_crop = windows.stop, first_crop + areas
@@ -136,6 +140,7 @@ class Proposals:
                 "resized": layout.image_size,
                 "scored": self.scored,
                 "maps": values[self.windows_of(slice(image, image + 1))].tobytes(),
+                "facts": of_image(self.facts, image),
             }
             for image, (size, layout) in enumerate(zip(self.sizes, self.layouts, strict=True))
         ]
@@ -156,10 +161,11 @@ class Proposals:
             WindowLayout.of(height, width, windows) for height, width in (row["resized"] for row in rows)
         )
         sizes = tuple((int(height), int(width)) for height, width in (row["size"] for row in rows))
+        facts = of_images([row["facts"] for row in rows])
         if rows[0]["kept"] is None:
             values = np.frombuffer(b"".join(row["maps"] for row in rows), np.float32).copy()
             maps = torch.from_numpy(values.reshape(sum(map(len, layouts)), -1, patches))
-            return cls(sizes, layouts, maps, bool(rows[0]["scored"]))
+            return cls(sizes, layouts, maps, bool(rows[0]["scored"]), facts=facts)
         most = max(1, *(len(row["kept"]) for row in rows))
         classes = np.full((len(rows), most), NOBODY, np.int64)
         purified = np.zeros((sum(map(len, layouts)), most, patches), np.float32)
@@ -181,6 +187,7 @@ class Proposals:
                 _regions_of_rows(rows),
             ),
             crops=torch.from_numpy(crops.reshape(-1, crop_size, crop_size, 3).copy()),
+            facts=facts,
         )
 
 

@@ -6,6 +6,8 @@ column changes its meaning or goes; new columns alone keep it.
 
 import pyarrow as pa
 
+from ovss_core.engine.facts import FACTS
+
 _PIXEL = pa.int32()
 
 
@@ -62,6 +64,7 @@ LABELS = _schema(
             "classes that claimed the same region; each box in pixels of the image, end exclusive, with the class "
             "that won it (null: nobody)",
         ),
+        *(_documented(fact.name, pa.from_numpy_dtype(fact.dtype), True, fact.meaning) for fact in FACTS),
     ],
 )
 
@@ -97,6 +100,7 @@ PROPOSAL = pa.struct(
         ("region_window", pa.list_(pa.int32())),
         ("region_corners", pa.list_(pa.int32())),
         ("crops", pa.binary()),
+        ("facts", pa.struct([(fact.name, pa.from_numpy_dtype(fact.dtype)) for fact in FACTS])),
     ]
 )
 """Type of the column ``proposal`` between the two labelling stages: a row of `Proposals.to_rows`."""

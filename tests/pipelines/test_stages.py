@@ -391,6 +391,7 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
         kept=(ScoredClass(2, "c", 0.5),),
         removed=(ScoredClass(1, "b", 0.125),),
         groups=(AmbiguityGroup((0, 2), (BoxDecision(0, 1, 2, 2, 2), BoxDecision(0, 0, 0, 0, None))),),
+        facts={"threshold": 0.375},
     )
     [row] = pa.array([label_row(result)], result_type(LABELS)).to_pylist()
     np.testing.assert_array_equal(decode_mask(row.pop("mask")), label_map)
@@ -403,6 +404,7 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
         ],
         "kept": [{"index": 2, "name": "c", "score": 0.5}],
         "removed": [{"index": 1, "name": "b", "score": 0.125}],
+        "threshold": 0.375,
         "groups": [
             {
                 "classes": [0, 2],
