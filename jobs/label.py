@@ -53,7 +53,8 @@ def main(arguments: Arguments = None) -> int:
     source, run = take_fields(values, SourceOptions), take_fields(values, RunOptions)
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
     # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
-    from pipelines.preflight import check_label, read_descriptions
+    from pipelines.label.checks import check_label
+    from pipelines.preflight import read_descriptions
     from pipelines.run.progress import announced
 
     descriptions = read_descriptions(values.descriptions)

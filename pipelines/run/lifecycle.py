@@ -6,7 +6,7 @@ written before the checks have passed but a file that shows whether the output c
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any, TypeVar, cast
 
@@ -53,10 +53,11 @@ class Course:
 
     Attributes:
         table: The output table.
-        model: Whose weights decide the results.
-        encode: Called as ``encode(*encode_arguments, device)`` near a GPU; returns the text and the weights' hash.
-        identity: Gives what decides the results, from the weights' hash.
+        identity: Gives what decides the results, from the weights' hash (None where no model decides).
         stages: Gives the stages, from the plan and the text.
+        model: Whose weights decide the results.
+        encode: Called as ``encode(*encode_arguments, device)`` near a GPU; returns the text and the weights' hash. Comes
+            with a model.
         details: What else `run.json` says of this start.
         adjust: Changes the plan to what the job's batches take.
         two_stages: Whether stage 2 has work of its own.
@@ -70,12 +71,12 @@ class Course:
     run: RunOptions
     pools: PoolOptions
     table: OutputTable
-    model: ModelConfig
-    encode: Callable[..., tuple[Text, str]]
-    encode_arguments: tuple[Any, ...]
     identity: Callable[[str | None], dict[str, Any]]
     stages: Callable[[WorkerPlan, Text], Sequence[ActorStage]]
-    details: Mapping[str, Any]
+    model: ModelConfig | None = None
+    encode: Callable[..., tuple[Text, str]] | None = None
+    encode_arguments: tuple[Any, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
     adjust: Callable[[WorkerPlan], WorkerPlan] = lambda plan: plan
     two_stages: bool = False
     max_bytes: int = 1 << 28
@@ -110,8 +111,7 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
             return write_summary(output, manifest, _this_start(0, 0.0)), manifest
     with connected(run.address, run.verbose, run.progress_s) as joined:
         plan, nodes = _plan(course, joined)
-        with announced("ovss: loading the weights and encoding the vocabulary", run.progress_s):
-            text, weights_hash = run_near_gpu(course.encode, *course.encode_arguments, use_gpu=plan.on_gpus)
+        text, weights_hash = _encode(course, plan)
         identity = course.identity(weights_hash)
         replaces = replaces or not continues_run(output, identity)
         with stopping_in_one_line():
@@ -172,11 +172,13 @@ def _extend_finished(course: Course) -> Manifest | None:
             return None
     except DamagedFileError:  # the run that comes now repairs it
         return None
-    with announced("ovss: everything is done; comparing the weights", course.run.progress_s):
-        try:
-            weights_hash = load_clip(course.model).weights_hash()
-        except (ModelError, WeightsError):  # they may lie on the cluster's nodes only
-            return None
+    weights_hash = None
+    if course.model is not None:
+        with announced("ovss: everything is done; comparing the weights", course.run.progress_s):
+            try:
+                weights_hash = load_clip(course.model).weights_hash()
+            except (ModelError, WeightsError):  # they may lie on the cluster's nodes only
+                return None
     check_identity(output, course.identity(weights_hash))
     return _list(course)
 
@@ -218,6 +220,15 @@ def _plan(course: Course, joined: bool) -> tuple[WorkerPlan, list[Node]]:
     with announced("ovss: looking for workers", run.progress_s) as tell:
         plan, nodes = await_plan(course.pools, course.two_stages, run.cluster_wait_s, tell)
     return course.adjust(plan), nodes
+
+
+def _encode(course: Course, plan: WorkerPlan) -> tuple[Text, str | None]:
+    """Encode what the workers need of the text, where the job has any."""
+    if course.encode is None:
+        return None, None
+    with announced("ovss: loading the weights and encoding the vocabulary", course.run.progress_s):
+        text, weights_hash = run_near_gpu(course.encode, *course.encode_arguments, use_gpu=plan.on_gpus)
+    return text, weights_hash
 
 
 def _details(course: Course, plan: WorkerPlan, nodes: Sequence[Node]) -> dict[str, Any]:
