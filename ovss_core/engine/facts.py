@@ -48,6 +48,9 @@ FACTS: tuple[Fact, ...] = (
         lambda wave, encoded, purified: None if purified is None else purified.thresholds,
     ),
 )
+_PREFIX = "fact_"
+FACT_COLUMNS: dict[str, type[np.generic]] = {_PREFIX + fact.name: fact.dtype for fact in FACTS}
+"""The columns of a proposal's row that hold facts, and their numbers."""
 
 
 def known(wave: "Wave", encoded: "Encoded", purified: "Purified | None") -> "dict[str, Tensor]":
@@ -64,15 +67,15 @@ def of_image(facts: Mapping[str, np.ndarray], image: int) -> dict[str, float | i
     }
 
 
-def of_images(rows: Sequence[Mapping[str, float | int | None]]) -> dict[str, np.ndarray]:
-    """Put facts of single images (`of_image`) together again."""
-    kinds = {fact.name: np.dtype(fact.dtype) for fact in FACTS}
-    columns = {name: [row.get(name) for row in rows] for name in kinds}
-    return {
-        name: np.array([np.nan if value is None else value for value in values], kinds[name])
-        for name, values in columns.items()
-        if any(value is not None for value in values)
-    }
+def to_columns(facts: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Return the facts of a batch as columns of a proposal's row, each image's apart."""
+    return {_PREFIX + name: np.split(values, len(values)) for name, values in facts.items()}
+
+
+def from_columns(columns: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+    """Put what `to_columns` gave together again, from rows of any batches; what the settings do not give is empty there."""
+    joined = {fact.name: np.concatenate(columns[_PREFIX + fact.name]) for fact in FACTS}
+    return {name: values for name, values in joined.items() if len(values)}
 
 
 def _plain(number: np.integer[Any] | np.floating[Any]) -> float | int | None:

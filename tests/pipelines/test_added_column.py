@@ -29,6 +29,7 @@ entry = facts.Fact(
     lambda wave, encoded, purified: None if purified is None else purified.kept.used.sum(1),
 )
 facts.FACTS = (*facts.FACTS, entry)
+facts.FACT_COLUMNS["fact_places"] = np.int32  # follows from the table when the module is read
 
 import pyarrow as pa
 import pyarrow.parquet as pq
