@@ -34,9 +34,6 @@ _SECTIONS = {
     RESEARCH: "Every part of SFP, FreeCP and the refiners on its own, in each published form.",
 }
 JOB_HOMES = {
-    "image_column": IMAGES,
-    "id_column": IMAGES,
-    "image_field": IMAGES,
     "max_bytes": IMAGES,
     "max_pixels": IMAGES,
     "overwrite": RUN,

@@ -1,4 +1,4 @@
-"""``ovss benchmark``: how fast labelling is beside plain open_clip, the papers' loops and the Ray job."""
+"""``ovss benchmark``: measure speed against plain open_clip, the papers' loops and the Ray job."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,23 +1,32 @@
-"""``ovss``: one command for all jobs; a job's module is imported when it is called."""
+"""One command, ``ovss``, for all jobs; a job's module is imported when it is called."""
 
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
+import jobs
 from jobs.near_names import did_you_mean
 
-COMMANDS = {
-    "label": ("jobs.label", "label every image of a corpus"),
-    "evaluate": ("jobs.evaluate", "measure mIoU on a benchmark or on your own masks"),
-    "channels": ("jobs.channels", "find a tower's over-activated channels, for --host rfclip"),
-    "systems": ("jobs.systems", "list the systems of the papers' tables: figures, needs, licences"),
-    "table": ("jobs.table", "join finished evaluations into one table"),
-    "verify": ("jobs.verify", "check that an output is whole"),
-    "scenes": ("jobs.scenes", "paint synthetic scenes with exact labels"),
-    "train-demo": ("jobs.train_demo", "train the small model that ships with ovss"),
-    "benchmark": ("jobs.benchmark", "measure speed against plain open_clip"),
-    "measure-demo": ("jobs.measure_demo", "measure the demonstration model on scenes it never saw"),
-}
+_FIRST = ("label", "evaluate", "verify")
+_TITLE = re.compile(r'"""``ovss (?P<name>[\w-]+)``: (?P<meaning>.+?)\.?(""")?$')
+
+
+def _discover() -> dict[str, tuple[str, str]]:
+    """Find the commands by the first line of each module's docstring, without importing them."""
+    found = {}
+    for path in (path for folder in jobs.__path__ for path in Path(folder).glob("*.py")):
+        with path.open(encoding="utf-8") as source:
+            title = _TITLE.match(source.readline().rstrip())
+        if title:
+            found[title["name"]] = (f"jobs.{path.stem}", title["meaning"])
+    names = sorted(found, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
+    return {name: found[name] for name in names}
+
+
+COMMANDS = _discover()
+"""The module of each command, and what it does: every file of this folder that begins with its name, ``ovss label``."""
 RENAMED = {"measure": "benchmark"}
 """Commands of the release before by their old names, which still work and are not listed."""
 

@@ -1,4 +1,4 @@
-"""``ovss evaluate``: measure labels against reference masks."""
+"""``ovss evaluate``: measure mIoU on a benchmark or on your own masks."""
 
 from dataclasses import replace
 
@@ -72,7 +72,8 @@ def main(arguments: Arguments = None) -> int:
     pairs, run = take_fields(values, PairOptions), take_fields(values, RunOptions)
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
     # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
-    from pipelines.preflight import check_evaluate, read_descriptions
+    from pipelines.evaluate.checks import check_evaluate
+    from pipelines.preflight import read_descriptions
     from pipelines.run.progress import announced
 
     descriptions = read_descriptions(values.descriptions)

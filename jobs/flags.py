@@ -13,11 +13,6 @@ from docstring_parser import DocstringStyle, parse
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "text"}
 _METAVARS = {bool: "{true,false}", int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 _VALUES = {
-    "images": "PATH",
-    "parquet": "PATH",
-    "webdataset": "PATH",
-    "masks": "FOLDER",
-    "root": "FOLDER",
     "folder": "FOLDER",
     "output": "FOLDER",
     "config": "FILE",
@@ -28,8 +23,6 @@ _VALUES = {
     "proxy": "NAME",
     "proxy_pretrained": "hub|FILE",
     "device": "NAME",
-    "image_column": "NAME",
-    "id_column": "NAME",
     "address": "HOST:PORT",
     "shard_size": "IMAGES",
     "previews": "IMAGES",
@@ -79,6 +72,7 @@ class Flag:
         bare: Its value may stand alone, without its name, as in ``ovss verify out/photos``; where it is a list, any number
             of them.
         alone: Its value where it is given without one, as in ``--grid``.
+        place: It names an input; a second value must not replace the first in silence, whose images would be missing.
     """
 
     dest: str
@@ -92,6 +86,7 @@ class Flag:
     group_file: bool = False
     bare: bool = False
     alone: str | None = None
+    place: bool = False
 
     @property
     def option(self) -> str:
@@ -203,6 +198,8 @@ def flags_of(
                 section,
                 None if required else entry.default,
                 required,
+                value=entry.metadata.get("value"),
+                place=entry.metadata.get("place", False),
             )
         )
     return found

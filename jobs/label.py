@@ -18,8 +18,11 @@ from jobs.flags import flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
+from pipelines.sources.kinds import SOURCE_KINDS
 
-_START = ("images", "parquet", "webdataset", "vocabulary", "output", "model", "pretrained", "previews")
+_PLACES = [kind.names()[0] for kind in SOURCE_KINDS]
+_START = (*_PLACES, "vocabulary", "output", "model", "pretrained", "previews")
+_HOMES = {name: IMAGES for kind in SOURCE_KINDS for name in kind.names()[1:]} | JOB_HOMES
 
 
 def build_parser() -> CommandParser:
@@ -39,7 +42,7 @@ def build_parser() -> CommandParser:
             *segmenter_flags(),
         ],
         _START,
-        JOB_HOMES,
+        _HOMES,
     )
 
 
@@ -50,7 +53,8 @@ def main(arguments: Arguments = None) -> int:
     source, run = take_fields(values, SourceOptions), take_fields(values, RunOptions)
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
     # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
-    from pipelines.preflight import check_label, read_descriptions
+    from pipelines.label.checks import check_label
+    from pipelines.preflight import read_descriptions
     from pipelines.run.progress import announced
 
     descriptions = read_descriptions(values.descriptions)

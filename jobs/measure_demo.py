@@ -1,4 +1,4 @@
-"""``ovss measure-demo``: how well the demonstration model labels held-out scenes, by host, method and vocabulary."""
+"""``ovss measure-demo``: measure the demonstration model on scenes it never saw."""
 
 import sys
 

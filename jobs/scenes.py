@@ -1,4 +1,4 @@
-"""``ovss scenes``: draw pictures with ground truth, any number of them; the same command goes on after a stop."""
+"""``ovss scenes``: paint synthetic scenes with exact labels."""
 
 from jobs.arguments import RUN, make_parser, take_fields
 from jobs.flags import flags_of

@@ -1,4 +1,4 @@
-"""``ovss train-demo``: train the demonstration model; the same command goes on after a stop."""
+"""``ovss train-demo``: train the small model that ships with ovss."""
 
 from pathlib import Path
 

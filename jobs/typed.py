@@ -12,8 +12,6 @@ from ovss_core.errors import ConfigError
 
 PRINT_CONFIG = "print_config"
 """The one flag whose value may be left out; jsonargparse wants it as ``--print_config=skip_default``."""
-_NEVER_TWICE = ("images", "parquet", "webdataset", "masks", "root")
-"""Flags whose last value must not replace an earlier one in silence: its images would be missing."""
 _APPEND = "+"
 _ADDRESS = re.compile(r"(\w+://)(?:[^\s/'\"]*@)?([^\s?#'\"]*)[^\s'\"]*")
 """An address: scheme, the user's name and password, the place, and a query or fragment that may hold a signature."""
@@ -126,7 +124,7 @@ def _refuse_repeated(taken: Iterable[Typed]) -> None:
     earlier: dict[str, str | None] = {}
     for entry in taken:
         name = entry.flag.dest
-        if name in _NEVER_TWICE and earlier.setdefault(name, entry.value) != entry.value:
+        if entry.flag.place and earlier.setdefault(name, entry.value) != entry.value:
             raise ConfigError(
                 f"{entry.flag.option} is given twice; give one value that covers both, such as a folder or a pattern, or "
                 "start ovss twice"

@@ -1,4 +1,4 @@
-"""``ovss verify``: check that an output holds what it says."""
+"""``ovss verify``: check that an output is whole."""
 
 from jobs.arguments import START, make_parser
 from jobs.flags import Flag

@@ -1,7 +1,7 @@
 """The result for one image."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import overload
 
 import numpy as np
@@ -114,6 +114,8 @@ class Segmentation:
         kept: The purified vocabulary, by index; empty without purification.
         removed: The classes that purification removed as redundant, by index.
         groups: Ambiguous groups, their regions and the winners.
+        facts: Numbers that stage 1 gives beside them, by name, such as the "threshold" of the scores; None where the
+            settings give none (`ovss_core.engine.facts`).
     """
 
     label_map: np.ndarray
@@ -121,3 +123,4 @@ class Segmentation:
     kept: Sequence[ScoredClass] = ()
     removed: Sequence[ScoredClass] = ()
     groups: tuple[AmbiguityGroup, ...] = ()
+    facts: Mapping[str, float | int | None] = field(default_factory=dict)

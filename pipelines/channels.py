@@ -23,7 +23,6 @@ from ovss_core.images.windows import WindowLayout
 from pipelines.channel_options import ChannelOptions
 from pipelines.faults import Failure
 from pipelines.run.options import SourceOptions
-from pipelines.sources.fetch import ImageFetcher
 
 logger = logging.getLogger(__name__)
 MAX_PIXELS = 100_000_000
@@ -140,7 +139,7 @@ def _count(encoder: ImageEncoder, windows: Tensor, threshold: float) -> tuple[Te
 def _pictures(source: SourceOptions, count: int) -> Iterator[np.ndarray]:
     """Read the first images of a source, decoded; those that cannot be read are named and passed over."""
     opened = source.open()
-    fetcher = ImageFetcher(opened.uri, source.image_column, source.max_bytes, source.fetch_timeout_s)
+    fetcher = opened.fetcher(source.max_bytes, source.fetch_timeout_s)
     records = islice(opened.records(), count)
     with ThreadPoolExecutor(2) as pool:
         while rows := [asdict(record) for record in islice(records, _WINDOWS)]:

@@ -1,7 +1,8 @@
 """What every run is asked before it starts: settings, places, options that contradict each other, the weights' file.
 
-The checks of a job are called twice. The command line calls them before it imports torch and Ray, so that a mistyped
-name has its answer at once; the job itself calls them for those who call it from Python.
+What a job checks besides is in its own package (`pipelines.label.checks`, `pipelines.evaluate.checks`). The checks of a
+job are called twice. The command line calls them before it imports torch and Ray, so that a mistyped name has its answer at
+once; the job itself calls them for those who call it from Python.
 """
 
 import json
@@ -10,27 +11,19 @@ import math
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ovss_core.check import background_policy, validate, vocabulary_warnings
 from ovss_core.clip.architectures import find_architecture
-from ovss_core.config import ModelConfig, SegmenterConfig, SfpConfig
+from ovss_core.config import ModelConfig, SegmenterConfig
 from ovss_core.errors import ConfigError, StorageError
-from ovss_core.evaluation.benchmarks import get_benchmark
-from ovss_core.vocabulary import Vocabulary, require_descriptions
-from pipelines.run.options import FETCH_SHARE, PoolOptions, RunOptions, SourceOptions
+from ovss_core.vocabulary import Descriptions, Vocabulary
+from pipelines.run.options import FETCH_SHARE, PoolOptions, RunOptions
 from pipelines.sources.listing import matches
 from pipelines.storage import Folder, redact
 from pipelines.transport.addresses import local_path
 
-if TYPE_CHECKING:
-    from pipelines.evaluate.job import PairOptions
-
-Descriptions = Mapping[str, Sequence[str]]
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia")
 _WILD = re.compile(r"[*?\[{]")
 _WRITTEN = (
@@ -43,56 +36,18 @@ _WRITTEN = (
 _log = logging.getLogger(__name__)
 
 
-def check_label(
-    source: SourceOptions,
-    run: RunOptions,
-    pools: PoolOptions,
-    segmenter: SegmenterConfig,
-    vocabulary: Vocabulary,
-    descriptions: Descriptions | None = None,
-) -> list[str]:
-    """Refuse a labelling run that cannot work; nothing is loaded, started or written.
+def check_run(run: RunOptions, pools: PoolOptions, fetch_timeout_s: float) -> list[str]:
+    """Refuse what no job can run with; a job's own checks (such as `pipelines.label.checks`) call it.
 
     Returns:
         Warnings for `say_once`.
 
     Raises:
-        ConfigError, ModelError, WeightsError: As `ovss_core.check.validate`, or options that contradict each other.
+        ConfigError: Seconds that are none, an unknown device, or options that contradict each other.
     """
-    warnings = validate(segmenter, vocabulary, descriptions)
     _require_run(run)
     _require_devices(pools)
-    given = {"--images": source.images, "--parquet": source.parquet, "--webdataset": source.webdataset}
-    require_apart(given, run.output)
-    return [*warnings, *_shortened_wait(source.fetch_timeout_s, run)]
-
-
-def check_evaluate(
-    pairs: "PairOptions",
-    run: RunOptions,
-    pools: PoolOptions,
-    segmenter: SegmenterConfig,
-    vocabulary: Vocabulary,
-    descriptions: Descriptions | None = None,
-) -> list[str]:
-    """Refuse an evaluation that cannot work; as `check_label`.
-
-    The rows of a grid choose their own hosts and parts, so only what they share is checked for it.
-    """
-    if pairs.grid:
-        warnings = _check_grid(segmenter, vocabulary, descriptions, own=not pairs.benchmark)
-    else:
-        warnings = validate(segmenter, vocabulary, descriptions)
-    _require_run(run)
-    _require_devices(pools)
-    require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
-    if pairs.masks and pairs.benchmark and get_benchmark(pairs.benchmark).ignores_zero:
-        warnings = [
-            *warnings,
-            "the masks are read as positions in the vocabulary, from 0; the data set's own masks, where 0 is ignored, "
-            f"want --benchmark {pairs.benchmark} --root instead",
-        ]
-    return [*warnings, *_shortened_wait(pairs.fetch_timeout_s, run)]
+    return _shortened_wait(fetch_timeout_s, run)
 
 
 def check_model(
@@ -181,20 +136,6 @@ def require_apart(inputs: Mapping[str, str | None], output: str) -> None:
             raise ConfigError(
                 f"{flag} {redact(given)} lies inside --output {redact(output)}; give an output folder of its own"
             )
-
-
-def _check_grid(
-    segmenter: SegmenterConfig, vocabulary: Vocabulary, descriptions: Descriptions | None, own: bool
-) -> list[str]:
-    """Check what all rows share; on folders (`own`) they also take the windows and labels that were given."""
-    if not own:
-        validate(SegmenterConfig(segmenter.model, segmenter.host, proxy=segmenter.proxy))
-        require_descriptions(vocabulary, descriptions)
-        return []
-    purification = replace(segmenter.purification, method="freecp")
-    purified = replace(segmenter, purification=purification, sfp=SfpConfig())
-    validate(purified, vocabulary, descriptions)
-    return vocabulary_warnings(vocabulary, background_policy(purified, vocabulary))
 
 
 def _require_run(run: RunOptions) -> None:

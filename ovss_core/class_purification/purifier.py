@@ -74,6 +74,7 @@ class Purified:
             its peak probability; nan for background.
         kept: Refined maps q of the classes each image keeps; 0 where a window removed the class. A background class
             is among them only if it competes as a class.
+        thresholds: The score that a class had to exceed; where windows decide, the lowest of an image's.
         groups: Ambiguous groups of images or windows, whichever decide; they still need winners.
         complete: Whether everything had room.
         needed: Classes of a chunk, and distractors of a chunk, whose maps the fullest unit had refined.
@@ -81,6 +82,7 @@ class Purified:
 
     scores: Float[Tensor, "images classes"]
     kept: ClassMaps
+    thresholds: Float[Tensor, " images"]
     groups: AmbiguousGroups
     complete: Bool[Tensor, ""]
     needed: Int[Tensor, "2"]
@@ -170,7 +172,12 @@ class ClassPurifier:
         best = best.masked_fill(self._is_background, torch.nan)
         of_images = kept.by_image(place.images, self._classes, room.classes if room else None)
         return Purified(
-            best, of_images, groups, complete & groups.complete, torch.stack([active, distractors])
+            best,
+            of_images,
+            unit_images.reduce(thresholds, "amin"),
+            groups,
+            complete & groups.complete,
+            torch.stack([active, distractors]),
         )
 
     def _redundancy(

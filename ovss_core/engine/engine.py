@@ -44,6 +44,7 @@ from ovss_core.dense_heads.scoring import (
     join_evidence,
 )
 from ovss_core.engine.crops import cut_whole_images, encode_crops
+from ovss_core.engine.facts import known
 from ovss_core.engine.finish import Finisher
 from ovss_core.engine.finite import finite_rows, raise_first
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals, size_in
@@ -392,7 +393,9 @@ class SegmentationEngine:
         if self.purifier is None or encoded.attention is None:
             with self._timed("scores"):
                 whole = Proposals(wave.sizes, wave.layouts, *self._score(wave, encoded), guides=guides)
-                return PendingProposals(self, wave, encoded, whole, Download([image_sound]))
+                facts = known(wave, encoded, None)
+                download = Download([image_sound, *facts.values()])
+                return PendingProposals(self, wave, encoded, whole, download, tuple(facts))
         with self._timed("purification"):
             # what is no number must not reach the sums that images of a batch share a table for
             features, attention = (
@@ -420,9 +423,9 @@ class SegmentationEngine:
         )
         maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
         whole = Proposals(wave.sizes, wave.layouts, maps, crops=crops, guides=guides)
-        return PendingProposals(
-            self, wave, encoded, whole, Download([image_sound, *decided]), groups.by_window
-        )
+        facts = known(wave, encoded, purified)
+        download = Download([image_sound, *facts.values(), *decided])
+        return PendingProposals(self, wave, encoded, whole, download, tuple(facts), groups.by_window)
 
     def _score(self, wave: Wave, encoded: Encoded) -> tuple[Float[Tensor, "windows maps patches"], bool]:
         """Score the phrases at the patches of each window, and say that these are scores.
@@ -538,7 +541,9 @@ class PendingProposals:
         wave: Their images.
         encoded: The windows, encoded.
         proposals: All that stays on the device.
-        download: Which images are sound; with purification scores, kept classes, groups, and whether they had room.
+        download: Which images are sound; their facts; with purification scores, kept classes, groups, and whether they
+            had room.
+        facts: Names of the facts.
         by_window: Whether windows decided.
     """
 
@@ -547,6 +552,7 @@ class PendingProposals:
     encoded: Encoded
     proposals: Proposals
     download: Download
+    facts: tuple[str, ...] = ()
     by_window: bool = False
 
     def wait(self) -> Proposals:
@@ -554,9 +560,11 @@ class PendingProposals:
 
         What needed more room than it had is done again, by counting.
         """
-        sound, *decided = self.download.wait()
+        sound, *rest = self.download.wait()
+        facts = dict(zip(self.facts, rest, strict=False))
+        decided = rest[len(facts) :]
         if not decided:
-            return replace(self.proposals, sound=sound)
+            return replace(self.proposals, sound=sound, facts=facts)
         scores, classes, used, boxes, members, needed, complete = decided
         self.engine.learn(*needed.tolist())
         if not complete:
@@ -569,7 +577,7 @@ class PendingProposals:
         if self.engine.must_keep:
             decisions, maps = _keep_something(decisions, maps)
         crops = None if self.proposals.crops is None else self.proposals.crops[: regions.has_area.sum()]
-        return replace(self.proposals, maps=maps, sound=sound, decisions=decisions, crops=crops)
+        return replace(self.proposals, maps=maps, sound=sound, decisions=decisions, crops=crops, facts=facts)
 
 
 def _keep_something(decisions: Decisions, maps: Tensor) -> tuple[Decisions, Tensor]:

@@ -15,6 +15,7 @@ from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import BackgroundPolicy, SegmenterConfig
 from ovss_core.engine.crops import encode_crops
+from ovss_core.engine.facts import of_image
 from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
 from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, label_by_purified_maps
 from ovss_core.engine.proposal import Decisions, Proposals
@@ -28,6 +29,10 @@ from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredC
 from ovss_core.transfer import Download, upload
 
 CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
+_Labels = tuple[np.ndarray, tuple[PresentClass, ...]]
+"""A label map and its classes."""
+_Decided = tuple[ScoredClasses, ScoredClasses, tuple[AmbiguityGroup, ...]]
+"""Kept and removed classes, and ambiguous groups."""
 
 
 class Finisher:
@@ -73,13 +78,20 @@ class Finisher:
     def finish(self, proposals: Proposals) -> list[Segmentation | ImageError]:
         """Label the images of one batch; one whose features or scores are not finite has an error in its place."""
         if proposals.decisions is None:
-            outcomes = self._finish_phrases(proposals)
+            labeled, decided = self._finish_phrases(proposals), None
         else:
-            outcomes = self._finish_purified(proposals, proposals.decisions)
-        return [
-            outcome if sound else not_finite(WINDOWS)
-            for outcome, sound in zip(outcomes, proposals.sound_images, strict=True)
-        ]
+            labeled, decided = self._finish_purified(proposals, proposals.decisions)
+        outcomes: list[Segmentation | ImageError] = []
+        for image, (found, sound) in enumerate(zip(labeled, proposals.sound_images, strict=True)):
+            if not sound:
+                outcomes.append(not_finite(WINDOWS))
+            elif isinstance(found, ImageError):
+                outcomes.append(found)
+            else:
+                kept, removed, groups = decided[image] if decided else ((), (), ())
+                facts = of_image(proposals.facts, image)
+                outcomes.append(Segmentation(*found, kept, removed, groups, facts))
+        return outcomes
 
     def winners(self, proposals: Proposals) -> tuple[Int[Tensor, " areas"], Bool[Tensor, " areas"]]:
         """Encode the crops of all images in full batches and pick each region's winner.
@@ -100,7 +112,7 @@ class Finisher:
         candidates = upload({"members": members}, device)["members"]
         return pick_winners(features, self._descriptions, candidates), finite_rows(features)
 
-    def _finish_phrases(self, proposals: Proposals) -> list[Segmentation | ImageError]:
+    def _finish_phrases(self, proposals: Proposals) -> list[_Labels | ImageError]:
         chunks, downloads = self._chunks(proposals.sizes, len(self._phrases)), []
         for part in chunks:
             maps = proposals.maps[proposals.windows_of(part)].to(self._encoder.device)
@@ -111,12 +123,14 @@ class Finisher:
             labels = label_by_probability(tiled, self._rule, stitcher, self._config.labels, refined)
             downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
         return [
-            found if isinstance(found, ImageError) else Segmentation(*found)
+            found
             for part, download in zip(chunks, downloads, strict=True)
             for found in self._present(download, proposals.sizes[part])
         ]
 
-    def _finish_purified(self, proposals: Proposals, decisions: Decisions) -> list[Segmentation | ImageError]:
+    def _finish_purified(
+        self, proposals: Proposals, decisions: Decisions
+    ) -> tuple[list[_Labels | ImageError], list[_Decided]]:
         device = self._encoder.device
         classes = upload({"classes": decisions.classes}, device)["classes"]
         winners, finite = self.winners(proposals)
@@ -158,17 +172,8 @@ class Finisher:
         names, finite_crops = decided.wait()
         areas = decisions.regions.image[decisions.regions.has_area]
         unsound = set(areas[~finite_crops].tolist())
-        facts = self._describe(proposals, decisions, names)
-        outcomes: list[Segmentation | ImageError] = []
-        for image, (result, about) in enumerate(zip(found, facts, strict=True)):
-            if image in unsound:
-                outcomes.append(not_finite(CROPS))
-            else:
-                stays, goes, groups = about
-                outcomes.append(
-                    result if isinstance(result, ImageError) else Segmentation(*result, stays, goes, groups)
-                )
-        return outcomes
+        labeled = [not_finite(CROPS) if image in unsound else result for image, result in enumerate(found)]
+        return labeled, self._describe(proposals, decisions, names)
 
     def _chunks(self, sizes: Sequence[tuple[int, int]], maps: int) -> list[slice]:
         """Split a batch into what is labelled at once; refined images go one by one."""
@@ -197,13 +202,11 @@ class Finisher:
         grid = self._cells.of(proposals.layouts[0].window_size)
         return Stitcher(proposals.layouts[part], grid, proposals.sizes[part], self._encoder.device)
 
-    def _present(
-        self, download: Download, sizes: Sequence[tuple[int, int]]
-    ) -> list[tuple[np.ndarray, tuple[PresentClass, ...]] | ImageError]:
+    def _present(self, download: Download, sizes: Sequence[tuple[int, int]]) -> list[_Labels | ImageError]:
         """Await label maps and counts, and list the classes of each image."""
         maps, pixels, sums = download.wait()
         names, dtype = self._vocabulary.names, self._vocabulary.mask_dtype
-        found: list[tuple[np.ndarray, tuple[PresentClass, ...]] | ImageError] = []
+        found: list[_Labels | ImageError] = []
         for image, (height, width) in enumerate(sizes):
             if not np.isfinite(sums[image]).all():
                 found.append(not_finite(SCORES))
@@ -223,7 +226,7 @@ class Finisher:
 
     def _describe(
         self, proposals: Proposals, decisions: Decisions, winners: Int[np.ndarray, " areas"]
-    ) -> list[tuple[ScoredClasses, ScoredClasses, tuple[AmbiguityGroup, ...]]]:
+    ) -> list[_Decided]:
         """List kept and removed classes, and the groups with boxes in pixels of each image."""
         regions = decisions.regions
         owner = np.full(len(regions), NOBODY)

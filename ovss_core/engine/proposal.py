@@ -1,7 +1,7 @@
 """What stage 1 hands to stage 2 about a batch of images, and its form as Arrow rows where a process ends."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from ovss_core.class_purification.class_maps import NOBODY
 from ovss_core.class_purification.winners import Regions
 from ovss_core.config import WindowConfig
+from ovss_core.engine.facts import FACT_COLUMNS, from_columns, to_columns
 from ovss_core.images.windows import WindowLayout
 from ovss_core.transfer import Download, beside, upload
 
@@ -34,9 +35,10 @@ COLUMNS: dict[str, type[np.generic]] = {
     "region_window": np.int32,
     "region_corners": np.int32,
     "crops": np.uint8,
+    **FACT_COLUMNS,
 }
 """What a row holds, and of which numbers its bytes are. Maps are the bytes of uint16 levels, or, without purification, of
-float32; what follows the guide is then empty, and so is the guide where no refiner wants it."""
+float32; what follows the guide, but the facts, is then empty, and so is the guide where no refiner wants it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Proposals:
         decisions: With purification.
         crops: Pixels of the regions that have an area, in their order, RGB.
         guides: The resized images, RGB, where a refiner follows.
+        facts: What else stage 1 knows of each image, by name (`ovss_core.engine.facts`).
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -79,6 +82,7 @@ class Proposals:
     decisions: Decisions | None = None
     crops: UInt8[Tensor, "areas side side 3"] | None = None
     guides: tuple[UInt8[Tensor, "_height _width 3"], ...] | None = None
+    facts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -118,6 +122,7 @@ class Proposals:
         if self.guides is not None:
             with beside(self.maps.device):
                 pieces["guide"] = Download(self.guides).wait()
+        pieces |= to_columns(self.facts)
         if self.decisions is None or self.crops is None:
             pieces |= self._phrases()
         else:
@@ -179,10 +184,11 @@ class Proposals:
         found = {name: [np.frombuffer(row[name], kind) for row in rows] for name, kind in COLUMNS.items()}
         layouts = tuple(WindowLayout.of(*size_in(row, "resized"), windows) for row in rows)
         sizes = tuple(size_in(row, "size") for row in rows)
-        guides = _guides_of_rows(found["guide"], layouts)
+        guides, facts = _guides_of_rows(found["guide"], layouts), from_columns(found)
         if not len(found["scores"][0]):
             maps = np.concatenate(found["maps"]).view(np.float32).reshape(sum(map(len, layouts)), -1, patches)
-            return cls(sizes, layouts, torch.from_numpy(maps), bool(found["scored"][0][0]), guides=guides)
+            scored = bool(found["scored"][0][0])
+            return cls(sizes, layouts, torch.from_numpy(maps), scored, guides=guides, facts=facts)
         most = max(1, *map(len, found["kept"]))
         classes = np.full((len(rows), most), NOBODY, np.int64)
         purified = np.zeros((sum(map(len, layouts)), most, patches), np.float32)
@@ -200,6 +206,7 @@ class Proposals:
             decisions=Decisions(np.stack(found["scores"]), classes, _regions_of_rows(found)),
             crops=torch.from_numpy(crops),
             guides=guides,
+            facts=facts,
         )
 
 

@@ -10,6 +10,7 @@ from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.evaluation.benchmarks import published_miou
 from ovss_core.vocabulary import Vocabulary
+from pipelines.evaluate.checks import check_evaluate
 from pipelines.evaluate.grid import GridBase, GridRow, grid_rows, system_rows
 from pipelines.evaluate.options import PairOptions as PairOptions
 from pipelines.evaluate.pairs import PairSource
@@ -25,7 +26,7 @@ from pipelines.evaluate.report import (
 )
 from pipelines.evaluate.stage import STAGE, MeasureStage, Variant
 from pipelines.evaluate.table import MEASUREMENT_TABLE, MEASUREMENTS
-from pipelines.preflight import check_evaluate, check_model, check_proxy, say_once
+from pipelines.preflight import check_model, check_proxy, say_once
 from pipelines.run.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.run.options import PoolOptions, RunOptions
 from pipelines.run.pools import WorkerPlan

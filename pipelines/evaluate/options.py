@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ovss_core.errors import ConfigError
+from pipelines.sources.kinds.base import place
 
 if TYPE_CHECKING:
     from ovss_core.vocabulary import Vocabulary
@@ -33,9 +34,9 @@ class PairOptions:
     """
 
     benchmark: str | None = None
-    root: str | None = None
-    images: str | None = None
-    masks: str | None = None
+    root: str | None = place("FOLDER")
+    images: str | None = place()
+    masks: str | None = place("FOLDER")
     vocabulary: str | list[str] | None = None
     limit: int | None = None
     oracle: bool = True

@@ -9,6 +9,7 @@ from ovss_core.errors import StorageError
 from ovss_core.evaluation.benchmarks import Benchmark, FoundSamples
 from ovss_core.evaluation.benchmarks.conversions import LabelConversion, indices_below
 from pipelines.sources import ImageRecord, open_images
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.storage import Folder, join_uri, redact, walk
 
 
@@ -75,6 +76,10 @@ class BenchmarkSource:
             "limit": self.limit,
         }
 
+    def fetcher(self, max_bytes: int, timeout_s: float) -> ImageFetcher:
+        """Return what fetches the bytes of its records."""
+        return ImageFetcher(self.uri, max_bytes=max_bytes, timeout_s=timeout_s)
+
     def containers(self) -> None:
         """Return None: there are no shards."""
 
@@ -118,6 +123,10 @@ class FolderPairsSource:
     def describe(self) -> dict[str, Any]:
         """Return what identifies this source, without credentials."""
         return {**self._images.describe(), "masks": redact(self.masks), "limit": self.limit}
+
+    def fetcher(self, max_bytes: int, timeout_s: float) -> ImageFetcher:
+        """Return what fetches the bytes of its records."""
+        return self._images.fetcher(max_bytes, timeout_s)
 
     def containers(self) -> None:
         """Return None: there are no shards."""

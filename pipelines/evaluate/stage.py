@@ -1,7 +1,6 @@
 """The measuring stage: image and mask in, counts of every variant out; runs in Ray Data's actors and without Ray."""
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ from ovss_core.evaluation.oracle import Oracle
 from ovss_core.images.decode import decode_image
 from ovss_core.proxies.loading import load_proxy
 from pipelines.evaluate.table import MEASUREMENTS
-from pipelines.faults import Failure, process_all
+from pipelines.faults import Failure
 from pipelines.run.compute import pick_device, use_threads
 from pipelines.run.ledger import AttemptLedger
-from pipelines.run.schema import FAILURE, SECONDS, result_type
+from pipelines.run.schema import result_type
+from pipelines.run.stage import RowStage
 from pipelines.storage import Folder
 
 STAGE = "measure"
@@ -54,7 +54,7 @@ class _Pair:
     truth: np.ndarray
 
 
-class MeasureStage:
+class MeasureStage(RowStage):
     """Label images by every variant and compare the labels with the reference masks (column ``result``).
 
     Args:
@@ -68,6 +68,9 @@ class MeasureStage:
         ledger: Finds images that kill their worker; None outside `run_job`.
     """
 
+    name = STAGE
+    output_type = result_type(MEASUREMENTS)
+
     def __init__(
         self,
         variants: Sequence[Variant],
@@ -79,6 +82,7 @@ class MeasureStage:
         worker_threads: int = 4,
         ledger: AttemptLedger | None = None,
     ) -> None:
+        super().__init__(ledger)
         use_threads(torch_threads and 1)
         chosen = pick_device(device)
         clip = load_clip(variants[0].config.model)
@@ -95,40 +99,19 @@ class MeasureStage:
         self.masks = Folder(masks)
         self.conversion = conversion
         self.oracle = oracle
-        self.ledger = ledger
         self._torch_threads = torch_threads
         self._threads = ThreadPoolExecutor(worker_threads)
-        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Measure the rows that have not failed; every row stays one row."""
         use_threads(self._torch_threads)
-        rows = batch.select(["image_id", "image", "annotation"]).to_pylist()
-        failures = batch["failure"].to_pylist()
-        live = [place for place, failure in enumerate(failures) if failure is None]
-        ids = [rows[place]["image_id"] for place in live]
-        outcomes = process_all(STAGE, ids, [rows[place] for place in live], self.work, self.ledger)
-        values: list[Any] = [None] * len(rows)
-        for place, outcome in zip(live, outcomes, strict=True):
-            if isinstance(outcome, Failure):
-                failures[place] = outcome.to_dict()
-            else:
-                values[place] = outcome
-        seconds = [None] * len(rows)
-        table = batch.drop_columns(["image", "annotation", "failure", "seconds"])
-        for name, column in (
-            ("failure", pa.array(failures, FAILURE)),
-            ("seconds", pa.array([self._take_seconds(), *seconds[1:]], SECONDS)),
-            ("result", pa.array(values, result_type(MEASUREMENTS))),
-        ):
-            table = table.append_column(name, column)
-        return table
+        return super().__call__(batch)
 
     def work(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | Failure]:
         """Measure images; what cannot be read gives a failure in its place."""
         start = time.perf_counter()
         pairs = list(self._threads.map(self._read, rows))
-        self._seconds["decode"] += time.perf_counter() - start
+        self.took("decode", time.perf_counter() - start)
         good = [pair for pair in pairs if isinstance(pair, _Pair)]
         measured = iter(self._measure(good))
         return [
@@ -164,7 +147,7 @@ class MeasureStage:
             return results
         start = time.perf_counter()
         encoded = self.engines.encode([pair.pixels for pair in pairs])
-        self._seconds["encode"] += time.perf_counter() - start
+        self.took("encode", time.perf_counter() - start)
         for variant, engine, groups in zip(self.variants, self.engines.engines, encoded, strict=True):
             for group in groups:
                 for place, values in zip(
@@ -178,7 +161,7 @@ class MeasureStage:
     ) -> list[Measurement]:
         start = time.perf_counter()
         labelled = group.segment(engine)
-        self._seconds["label"] += time.perf_counter() - start
+        self.took("label", time.perf_counter() - start)
         measured = []
         oracle = Oracle(engine) if self.oracle else None
         vocabulary = engine.text.vocabulary
@@ -187,12 +170,8 @@ class MeasureStage:
             start = time.perf_counter()
             present = present_classes(truth, vocabulary.background_index)
             bound = oracle.label_map(group.single(position, engine), present) if oracle else None
-            self._seconds["oracle"] += time.perf_counter() - start
+            self.took("oracle", time.perf_counter() - start)
             start = time.perf_counter()
             measured.append(measure(result, truth, vocabulary, bound))
-            self._seconds["count"] += time.perf_counter() - start
+            self.took("count", time.perf_counter() - start)
         return measured
-
-    def _take_seconds(self) -> list[tuple[str, float]]:
-        taken, self._seconds = list(self._seconds.items()), defaultdict(float)
-        return taken

@@ -9,10 +9,11 @@ from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.vocabulary import Vocabulary
+from pipelines.label.checks import check_label
 from pipelines.label.pictures import write_previews
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.table import LABEL_TABLE
-from pipelines.preflight import check_label, check_model, check_proxy, say_once
+from pipelines.preflight import check_model, check_proxy, say_once
 from pipelines.preflight import read_descriptions as read_descriptions
 from pipelines.run.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
@@ -58,7 +59,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
     say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.descriptions)])
     check_proxy(job.segmenter)
     options = job.source
-    source = open_source(options.images or options.parquet or options.webdataset, options.open, job.run)
+    source = open_source(options.place, options.open, job.run)
     purification = job.segmenter.purification
     summary, manifest = carry_out(
         Course(

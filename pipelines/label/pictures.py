@@ -27,15 +27,14 @@ from pipelines.run.record import PREVIEWS
 from pipelines.run.shards import images_of_shard
 from pipelines.run.sink import FAILED
 from pipelines.run.summary import read_markers
-from pipelines.sources import ParquetSource, Source, WebDatasetSource
-from pipelines.sources.fetch import ImageFetcher
+from pipelines.sources import Source, WebDatasetSource
 from pipelines.storage import Folder
 
 _LOG = logging.getLogger(__name__)
 _SIDE = 420
 _FAINT, _STRONG = 70, 150
 _MAX_PIXELS = 100_000_000
-_MAX_BYTES = 1 << 28
+_MAX_BYTES, _FETCH_S = 1 << 28, 60.0
 _FAILURES_SHOWN = 50
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:0;background:#f6f6f4;color:#222}
@@ -134,8 +133,7 @@ def _choose(
     output: Folder, source: Source, manifest: Manifest, count: int
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Yield label rows with the bytes of their images, the same number from parts spread over the run."""
-    column = source.image_column if isinstance(source, ParquetSource) else None
-    fetcher = ImageFetcher(source.uri, column)
+    fetcher = source.fetcher(_MAX_BYTES, _FETCH_S)
     parts = [marker["part"] for marker in read_markers(output, manifest) if marker["labelled"]]
     chosen = sorted({round(place) for place in np.linspace(0, len(parts) - 1, min(len(parts), count))})
     left = count

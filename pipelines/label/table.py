@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ovss_core.engine.facts import FACTS
 from ovss_core.results import PresentClass, ScoredClass, ScoredClasses, Segmentation
 from pipelines.label.masks import encode_mask
 from pipelines.run.schema import LABELS, result_type
@@ -28,6 +29,7 @@ def label_row(result: Segmentation) -> dict[str, Any]:
             {"classes": list(group.classes), "boxes": [vars(box) for box in group.boxes]}
             for group in result.groups
         ],
+        **result.facts,
     }
 
 
@@ -74,12 +76,17 @@ def label_column(results: Sequence[Segmentation], masks: Sequence[bytes]) -> pa.
                 fields=list(_GROUP),
             ),
         ),
+        **{
+            name: pa.array([result.facts.get(name) for result in results], kind.field(name).type)
+            for name in _FACTS
+        },
     }
     return pa.StructArray.from_arrays(
         [columns[field.name].cast(field.type) for field in kind], fields=list(kind)
     )
 
 
+_FACTS = [fact.name for fact in FACTS]
 _GROUP = LABELS.field("groups").type.value_type
 _BOX = _GROUP.field("boxes").type.value_type
 _SCORED = LABELS.field("kept").type.value_type

@@ -64,7 +64,6 @@ class Job:
     source: Source
     stages: Sequence[ActorStage]
     table: OutputTable
-    image_column: str | None = None
     max_bytes: int = 1 << 28
     fetch_timeout_s: float = 60.0
     shard_size: int = 256
@@ -106,10 +105,7 @@ class RayExecution:
         job = self.job
         reader = ReadImages(
             job.output.uri,
-            job.source.uri,
-            job.image_column,
-            job.max_bytes,
-            timeout_s=min(job.fetch_timeout_s, job.no_progress_s / FETCH_SHARE),
+            job.source.fetcher(job.max_bytes, min(job.fetch_timeout_s, job.no_progress_s / FETCH_SHARE)),
             fields=getattr(job.source, "fields", None),
             shard_size=job.shard_size,
             ledger=self._ledger,

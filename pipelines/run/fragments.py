@@ -20,7 +20,7 @@ FRAGMENTS = "_fragments"
 _LOG = logging.getLogger(__name__)
 _ROW_GROUP = 128
 _SECONDS = b"ovss_seconds"
-_NO_ROWS = pa.schema([("image of this run", pa.string())])
+_NO_ROWS = pa.schema([pa.field("image of this run", pa.string(), nullable=False)])
 
 
 def write_fragment(
@@ -51,7 +51,7 @@ def read_fragments(
     for name in output.names(folder):
         kind = name.partition(".")[2].removesuffix(".parquet")
         try:
-            rows = read_table(output, f"{folder}/{name}", schemas.get(kind, _NO_ROWS))
+            rows = read_table(output, f"{folder}/{name}", schemas.get(kind, _NO_ROWS), grown=True)
             yield kind, rows, _seconds(rows)
         except DamagedFileError as error:
             _LOG.warning("%s; its images are done again", error)

@@ -6,7 +6,7 @@ written before the checks have passed but a file that shows whether the output c
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any, TypeVar, cast
 
@@ -38,7 +38,7 @@ from pipelines.run.state_files import DamagedFileError
 from pipelines.run.summary import read_markers, write_summary
 from pipelines.run.verify import is_whole
 from pipelines.run.weight_hashes import CLIP_HASH, PROXY_HASH, UNKNOWN, WeightHashes, hash_weights
-from pipelines.sources import ImageRecord, ParquetSource, Source
+from pipelines.sources import ImageRecord, Source
 from pipelines.storage import Folder, redact
 
 _LISTED_STEP = 1000
@@ -53,10 +53,11 @@ class Course:
 
     Attributes:
         table: The output table.
-        model: Whose weights decide the results.
-        encode: Called as ``encode(*encode_arguments, device)`` near a GPU; returns the text and the weights' hashes.
-        identity: Gives what decides the results, from the weights' hashes.
+        identity: Gives what decides the results, from the weights' hashes (`UNKNOWN` where no model decides).
         stages: Gives the stages, from the plan and the text.
+        model: Whose weights decide the results.
+        encode: Called as ``encode(*encode_arguments, device)`` near a GPU; returns the text and the weights' hashes. Comes
+            with a model.
         details: What else `run.json` says of this start.
         adjust: Changes the plan to what the job's batches take.
         two_stages: Whether stage 2 has work of its own.
@@ -71,12 +72,12 @@ class Course:
     run: RunOptions
     pools: PoolOptions
     table: OutputTable
-    model: ModelConfig
-    encode: Callable[..., tuple[Text, WeightHashes]]
-    encode_arguments: tuple[Any, ...]
     identity: Callable[[WeightHashes], dict[str, Any]]
     stages: Callable[[WorkerPlan, Text], Sequence[ActorStage]]
-    details: Mapping[str, Any]
+    model: ModelConfig | None = None
+    encode: Callable[..., tuple[Text, WeightHashes]] | None = None
+    encode_arguments: tuple[Any, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
     adjust: Callable[[WorkerPlan], WorkerPlan] = lambda plan: plan
     two_stages: bool = False
     max_bytes: int = 1 << 28
@@ -113,8 +114,7 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
             return write_summary(output, manifest, _this_start(0, 0.0)), manifest
     with connected(run.address, run.verbose, run.progress_s) as joined:
         plan, nodes = _plan(course, joined)
-        with announced("ovss: loading the weights and encoding the vocabulary", run.progress_s):
-            text, hashes = run_near_gpu(course.encode, *course.encode_arguments, use_gpu=plan.on_gpus)
+        text, hashes = _encode(course, plan)
         identity = course.identity(hashes)
         replaces = replaces or not continues_run(output, identity)
         with stopping_in_one_line():
@@ -175,11 +175,13 @@ def _extend_finished(course: Course) -> Manifest | None:
             return None
     except DamagedFileError:  # the run that comes now repairs it
         return None
-    with announced("ovss: everything is done; comparing the weights", course.run.progress_s):
-        try:
-            hashes = hash_weights(course.model, course.proxy)
-        except (ModelError, WeightsError):  # they may lie on the cluster's nodes only
-            return None
+    hashes = UNKNOWN
+    if course.model is not None:
+        with announced("ovss: everything is done; comparing the weights", course.run.progress_s):
+            try:
+                hashes = hash_weights(course.model, course.proxy)
+            except (ModelError, WeightsError):  # they may lie on the cluster's nodes only
+                return None
     check_identity(output, course.identity(hashes))
     return _list(course)
 
@@ -223,6 +225,15 @@ def _plan(course: Course, joined: bool) -> tuple[WorkerPlan, list[Node]]:
     return course.adjust(plan), nodes
 
 
+def _encode(course: Course, plan: WorkerPlan) -> tuple[Text, WeightHashes]:
+    """Encode what the workers need of the text, where the job has any."""
+    if course.encode is None:
+        return None, UNKNOWN
+    with announced("ovss: loading the weights and encoding the vocabulary", course.run.progress_s):
+        text, hashes = run_near_gpu(course.encode, *course.encode_arguments, use_gpu=plan.on_gpus)
+    return text, hashes
+
+
 def _details(course: Course, plan: WorkerPlan, nodes: Sequence[Node]) -> dict[str, Any]:
     return {
         **course.details,
@@ -243,7 +254,6 @@ def _work(
         source,
         course.stages(plan, text),
         course.table,
-        image_column=source.image_column if isinstance(source, ParquetSource) else None,
         max_bytes=course.max_bytes,
         fetch_timeout_s=course.fetch_timeout_s,
         shard_size=run.shard_size,

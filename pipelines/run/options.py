@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ovss_core.errors import ConfigError
+from pipelines.sources.kinds import SOURCE_KINDS, SourceKind
+from pipelines.sources.kinds.base import offering
 
 if TYPE_CHECKING:
     from pipelines.sources import Source
@@ -13,65 +15,67 @@ FETCH_SHARE = 3
 
 
 @dataclass(frozen=True)
+@offering(SOURCE_KINDS)
 class SourceOptions:
-    """Where the images come from; give one of the first three.
+    """Where the images come from; exactly one kind of source is given, by its first setting.
 
     Raises:
         ConfigError: None or several of them, or settings that do not go together.
 
     Attributes:
-        images: Folder (searched below as well), glob, file, .txt list (a path or address a line) or COCO .json;
-            local path or URI such as s3://bucket/folder.
-        parquet: Parquet file, folder or glob with a column of images.
-        webdataset: Tar shard, folder of shards or glob such as 'train-{0000..0127}.tar'.
-        image_column: Column of the Parquet table: bytes, a struct with bytes and path, or addresses. Found by its
-            name where there is one such as "image".
-        id_column: Column of the Parquet table whose values name the images; the default is file#row.
-        image_field: Field of a WebDataset sample that holds the picture, such as jpg or image.png; found by itself
-            by default. Several that samples may have instead: jpg;png.
         max_bytes: Image files with more bytes are refused before they are read.
         fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included; at most a third of
             no_progress_s.
     """
 
-    images: str | None = None
-    parquet: str | None = None
-    webdataset: str | None = None
-    image_column: str | None = None
-    id_column: str | None = None
-    image_field: str | None = None
     max_bytes: int = 1 << 28
     fetch_timeout_s: float = 60.0
 
+    if TYPE_CHECKING:  # the kinds' settings are fields that only a running program knows
+
+        def __init__(
+            self, *, max_bytes: int = ..., fetch_timeout_s: float = ..., **of_kinds: str | None
+        ) -> None: ...
+
     def __post_init__(self) -> None:
-        given = [name for name in ("images", "parquet", "webdataset") if getattr(self, name)]
+        places = [kind.names()[0] for kind in SOURCE_KINDS]
+        given = [name for name in places if getattr(self, name)]
         if len(given) != 1:
+            flags = [kind.flags()[0] for kind in SOURCE_KINDS]
             raise ConfigError(
-                f"give exactly one of --images, --parquet and --webdataset; got {', '.join(given) or 'none'}"
+                f"give exactly one of {', '.join(flags[:-1])} and {flags[-1]}; got {', '.join(given) or 'none'}"
             )
-        if self.image_field and not self.webdataset:
-            raise ConfigError("--image-field goes with --webdataset; leave it out here")
-        if not self.parquet and (self.image_column or self.id_column):
-            raise ConfigError("--image-column and --id-column go with --parquet; leave them out here")
+        for kind in SOURCE_KINDS:
+            others = kind.flags()[1:]
+            if kind.names()[0] not in given and any(getattr(self, name) for name in kind.names()[1:]):
+                verb = "goes" if len(others) == 1 else "go"
+                raise ConfigError(
+                    f"{' and '.join(others)} {verb} with {kind.flags()[0]}; leave {'it' if verb == 'goes' else 'them'} out here"
+                )
         if self.max_bytes < 1:
             raise ConfigError(f"max_bytes is {self.max_bytes}; give at least 1")
         if not self.fetch_timeout_s > 0:
             raise ConfigError(f"fetch_timeout_s is {self.fetch_timeout_s}; give more than 0 seconds")
 
+    @property
+    def kind(self) -> SourceKind:
+        """The kind of source that was given."""
+        chosen = next(kind for kind in SOURCE_KINDS if getattr(self, kind.names()[0]))
+        return chosen(**{name: getattr(self, name) for name in chosen.names()})
+
+    @property
+    def place(self) -> str:
+        """Where the images lie, as it was given."""
+        return str(getattr(self, self.kind.names()[0]))
+
     def open(self) -> "Source":
         """Open the source that was given.
 
         Raises:
+            ConfigError: The settings do not fit it.
             StorageError: Nothing is there.
         """
-        # imported here: help and the checks of flags must not wait for Arrow
-        from pipelines.sources import ParquetSource, WebDatasetSource, open_images
-
-        if self.parquet:
-            return ParquetSource(self.parquet, self.image_column, self.id_column)
-        if self.webdataset:
-            return WebDatasetSource(self.webdataset, self.image_field)
-        return open_images(self.images or "")
+        return self.kind.open()
 
 
 @dataclass(frozen=True)

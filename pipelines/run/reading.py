@@ -24,34 +24,34 @@ class ReadImages:
 
     Args:
         output: URI of the run's output, where the manifest is.
-        source: URI of the source's root, which opens the file system of the records' paths.
-        image_column: Column of the images in Parquet containers.
-        max_bytes: A larger file is refused before it is read.
+        fetcher: The source's own.
         threads: Files fetched at once.
         fields: Which members of a shard are images.
         shard_size: Images of a part of a shard.
         ledger: Finds images whose reading kills the worker; None outside `run_job`.
-        timeout_s: Seconds that one file may take to arrive.
     """
 
     def __init__(
         self,
         output: str,
-        source: str,
-        image_column: str | None = None,
-        max_bytes: int = 1 << 28,
+        fetcher: ImageFetcher,
         threads: int = 8,
         fields: ImageFields | None = None,
         shard_size: int = 256,
         ledger: Attempts | None = None,
-        timeout_s: float = 60.0,
     ) -> None:
         self.output = Folder(output)
-        self.fetcher = ImageFetcher(source, image_column, max_bytes, timeout_s)
+        self.fetcher = fetcher
         self.threads = threads
         self.ledger = ledger
         self.shards = ShardReader(
-            self.output, source, fields or ImageFields(), max_bytes, shard_size, ledger, timeout_s
+            self.output,
+            fetcher.source,
+            fields or ImageFields(),
+            fetcher.max_bytes,
+            shard_size,
+            ledger,
+            fetcher.timeout_s,
         )
 
     def read(self, batch: pa.Table) -> Iterator[pa.Table]:

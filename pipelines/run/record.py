@@ -134,7 +134,22 @@ def continues_run(output: Folder, identity: Mapping[str, Any], but: Collection[s
 def holds_images(output: Folder) -> bool:
     """Say whether a run has stored any image in an output, labelled or failed; if not, another may take its place."""
     parts = [f"{FRAGMENTS}/{part}" for part in output.folders(FRAGMENTS)]
-    return any(output.names(folder) for folder in (DONE, FAILED, "labels", "measurements", *parts))
+    return any(output.names(folder) for folder in (DONE, FAILED, *_tables(output), *parts))
+
+
+def table_name(identity: Mapping[str, Any]) -> str | None:
+    """Return the folder of the finished rows of a run, which its identity names as its schema: ``labels/1``."""
+    name, slash, _ = str(identity.get("schema", "")).partition("/")
+    return name if slash else None
+
+
+def _tables(output: Folder) -> list[str]:
+    """Return the folders that may hold finished rows: the one that `run.json` names, or all that are no part of a run."""
+    try:
+        named = table_name(read_json(output, RUN, {"identity": dict})["identity"])
+    except DamagedFileError:
+        named = None
+    return [named] if named else [name for name in output.folders() if name not in (MANIFEST, PREVIEWS)]
 
 
 def write_run(output: Folder, identity: Mapping[str, Any], details: Mapping[str, Any]) -> None:

@@ -6,6 +6,8 @@ column changes its meaning or goes; new columns alone keep it.
 
 import pyarrow as pa
 
+from ovss_core.engine.facts import FACT_COLUMNS, FACTS
+
 _PIXEL = pa.int32()
 
 
@@ -62,6 +64,7 @@ LABELS = _schema(
             "classes that claimed the same region; each box in pixels of the image, end exclusive, with the class "
             "that won it (null: nobody)",
         ),
+        *(_documented(fact.name, pa.from_numpy_dtype(fact.dtype), True, fact.meaning) for fact in FACTS),
     ],
 )
 
@@ -89,7 +92,7 @@ PROPOSAL = pa.struct(
         (name, pa.binary())
         for name in (
             *("size", "resized", "scored", "maps", "guide", "kept", "scores", "group_sizes", "members"),
-            *("region_group", "region_window", "region_corners", "crops"),
+            *("region_group", "region_window", "region_corners", "crops", *FACT_COLUMNS),
         )
     ]
 )

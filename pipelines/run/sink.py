@@ -174,7 +174,7 @@ def reopen_part(output: Folder, part: str, table: OutputTable, keep_failures: bo
     for name, schema in table.schemas.items():
         try:
             if name == table.name or keep_failures:
-                tables[name] = read_table(output, finished_file(name, part), schema)
+                tables[name] = read_table(output, finished_file(name, part), schema, grown=True)
         except DamagedFileError:  # gone where there are no such rows; whoever checks the marker says more
             continue
     output.remove_folder(f"{FRAGMENTS}/{part}")

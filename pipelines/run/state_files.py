@@ -95,9 +95,16 @@ def read_json(output: Folder, name: str, wanted: Mapping[str, type | tuple[type,
 
 
 def read_table(
-    output: Folder, name: str, schema: pa.Schema | None = None, columns: Sequence[str] | None = None
+    output: Folder,
+    name: str,
+    schema: pa.Schema | None = None,
+    columns: Sequence[str] | None = None,
+    grown: bool = False,
 ) -> pa.Table:
     """Read a Parquet file: as `schema`, or some columns of it.
+
+    Args:
+        grown: The schema may have got new columns behind its others since the file was written; they are null then.
 
     Raises:
         DamagedFileError: It is no Parquet file, or one that lacks columns, also of the schema's others.
@@ -109,6 +116,12 @@ def read_table(
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read(wanted)
         lacking = set(needed) - set(file.schema_arrow.names)
+        if grown and schema is not None and len(lacking) < len(schema):
+            new = list(schema)[len(schema) - len(lacking) :]
+            if all(entry.nullable and entry.name in lacking for entry in new):
+                for entry in new:
+                    table = table.append_column(entry, pa.nulls(table.num_rows, entry.type))
+                lacking = set()
         if not lacking:
             return _as_schema(table, schema) if schema is not None and columns is None else table
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:

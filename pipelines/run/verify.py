@@ -22,7 +22,7 @@ from pipelines.run.manifest_files import (
     shard_file,
     shard_of,
 )
-from pipelines.run.record import CLEARING, RUN, SUMMARY
+from pipelines.run.record import CLEARING, RUN, SUMMARY, table_name
 from pipelines.run.sink import DONE, FAILED, OutputTable, finished_file, marker_file, read_marker, reopen_part
 from pipelines.run.state_files import DamagedFileError, read_json, read_table
 from pipelines.storage import Folder
@@ -30,7 +30,6 @@ from pipelines.transport.causes import one_line
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 16
-_TABLES = {"label": "labels", "evaluate": "measurements"}
 
 
 def damaged_parts(
@@ -274,4 +273,4 @@ def _table_of(output: Folder, verdict: Verdict) -> str:
         with suppress(DamagedFileError):
             marker = read_marker(output, name.removesuffix(".json"))
             return next((table for table in marker.get("files") or () if table != FAILED), "labels")
-    return _TABLES.get(str(identity.get("job")), "labels")
+    return table_name(identity) or "labels"

@@ -1,6 +1,7 @@
 """Fetching the bytes of one image, wherever a record says they lie; what cannot be had is a failure with a reason."""
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
@@ -9,9 +10,9 @@ import pyarrow as pa
 
 from ovss_core.errors import ImageError, StorageError
 from pipelines.faults import Failure, clean_reason
-from pipelines.sources.image_list import address_at
 from pipelines.sources.parquet_rows import ParquetRows
 from pipelines.storage import open_storage
+from pipelines.transport.causes import blamed_on
 from pipelines.transport.limits import check_size
 from pipelines.transport.whole import read_address, read_inside
 
@@ -71,15 +72,27 @@ class ImageFetcher:
 
     def _file(self, row: Row) -> Fetched:
         try:
-            if row["container"] == "uri":
-                return self.read_address(row["path"])
-            if row["container"] == "listed":
-                return self.read_address(address_at(self.source, row))
-            if row["path"] is None:  # the source is one file
-                return self.read_address(self.source)
-            return read_inside(self.source, row["path"], self.max_bytes, self.timeout_s)
+            return self.read(row)
         except (StorageError, ImageError) as error:
             return Failure.of(STAGE, error)
+
+    def read(self, row: Row) -> bytes:
+        """Return the bytes of one image that lies neither in a table nor in a tar; called from threads.
+
+        A source whose images lie in another way gives a subclass (`pipelines.sources.record.Source.fetcher`) that reads
+        its own kind of container here.
+
+        Raises:
+            StorageError: It could not be had; the message is one line without secrets.
+            ImageError: It is too large, or no file.
+        """
+        if row["container"] == "uri":
+            return self.read_address(row["path"])
+        if row["container"] == "listed":
+            return self.read_address(address_at(self.source, row))
+        if row["path"] is None:  # the source is one file
+            return self.read_address(self.source)
+        return read_inside(self.source, row["path"], self.max_bytes, self.timeout_s)
 
     def read_address(self, address: str) -> bytes:
         """Return the whole file behind an address.
@@ -109,6 +122,22 @@ class ImageFetcher:
         start = rows[0]["offset"]
         data = stream.read_at(rows[-1]["offset"] + rows[-1]["length"] - start, start)
         return [data[row["offset"] - start : row["offset"] - start + row["length"]] for row in rows]
+
+
+def address_at(source: str, row: Mapping[str, Any]) -> str:
+    """Return the address that a manifest row of container "listed" stands for, from the list itself.
+
+    Raises:
+        StorageError: The list cannot be read.
+        ImageError: It has changed since it was listed.
+    """
+    with blamed_on(source), open_storage(source)[0].open_input_file(row["path"]) as stream:
+        data: bytes = stream.read_at(row["length"], row["offset"])
+    if zlib.crc32(data) != row["row"]:
+        raise ImageError(
+            "the list of images changed after it was listed; give it another name, or restore it"
+        )
+    return data.decode()
 
 
 def _spans(rows: Sequence[Row], limit: int) -> list[list[Row]]:

@@ -6,6 +6,8 @@ from posixpath import splitext
 from typing import Any
 
 from ovss_core.errors import StorageError
+from pipelines.sources.fetch import ImageFetcher
+from pipelines.sources.kinds import kind_for
 from pipelines.sources.listing import list_entries
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import join_uri, open_storage, redact
@@ -35,11 +37,6 @@ IMAGE_EXTENSIONS = frozenset(
     )
 )
 _WAYS_IN = {
-    ".tar": "tar shards are given with --webdataset",
-    ".tgz": "tar shards are given with --webdataset",
-    ".gz": "tar shards are given with --webdataset",
-    ".parquet": "Parquet tables are given with --parquet",
-    ".pq": "Parquet tables are given with --parquet",
     ".zip": "unpack archives first",
     ".txt": "give a list of images as a file, not its folder",
 }
@@ -76,6 +73,10 @@ class FolderSource:
         """Return what identifies this source, without credentials."""
         return {"kind": "folder", "uri": redact(self.pattern)}
 
+    def fetcher(self, max_bytes: int, timeout_s: float) -> ImageFetcher:
+        """Return what fetches the bytes of its records."""
+        return ImageFetcher(self.uri, max_bytes=max_bytes, timeout_s=timeout_s)
+
     def containers(self) -> None:
         """Return None: there are no shards."""
 
@@ -107,7 +108,7 @@ class FolderSource:
     def _nothing_found(self, root: str, others: Counter[str]) -> str:
         if redact(root) != redact(self.pattern):
             return f"nothing matches {redact(self.pattern)}; {redact(root)} is there, check the rest of the pattern"
-        hint = next((_WAYS_IN[ending] for ending, _ in others.most_common() if ending in _WAYS_IN), None)
+        hint = next(filter(None, (_way_in(ending) for ending, _ in others.most_common())), None)
         kinds = ", ".join(
             f"{count:,} {ending or 'without ending'}" for ending, count in others.most_common(3)
         )
@@ -133,6 +134,13 @@ class _Names:
             name = f"{shown}#{number}"
         self._seen.add(name)
         return name
+
+
+def _way_in(ending: str) -> str | None:
+    """Say how files that end so are given."""
+    if found := kind_for(ending) or kind_for(f".tar{ending}"):  # shards are packed as .tar.gz
+        return f"{found[0]}s are given with {found[1]}"
+    return _WAYS_IN.get(ending)
 
 
 def file_record(image_id: str, public: str, base: str, relative: str) -> ImageRecord:

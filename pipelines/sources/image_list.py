@@ -3,15 +3,17 @@
 import json
 import posixpath
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from hashlib import blake2b
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow.fs as pafs
 
-from ovss_core.errors import ConfigError, ImageError, StorageError
+from ovss_core.errors import ConfigError, StorageError
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources.folder import FolderSource, file_record
 from pipelines.sources.json_list import named_images
+from pipelines.sources.kinds import kind_for
 from pipelines.sources.listing import kind_at, nearest_place
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import open_seekable, open_storage, redact
@@ -21,16 +23,7 @@ from pipelines.transport.data_address import is_data_address
 from pipelines.transport.patience import patiently
 
 LIST_ENDINGS = (".txt", ".lst", ".list", ".json")
-_OTHER_FLAGS = {
-    (
-        ".tar",
-        ".tar.gz",
-        ".tgz",
-        ".tar.bz2",
-        ".tar.xz",
-        ".tar.zst",
-    ): "is a tar archive: give it as --webdataset",
-    (".parquet", ".pq"): "is a Parquet table: give it as --parquet",
+_OTHERWISE = {
     (".zip", ".7z", ".rar"): "is an archive: unpack it and give the folder",
     (
         ".csv",
@@ -89,7 +82,10 @@ def _is_missing(pattern: str) -> bool:
 
 
 def _flag_for(name: str) -> str | None:
-    return next((text for endings, text in _OTHER_FLAGS.items() if name.endswith(endings)), None)
+    """Say what to do with a file of another kind."""
+    if found := kind_for(name):
+        return f"is a {found[0]}: give it as {found[1]}"
+    return next((text for endings, text in _OTHERWISE.items() if name.endswith(endings)), None)
 
 
 class ListSource:
@@ -128,6 +124,10 @@ class ListSource:
     def describe(self) -> dict[str, Any]:
         """Return what identifies this source, without credentials."""
         return {"kind": "list", "uri": redact(self.pattern)}
+
+    def fetcher(self, max_bytes: int, timeout_s: float) -> ImageFetcher:
+        """Return what fetches the bytes of its records."""
+        return ImageFetcher(self.uri, max_bytes=max_bytes, timeout_s=timeout_s)
 
     def containers(self) -> None:
         """Return None: there are no shards."""
@@ -216,22 +216,6 @@ class ListSource:
             length=item.length,
             row=zlib.crc32(text.encode()),
         )
-
-
-def address_at(source: str, row: Mapping[str, Any]) -> str:
-    """Return the address that a manifest row of container "listed" stands for, from the list itself.
-
-    Raises:
-        StorageError: The list cannot be read.
-        ImageError: It has changed since it was listed.
-    """
-    with blamed_on(source), open_storage(source)[0].open_input_file(row["path"]) as stream:
-        data: bytes = stream.read_at(row["length"], row["offset"])
-    if zlib.crc32(data) != row["row"]:
-        raise ImageError(
-            "the list of images changed after it was listed; give it another name, or restore it"
-        )
-    return data.decode()
 
 
 def _read_line(line: bytes, start: int) -> _Item | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ovss_core.errors import ConfigError, StorageError, nearest
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources.listing import list_files
 from pipelines.sources.parquet_columns import can_name, image_kind
 from pipelines.sources.parquet_listing import FileListing, Placed, TableFolder, may_pass
@@ -150,6 +151,10 @@ class ParquetSource:
             "image_column": self.image_column,
             "id_column": self.id_column,
         }
+
+    def fetcher(self, max_bytes: int, timeout_s: float) -> ImageFetcher:
+        """Return what fetches the bytes of its records."""
+        return ImageFetcher(self.uri, self.image_column, max_bytes, timeout_s)
 
     def containers(self) -> list[str]:
         """Return the Parquet files there are."""

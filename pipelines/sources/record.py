@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
 from pipelines.transport.addresses import scrub
 
-Container = Literal["file", "uri", "listed", "tar", "parquet", "broken"]
+if TYPE_CHECKING:
+    from pipelines.sources.fetch import ImageFetcher
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -36,15 +37,16 @@ class ImageRecord:
         uri: Address for people and for the output; no credentials.
         container: "file" (a whole file of the source), "uri" (a whole file that a table or list names), "listed" (a
             file whose address holds a secret: the address stays in the list `path`, in the bytes `offset` to
-            `offset + length`, with its checksum as `row`), "tar" (bytes `offset` to `offset + length`), "parquet" (row `row` of row group `row_group`), or "broken" (nothing
-            to read: `reason` says why; it becomes a failure row).
+            `offset + length`, with its checksum as `row`), "tar" (bytes `offset` to `offset + length`), "parquet"
+            (row `row` of row group `row_group`), "broken" (nothing to read: `reason` says why; it becomes a failure
+            row), or a word that the source's own fetcher understands.
         path: Path inside the source's file system; for "uri" the address to open.
         annotation: Address of a reference mask, for evaluations.
     """
 
     image_id: str
     uri: str
-    container: Container
+    container: str
     path: str | None = None
     offset: int | None = None
     length: int | None = None
@@ -59,7 +61,7 @@ class ImageRecord:
 
 
 class Source(Protocol):
-    """A corpus that can be listed.
+    """A corpus that can be listed and read.
 
     Attributes:
         uri: The root its records' paths belong to, credentials included (handed to workers, never written).
@@ -74,6 +76,14 @@ class Source(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies this source, without credentials; part of the run's identity."""
+
+    def fetcher(self, max_bytes: int, timeout_s: float) -> "ImageFetcher":
+        """Return what fetches the bytes of its records, in the processes of workers.
+
+        Args:
+            max_bytes: A larger file is refused.
+            timeout_s: Seconds that one file may take to arrive.
+        """
 
     def containers(self) -> list[str] | None:
         """Return the names of the shards there are now; None where each image is its own file."""

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ovss_core.errors import StorageError
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources.listing import list_files
 from pipelines.sources.promises import Promises, check_count
 from pipelines.sources.record import ImageRecord
@@ -58,6 +59,10 @@ class WebDatasetSource:
         """Return what identifies this source, without credentials."""
         field = ";".join(self.fields.names) or None
         return {"kind": "webdataset", "uri": redact(self.pattern), "image_field": field}
+
+    def fetcher(self, max_bytes: int, timeout_s: float) -> ImageFetcher:
+        """Return what fetches the bytes of its records."""
+        return ImageFetcher(self.uri, max_bytes=max_bytes, timeout_s=timeout_s)
 
     def containers(self) -> list[str]:
         """Return the shards there are, and those in `missing`, which the pattern promises and nobody finds."""

@@ -67,9 +67,8 @@ class DecodeImages(MeanColor):
 
 def _job(source: Source, output: Path) -> Job:
     job = mean_job(str(output), source)
-    column = source.image_column if isinstance(source, ParquetSource) else None
     stages = [replace(stage, worker=DecodeImages) for stage in job.stages]
-    return replace(job, stages=stages, shard_size=6, max_bytes=MAX_BYTES, image_column=column)
+    return replace(job, stages=stages, shard_size=6, max_bytes=MAX_BYTES)
 
 
 def _check_run(job: Job) -> None:

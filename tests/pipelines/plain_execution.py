@@ -33,9 +33,7 @@ class PlainExecution:
         job = self.job
         reader = ReadImages(
             job.output.uri,
-            job.source.uri,
-            job.image_column,
-            job.max_bytes,
+            job.source.fetcher(job.max_bytes, job.fetch_timeout_s),
             threads=1,
             fields=getattr(job.source, "fields", None),
             shard_size=job.shard_size,

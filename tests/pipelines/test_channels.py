@@ -39,7 +39,7 @@ def _planted(folder: Path, channel: int) -> ModelConfig:
 
 def test_a_planted_channel_is_found_with_its_share_by_block(tmp_path: Path, pictures: Path) -> None:
     model = _planted(tmp_path, 11)
-    counts = measure_channels(SourceOptions(str(pictures)), model, ChannelOptions(), WINDOWS)
+    counts = measure_channels(SourceOptions(images=str(pictures)), model, ChannelOptions(), WINDOWS)
     assert counts.images == 3
     assert counts.channels == [11]
     assert counts.dominated[:, 11].tolist() == [0, counts.patches, counts.patches, counts.patches]
@@ -53,7 +53,7 @@ def test_a_planted_channel_is_found_with_its_share_by_block(tmp_path: Path, pict
 def test_the_shares_are_those_of_the_definition(tmp_path: Path, pictures: Path) -> None:
     model, options = _planted(tmp_path, 3), ChannelOptions(count=1, threshold=2.0)
     (pictures / "broken.png").unlink()
-    counts = measure_channels(SourceOptions(str(pictures)), model, options, WINDOWS)
+    counts = measure_channels(SourceOptions(images=str(pictures)), model, options, WINDOWS)
     assert counts.images == 1
     assert counts.dominated.shape == (4, 32)
     assert (counts.dominated <= counts.patches).all()
@@ -65,7 +65,7 @@ def test_a_pattern_without_a_readable_picture_is_an_error(pictures: Path) -> Non
     register_tiny_models()
     with pytest.raises(ImageError, match="no image could be read"):
         measure_channels(
-            SourceOptions(str(pictures / "broken.png")),
+            SourceOptions(images=str(pictures / "broken.png")),
             ModelConfig(NAME, "random"),
             ChannelOptions(),
             WINDOWS,

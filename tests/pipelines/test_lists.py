@@ -33,15 +33,14 @@ def make(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(name.encode())
 
 
-def read(source: Source, output: Path, column: str | None = None) -> dict[str, bytes | str]:
+def read(source: Source, output: Path) -> dict[str, bytes | str]:
     manifest = prepare_manifest(Folder(str(output)), source, 3)
     found: dict[str, bytes | str] = {}
     with ThreadPoolExecutor(2) as threads:
         for part in manifest.parts:
             rows = read_part(Folder(str(output)), part).to_pylist()
-            for row, value in zip(
-                rows, ImageFetcher(source.uri, column, timeout_s=5.0).fetch(rows, threads), strict=True
-            ):
+            fetcher = source.fetcher(1 << 28, 5.0)
+            for row, value in zip(rows, fetcher.fetch(rows, threads), strict=True):
                 assert row["image_id"] not in found
                 found[row["image_id"]] = value.reason if isinstance(value, Failure) else value
     assert len(found) == manifest.images
@@ -145,7 +144,7 @@ def test_secrets_of_addresses_in_a_table_stay_in_the_table(tmp_path: Path, serve
         source = SourceOptions(
             parquet=str(tmp_path / "t.parquet"), image_column="url", id_column=id_column
         ).open()
-        assert list(read(source, tmp_path / name, "url").values()) == [BODY] * 3
+        assert list(read(source, tmp_path / name).values()) == [BODY] * 3
         told = str(
             [pq.read_table(part).to_pylist() for part in (tmp_path / name / "manifest").glob("*.parquet")]
         )

@@ -16,6 +16,7 @@ from pipelines.run.plan import plan_work
 from pipelines.run.runner import plan_job
 from pipelines.run.work_units import ShardTask
 from pipelines.sources import FolderSource, ImageRecord, ParquetSource, WebDatasetSource
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.storage import Folder
 from tests.conftest import encode_image
 from tests.pipelines.mean_color import MEANS, mean_job
@@ -33,6 +34,9 @@ class Listed:
 
     def describe(self) -> dict[str, Any]:
         return {"uri": "/"}
+
+    def fetcher(self, max_bytes: int, timeout_s: float) -> ImageFetcher:
+        return ImageFetcher(self.uri, max_bytes=max_bytes, timeout_s=timeout_s)
 
     def containers(self) -> None:
         return None
@@ -82,10 +86,10 @@ def test_an_id_that_a_later_table_repeats_is_the_same_id_whether_it_comes_at_onc
         pq.write_table(first, tmp_path / folder / "a.parquet")
     pq.write_table(second, tmp_path / "once/b.parquet")
     once = mean_job(str(tmp_path / "out-once"), ParquetSource(str(tmp_path / "once"), None, "name"))
-    run_plain(replace(once, image_column="image"))
+    run_plain(once)
     for _ in range(2):
         later = mean_job(str(tmp_path / "out-later"), ParquetSource(str(tmp_path / "later"), None, "name"))
-        _, _, summary = run_plain(replace(later, image_column="image"))
+        _, _, summary = run_plain(later)
         pq.write_table(second, tmp_path / "later/b.parquet")
     found = [sorted(row["image_id"] for row in rows_of(job.output, "means")) for job in (once, later)]
     assert found[0] == found[1]
@@ -102,7 +106,7 @@ def test_a_table_that_was_broken_is_listed_anew_when_failures_are_tried_again(tm
 
     def run(retry: bool) -> dict[str, Any]:
         source = ParquetSource(str(tmp_path / "in"))
-        job = replace(mean_job(str(tmp_path / "out"), source), image_column="image", shard_size=2)
+        job = replace(mean_job(str(tmp_path / "out"), source), shard_size=2)
         return run_plain(job, retry_failed=retry)[2]
 
     assert [run(False)[name] for name in ("images", "labelled", "failed")] == [3, 2, 1]
@@ -118,7 +122,7 @@ def test_a_row_group_is_one_unit_whatever_parts_it_lies_in(tmp_path: Path) -> No
     table = pa.table({"image": [encode_image(0)] * 100})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=60)
     source = ParquetSource(str(tmp_path / "a.parquet"))
-    job = replace(mean_job(str(tmp_path / "out"), source), image_column="image")
+    job = mean_job(str(tmp_path / "out"), source)
     manifest = prepare_manifest(job.output, source, 7)
     units = plan_work(job.output, source, manifest, MEANS, actors=4, batch=4).units
     groups: dict[int, set[int]] = {}

@@ -9,6 +9,7 @@ from pipelines.run.manifest import prepare_manifest
 from pipelines.run.runner import plan_job
 from pipelines.run.work_units import ShardTask
 from pipelines.sources import ImageRecord
+from pipelines.sources.fetch import ImageFetcher
 from pipelines.storage import Folder
 from tests.pipelines.mean_color import mean_job
 
@@ -23,6 +24,9 @@ class Numbers:
 
     def describe(self) -> dict[str, Any]:
         return {"uri": "/"}
+
+    def fetcher(self, max_bytes: int, timeout_s: float) -> ImageFetcher:
+        return ImageFetcher(self.uri, max_bytes=max_bytes, timeout_s=timeout_s)
 
     def containers(self) -> None:
         return None

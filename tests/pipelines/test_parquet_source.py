@@ -579,7 +579,7 @@ def test_a_run_over_parts_reads_each_row_group_once(one_group: Path, tmp_path: P
     counted.bytes_read = 0
     found: dict[str, bytes] = {}
     for unit in pack_units(units):  # each as a task of its own
-        reader = ReadImages(output.uri, source.uri, "image", threads=1)
+        reader = ReadImages(output.uri, source.fetcher(1 << 28, 60.0), threads=1)
         for table in reader.read(pa.Table.from_pylist([unit])):
             found.update(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
     assert found == {

@@ -30,9 +30,11 @@ from ovss_core.errors import (
     WeightsError,
 )
 from ovss_core.vocabulary import Vocabulary
+from pipelines.evaluate.checks import check_evaluate
 from pipelines.evaluate.job import EvaluateJob, PairOptions, run_evaluate
+from pipelines.label.checks import check_label
 from pipelines.label.job import LabelJob, run_label
-from pipelines.preflight import check_evaluate, check_label, check_model, read_descriptions, require_apart
+from pipelines.preflight import check_model, read_descriptions, require_apart
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.run.record import holds_images, write_run

@@ -31,14 +31,14 @@ def read_everything(source: Source, output: Path, **options: object) -> dict[str
     found: dict[str, bytes | str] = {}
     tasks = [ShardTask(number, manifest.containers[number], b"", {}) for number in manifest.unlisted]
     fields = getattr(source, "fields", None)
-    reader = ReadImages(str(output), source.uri, fields=fields, **options)  # type: ignore[arg-type]
+    fetcher = ImageFetcher(source.uri, **options)  # type: ignore[arg-type]
+    reader = ReadImages(str(output), fetcher, fields=fields)
     for table in reader.read(pa.table({"unit": [row["unit"] for row in pack_units(tasks)]})) if tasks else ():
         for row in table.to_pylist():
             found[row["image_id"]] = row["failure"]["reason"] if row["failure"] else row["image"]
     if tasks:
         assert len(found) == refresh_manifest(Folder(str(output)), manifest).images
         return found
-    fetcher = ImageFetcher(source.uri, **options)  # type: ignore[arg-type]
     with ThreadPoolExecutor(2) as threads:
         for part in manifest.parts:
             rows = read_part(Folder(str(output)), part).to_pylist()

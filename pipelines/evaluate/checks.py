@@ -1,0 +1,52 @@
+"""What an evaluation is asked before it starts; light, for the command line asks before torch and Ray are there."""
+
+from dataclasses import replace
+
+from ovss_core.check import background_policy, validate, vocabulary_warnings
+from ovss_core.config import SegmenterConfig, SfpConfig
+from ovss_core.evaluation.benchmarks import get_benchmark
+from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
+from pipelines.evaluate.options import PairOptions
+from pipelines.preflight import check_run, require_apart
+from pipelines.run.options import PoolOptions, RunOptions
+
+
+def check_evaluate(
+    pairs: PairOptions,
+    run: RunOptions,
+    pools: PoolOptions,
+    segmenter: SegmenterConfig,
+    vocabulary: Vocabulary,
+    descriptions: Descriptions | None = None,
+) -> list[str]:
+    """Refuse an evaluation that cannot work; as `pipelines.label.checks.check_label`.
+
+    The rows of a grid choose their own hosts and parts, so only what they share is checked for it.
+    """
+    if pairs.grid:
+        warnings = _check_grid(segmenter, vocabulary, descriptions, own=not pairs.benchmark)
+    else:
+        warnings = validate(segmenter, vocabulary, descriptions)
+    waits = check_run(run, pools, pairs.fetch_timeout_s)
+    require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
+    if pairs.masks and pairs.benchmark and get_benchmark(pairs.benchmark).ignores_zero:
+        warnings = [
+            *warnings,
+            "the masks are read as positions in the vocabulary, from 0; the data set's own masks, where 0 is ignored, "
+            f"want --benchmark {pairs.benchmark} --root instead",
+        ]
+    return [*warnings, *waits]
+
+
+def _check_grid(
+    segmenter: SegmenterConfig, vocabulary: Vocabulary, descriptions: Descriptions | None, own: bool
+) -> list[str]:
+    """Check what all rows share; on folders (`own`) they also take the windows and labels that were given."""
+    if not own:
+        validate(SegmenterConfig(segmenter.model, segmenter.host, proxy=segmenter.proxy))
+        require_descriptions(vocabulary, descriptions)
+        return []
+    purification = replace(segmenter.purification, method="freecp")
+    purified = replace(segmenter, purification=purification, sfp=SfpConfig())
+    validate(purified, vocabulary, descriptions)
+    return vocabulary_warnings(vocabulary, background_policy(purified, vocabulary))

@@ -1,0 +1,29 @@
+"""What a labelling run is asked before it starts; light, for the command line asks before torch and Ray are there."""
+
+from ovss_core.check import validate
+from ovss_core.config import SegmenterConfig
+from ovss_core.vocabulary import Descriptions, Vocabulary
+from pipelines.preflight import check_run, require_apart
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
+
+
+def check_label(
+    source: SourceOptions,
+    run: RunOptions,
+    pools: PoolOptions,
+    segmenter: SegmenterConfig,
+    vocabulary: Vocabulary,
+    descriptions: Descriptions | None = None,
+) -> list[str]:
+    """Refuse a labelling run that cannot work; nothing is loaded, started or written.
+
+    Returns:
+        Warnings for `say_once`.
+
+    Raises:
+        ConfigError, ModelError, WeightsError: As `ovss_core.check.validate`, or options that contradict each other.
+    """
+    warnings = validate(segmenter, vocabulary, descriptions)
+    waits = check_run(run, pools, source.fetch_timeout_s)
+    require_apart(source.kind.places(), run.output)
+    return [*warnings, *waits]
