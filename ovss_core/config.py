@@ -172,6 +172,38 @@ class SfpConfig(HeadSettings):
 
 
 @dataclass(frozen=True)
+class ClipSurgeryConfig(HeadSettings):
+    """CLIP Surgery (Pattern Recognition 2025).
+
+    Attributes:
+        feature_surgery: Weight each word by how much the window's class token speaks for it.
+    """
+
+    feature_surgery: bool = False
+
+
+@dataclass(frozen=True)
+class CliptraseConfig(HeadSettings):
+    """CLIPtrase (ECCV 2024).
+
+    Attributes:
+        clustering: Cluster each window's patches, and let each cluster vote for one word (with FreeCP: share its mean
+            scores). A GPU is waited for once a batch.
+        distance: Patches whose rows of correlation are not farther apart are neighbors; larger makes fewer, larger
+            clusters. The authors take 0.7 for windows of 224 pixels and 1.1 for 336.
+        neighbors: A patch with so many, itself among them, can begin a cluster: 3 for 224 pixels, 7 for 336.
+    """
+
+    clustering: bool = False
+    distance: float = 0.7
+    neighbors: int = 3
+
+    def __post_init__(self) -> None:
+        _require_positive("cliptrase.distance", self.distance)
+        _require(self.neighbors >= 1, f"cliptrase.neighbors is {self.neighbors}; give at least 1")
+
+
+@dataclass(frozen=True)
 class ResClipConfig(HeadSettings):
     """ResCLIP (CVPR 2025): the attention of middle blocks beside another head's in the last block.
 
@@ -534,6 +566,8 @@ class SegmenterConfig:
     host: str = "sfp"
     class_prior: float = 0.0
     sfp: SfpConfig = field(default_factory=SfpConfig)
+    clipsurgery: ClipSurgeryConfig = field(default_factory=ClipSurgeryConfig)
+    cliptrase: CliptraseConfig = field(default_factory=CliptraseConfig)
     resclip: ResClipConfig = field(default_factory=ResClipConfig)
     itaclip: ItaClipConfig = field(default_factory=ItaClipConfig)
     pearl: PearlConfig = field(default_factory=PearlConfig)

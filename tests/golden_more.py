@@ -19,6 +19,8 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace
 from ovss_core.config import (
     CliperConfig,
+    ClipSurgeryConfig,
+    CliptraseConfig,
     HeadSettings,
     ItaClipConfig,
     PearlConfig,
@@ -29,6 +31,9 @@ from ovss_core.config import (
 from ovss_core.dense_heads import DenseHead, HeadOptions, LastBlockHead, build_head
 from ovss_core.dense_heads.base import self_attention
 from ovss_core.dense_heads.cliper import CliperHead, read_along, refined_attention
+from ovss_core.dense_heads.clipsurgery import ClipSurgeryHead, surgery_weights
+from ovss_core.dense_heads.cliptrase import CliptraseHead, less_class, token_correlation, vote
+from ovss_core.dense_heads.clusters import ENLARGED, Clusters, cluster_by_density
 from ovss_core.dense_heads.pearl import center, polar_steps
 from ovss_core.dense_heads.rfclip import RfClipHead, decode, guide_tokens, propagate
 from ovss_core.dense_heads.scoring import EncodedWindows, ScoringHead, Words
@@ -156,10 +161,15 @@ def check_clipsurgery(case: Case) -> None:
             case.close(key, _surgery_tokens(case, head, window), 3.0e-6)
         elif quantity.startswith("stream"):
             case.close(key, _surgery_stream(case, _trace(case, head, window)), 7.7e-6)
-        elif quantity == "class_weight":
-            case.close(key, surgery_weight(_surgery_tokens(case, head, window), case.phrases), 6.9e-7)
-        elif quantity == "similarity":
-            case.close(key, feature_surgery(_surgery_tokens(case, head, window), case.phrases), 1.5e-6)
+        elif quantity in ("class_weight", "similarity"):
+            surgery = ClipSurgeryHead(HeadOptions(settings=ClipSurgeryConfig(feature_surgery=True)))
+            encoded, _ = _encoded(case, surgery, window)
+            words = Words(case.phrases, torch.zeros(len(case.phrases), dtype=torch.bool), case.phrases[:0])
+            if quantity == "class_weight":
+                case.close(key, surgery_weights(encoded.evidence["class_token"], words)[0][0], 6.9e-7)
+            else:
+                scores = surgery.scores(case.encoder, encoded, words).phrases[0].T
+                _patches(case, key, scores - scores.mean(1, keepdim=True), 1.5e-6)
         elif quantity == "similarity_redundant":
             background = len(case.phrases) - 20
             named = case.phrases[background : background + case.arrays[key].shape[1]]
@@ -190,31 +200,63 @@ def _surgery_stream(case: Case, trace: EncoderTrace) -> Tensor:
     return torch.stack(found)
 
 
-def surgery_weight(tokens: Tensor, phrases: Tensor) -> Tensor:
-    """Return CLIP Surgery's weight of each phrase: K softmax(2 cos of the class token)."""
-    cosines = F.normalize(tokens[0], dim=-1) @ phrases.T
-    return (2 * cosines).softmax(-1) * len(phrases)
-
-
-def feature_surgery(tokens: Tensor, phrases: Tensor) -> Tensor:
-    """Return CLIP Surgery's scores: weighted cosines less their mean over phrases."""
-    scores = surgery_weight(tokens, phrases) * (F.normalize(tokens, dim=-1) @ phrases.T)
-    return scores - scores.mean(-1, keepdim=True)
+CLIPTRASE_DEVIATION = {"features": 4.1e-6, "correlation_L11": 5.4e-7, "W": 7.4e-7}
 
 
 def check_cliptrase(case: Case) -> None:
-    """CLIPtrase: its features."""
-    head = _head("cliptrase")
-    for key in case.arrays:
-        window, _, quantity = key.rpartition("/")
-        if quantity == "features":
-            case.close(key, _tokens(case, head, window), 4.1e-6)
-        elif quantity == "eps_min":
-            case.skip(key, SETTING)
-        elif "margin" in quantity:
-            case.skip(key, MARGIN)
-        else:
-            case.skip(key, "CLIPtrase's clusters, not built")
+    """CLIPtrase: its features, clusters, and labels before and after they vote."""
+    head = CliptraseHead(HeadOptions(settings=CliptraseConfig(clustering=True)))
+    for window in _windows(case):
+        trace = _trace(case, head, window)
+        tokens = _tokens(case, head, window)
+        correlation = token_correlation(case.encoder, trace)
+        found = {"features": tokens, "correlation_L11": correlation[0], "W": less_class(correlation)[0]}
+        for setting in sorted({key.split("/")[1] for key in case.arrays if key.startswith(f"{window}/c")}):
+            if f"{window}/{setting}/eps_min" in case.arrays:
+                distance, neighbors = case.arrays[f"{window}/{setting}/eps_min"]
+                clusters = cluster_by_density(found["W"][None], trace.grid, float(distance), int(neighbors))
+                size = case.window(window).shape[2], case.window(window).shape[3]
+                found |= {
+                    f"{setting}/{name}": value for name, value in _voted(case, clusters, tokens, size).items()
+                }
+        for key in (key for key in case.arrays if key.startswith(f"{window}/")):
+            quantity = key.removeprefix(f"{window}/")
+            if quantity.endswith("eps_min"):
+                case.skip(key, SETTING)
+            elif "margin" in quantity:
+                case.skip(key, MARGIN)
+            elif quantity in CLIPTRASE_DEVIATION:
+                case.close(key, found[quantity], CLIPTRASE_DEVIATION[quantity])
+            elif quantity.endswith("bg_label_before"):
+                # stored after the background's phrases became one; what they were one by one is not contractual
+                case.report.equal(f"cliptrase/{key}", found[quantity], case.arrays[key].clip(max=20))
+            elif quantity.endswith("cluster_maps_median"):
+                case.close(key, found[quantity], 5.0e-7)
+            else:
+                case.equal(key, found[quantity])
+
+
+def _voted(case: Case, clusters: Clusters, tokens: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Label the pixels of a window in the authors' three ways, before and after the clusters vote."""
+    background = len(case.phrases) - 20
+    ordered = torch.cat([case.phrases[background:], case.phrases[:background]])
+    logits = 100 * F.normalize(tokens, dim=-1) @ ordered.T
+    grid = clusters.maps.shape[2] // ENLARGED, clusters.maps.shape[3] // ENLARGED
+    index = clusters.index_at(size)
+    found = {
+        "labels": clusters.numbers[0],
+        "cluster_maps_median": clusters.maps[0],
+        "cluster_index": index[0],
+    }
+    ways = {"plain": logits[1:, :20], "cls": logits[1:, :20] * logits[:1, :20], "bg": logits[1:]}
+    for way, maps in ways.items():
+        large = F.interpolate(maps.T.unflatten(1, grid)[None], size=size, mode="bilinear")
+        before = large.argmax(1)
+        merged = before.clamp_max(20)
+        after = vote(merged.flatten(1), index.flatten(1), clusters, len(ordered))
+        found[f"{way}_label_before"] = merged[0]
+        found[f"{way}_label"] = after.view(size)
+    return found
 
 
 RESCLIP_DEVIATION = {"resclip": 3.4e-6, "clearclip": 2.8e-6, "sclip": 2.9e-6}

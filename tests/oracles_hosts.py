@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.oracles import Array, Grid, SlowTower, cosine_map, neighborhood, softmax
+from tests.oracles import Array, Grid, SlowTower, cosine_map, neighborhood, softmax, upsample
 
 
 def like(scale: float, vectors: Array) -> Array:
@@ -213,3 +213,78 @@ def cliper(
         found.append(probability)
     result: Array = spread + np.mean(found, 0)
     return result
+
+
+def density_clusters(points: Array, distance: float, neighbors: int) -> list[int]:
+    """Number DBSCAN's clusters by walking from dense point to dense point; -1 is noise."""
+    count = len(points)
+    near = [
+        [j for j in range(count) if i == j or np.sqrt(((points[i] - points[j]) ** 2).sum()) <= distance]
+        for i in range(count)
+    ]
+    numbers, following = [-1] * count, 0
+    for start in range(count):
+        if numbers[start] != -1 or len(near[start]) < neighbors:
+            continue
+        numbers[start], pending = following, [start]
+        while pending:
+            point = pending.pop()
+            if len(near[point]) < neighbors:
+                continue
+            for other in near[point]:
+                if numbers[other] == -1:
+                    numbers[other] = following
+                    pending.append(other)
+        following += 1
+    return numbers
+
+
+def median_filter(values: Array, side: int = 7) -> Array:
+    """Take the median around each place, the borders mirrored with the edge repeated."""
+    rows, columns = values.shape
+    result = np.zeros_like(values)
+
+    def inside(place: int, length: int) -> int:
+        return -1 - place if place < 0 else 2 * length - 1 - place if place >= length else place
+
+    for y in range(rows):
+        for x in range(columns):
+            around = [
+                values[inside(y + dy, rows), inside(x + dx, columns)]
+                for dy in range(-(side // 2), side // 2 + 1)
+                for dx in range(-(side // 2), side // 2 + 1)
+            ]
+            result[y, x] = sorted(around)[len(around) // 2]
+    return result
+
+
+def cliptrase_correlation(tower: SlowTower, window: Array) -> Array:
+    """Average the cosines of q, k and v of block L-1, less the class token's row, without what is negative."""
+    states, _ = tower.hidden(window)
+    vectors = tower.query_key_value(tower.depth - 1, states[tower.depth - 2])
+    total = np.mean([cosine_map(head) for kind in vectors for head in kind], 0)
+    result: Array = np.maximum(total[1:, 1:] - total[0, 1:], 0)
+    return result
+
+
+def cliptrase_votes(
+    correlation: Array, features: Array, phrases: Array, grid: Grid, distance: float, neighbors: int
+) -> list[int]:
+    """Label patches by the majority of their cluster, the smallest phrase of equals."""
+    labels: list[int] = (features @ phrases.T).argmax(1).tolist()
+    numbers = density_clusters(correlation, distance, neighbors)
+    if max(numbers) < 0:
+        return labels
+    maps = []
+    for cluster in range(max(numbers) + 1):
+        mean = np.mean(
+            [row for row, number in zip(correlation, numbers, strict=True) if number == cluster], 0
+        )
+        fine = median_filter(upsample(mean.reshape(grid), 4 * grid[0], 4 * grid[1]))
+        maps.append(upsample(fine, *grid).ravel())
+    region = np.argmax(maps, 0)
+    winners = {}
+    for cluster in set(region.tolist()):
+        inside = [label for label, place in zip(labels, region, strict=True) if place == cluster]
+        winners[cluster] = min(set(inside), key=lambda label: (-inside.count(label), label))
+    return [winners[place] for place in region.tolist()]

@@ -9,6 +9,7 @@ from ovss_core.check import validate
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import TraceRequest
 from ovss_core.config import (
+    CliptraseConfig,
     HeadSettings,
     ItaClipConfig,
     ModelConfig,
@@ -164,6 +165,11 @@ def test_many_polar_steps_arrive_at_the_orthogonal_factor() -> None:
         (lambda: ResClipConfig(gain=0), r"resclip\.gain is 0; give a number above 0"),
         (lambda: PearlConfig("qr"), r"pearl\.alignment is 'qr'; give one of 'polar', 'svd'"),  # type: ignore[arg-type]
         (lambda: PearlConfig(iterations=0), r"pearl\.iterations is 0; give at least 1"),
+        (lambda: CliptraseConfig(distance=0), r"cliptrase\.distance is 0; give a number above 0"),
+        (lambda: CliptraseConfig(neighbors=0), r"cliptrase\.neighbors is 0; give at least 1"),
+        (lambda: RfClipConfig((3, -1)), r"rfclip\.channels has \[-1\]; channels count from 0"),
+        (lambda: RfClipConfig(channel_threshold=0), r"rfclip\.channel_threshold is 0; give a number above 0"),
+        (lambda: RfClipConfig(blend=2), r"rfclip\.blend is 2; give a number from 0 to 1"),
         (
             lambda: PearlConfig(centered_weight=-1),
             r"pearl\.centered_weight is -1; give a number of at least 0",

@@ -7,10 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_core.clip.tower import ImageEncoder
-from ovss_core.config import CliperConfig
+from ovss_core.clip.trace import TraceRequest
+from ovss_core.config import CliperConfig, ClipSurgeryConfig, CliptraseConfig
 from ovss_core.dense_heads import HeadOptions
 from ovss_core.dense_heads.cliper import CliperHead
-from ovss_core.dense_heads.scoring import EncodedWindows, ScoringHead, Words, join_weights
+from ovss_core.dense_heads.clipsurgery import ClipSurgeryHead
+from ovss_core.dense_heads.cliptrase import CliptraseHead, merge_background, vote
+from ovss_core.dense_heads.clusters import Clusters, cluster_by_density, density_numbers, median
+from ovss_core.dense_heads.scoring import EncodedWindows, ScoringHead, Words, as_scorer, join_weights
 from ovss_core.errors import ConfigError
 from tests import oracles_hosts
 from tests.tiny import random_windows, slow_tower, tiny_tower
@@ -44,6 +48,116 @@ def test_cliper_equals_its_loop_written_form(size: tuple[int, int], background: 
     )
     found = head.scores(encoder, encoded(encoder, head, windows), words).phrases
     np.testing.assert_allclose(found[0].numpy(), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_cliptrase_correlates_patches_as_its_loop_written_form(size: tuple[int, int]) -> None:
+    tower, windows = tiny_tower(), random_windows(1, *size)
+    encoder, head = ImageEncoder(tower), CliptraseHead(HeadOptions(settings=CliptraseConfig(clustering=True)))
+    expected = oracles_hosts.cliptrase_correlation(slow_tower(tower), windows[0].double().numpy())
+    found = encoded(encoder, head, windows).evidence["correlation"][0]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("distance", "neighbors"), [(0.6, 3), (1.1, 5), (0.01, 1), (0.01, 2), (9.0, 3)])
+def test_clusters_are_those_of_a_walk_from_dense_point_to_dense_point(
+    distance: float, neighbors: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    centers = torch.randn(3, 4, 6, generator=generator)
+    points = centers.repeat_interleave(9, 1) + 0.2 * torch.randn(3, 36, 6, generator=generator)
+    points = points[:, torch.randperm(36, generator=generator)]
+    numbers, counts = density_numbers(points, distance, neighbors)
+    for window, found in enumerate(numbers.tolist()):
+        expected = oracles_hosts.density_clusters(points[window].double().numpy(), distance, neighbors)
+        assert found == expected
+        assert counts[window] == max(expected) + 1
+
+
+def test_a_long_chain_of_points_is_one_cluster() -> None:
+    points = torch.arange(50.0)[None, torch.randperm(50), None]
+    numbers, counts = density_numbers(points, 1.0, 2)
+    assert counts.tolist() == [1]
+    assert not numbers.any()
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (8, 20), (28, 28)])
+def test_the_median_is_that_of_sorted_mirrored_places(shape: tuple[int, int]) -> None:
+    maps = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    for found, values in zip(median(maps), maps, strict=True):
+        np.testing.assert_array_equal(found.numpy(), oracles_hosts.median_filter(values.numpy()))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("distance", "neighbors"), [(0.5, 2), (0.01, 3)])
+def test_the_clusters_of_cliptrase_vote_as_in_its_loop_written_form(
+    size: tuple[int, int], distance: float, neighbors: int
+) -> None:
+    tower, windows, phrases = tiny_tower(), random_windows(1, *size), unit_rows(7)
+    settings = CliptraseConfig(True, distance, neighbors)
+    encoder, head = ImageEncoder(tower), CliptraseHead(HeadOptions(settings=settings))
+    kept = encoded(encoder, head, windows)
+    votes = head.scores(encoder, kept, Words(phrases, torch.zeros(7, dtype=torch.bool), phrases[:0])).phrases
+    expected = oracles_hosts.cliptrase_votes(
+        kept.evidence["correlation"][0].double().numpy(),
+        kept.features[0].double().numpy(),
+        phrases.double().numpy(),
+        kept.grid,
+        distance,
+        neighbors,
+    )
+    assert votes[0].argmax(0).tolist() == expected
+    assert torch.equal(votes.sum(1), torch.ones(1, size[0] * size[1] // 64))
+
+
+def test_phrases_of_the_background_vote_together() -> None:
+    clusters = Clusters(torch.zeros(1, 5, dtype=torch.int64), torch.tensor([1]), torch.zeros(1, 1, 4, 20))
+    index, label = torch.zeros(1, 5, dtype=torch.int64), torch.tensor([[3, 3, 0, 1, 2]])
+    assert vote(label, index, clusters, 4).tolist() == [[3] * 5]
+    words = Words(unit_rows(4), torch.tensor([True, True, True, False]), unit_rows(0))
+    assert vote(merge_background(label, words), index, clusters, 4).tolist() == [[0] * 5]
+    assert vote(torch.tensor([[3, 2, 2, 3, 1]]), index, clusters, 4).tolist() == [[2] * 5]
+
+
+def test_under_freecp_the_clusters_of_cliptrase_share_their_mean() -> None:
+    encoder, windows = ImageEncoder(tiny_tower()), random_windows(2, 40, 56)
+    head = CliptraseHead(HeadOptions(purified=True, settings=CliptraseConfig(True, 0.6, 2)))
+    phrases, others = unit_rows(4), unit_rows(3, seed=1)
+    kept = encoded(encoder, head, windows)
+    tables = head.scores(encoder, kept, Words(phrases, torch.zeros(4, dtype=torch.bool), others))
+    clusters = cluster_by_density(kept.evidence["correlation"], kept.grid, 0.6, 2)
+    index = clusters.index_at(kept.grid).flatten(1)
+    assert len(index[0].unique()) > 1
+    for window in range(2):
+        for cluster in index[window].unique():
+            members = index[window] == cluster
+            mean = kept.features[window, members].mean(0)
+            assert torch.allclose(tables.phrases[window][:, members], (phrases @ mean)[:, None], atol=1e-5)
+            assert torch.allclose(tables.others[window][:, members], (others @ mean)[:, None], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_feature_surgery_equals_its_definition(size: tuple[int, int]) -> None:
+    tower, windows, phrases = tiny_tower(), random_windows(1, *size), unit_rows(5)
+    encoder = ImageEncoder(tower)
+    head = ClipSurgeryHead(HeadOptions(settings=ClipSurgeryConfig(feature_surgery=True)))
+    none = torch.zeros(5, dtype=torch.bool)
+    kept = encoded(encoder, head, windows)
+    found = head.scores(encoder, kept, Words(phrases[:4], none[:4], phrases[4:]))
+    slow = slow_tower(tower)
+    states, _ = slow.hidden(windows[0].double().numpy())
+    token = slow.project(states[-1][:1])[0]
+    speaks = np.exp(2 * phrases.double().numpy() @ token / np.linalg.norm(token))
+    cosines = phrases.double().numpy() @ kept.features[0].double().numpy().T
+    weights = [*(4 * speaks[:4] / speaks[:4].sum()), 5 * speaks[4] / speaks.sum()]
+    expected = np.array(weights)[:, None] * cosines
+    np.testing.assert_allclose(torch.cat([found.phrases, found.others], 1)[0].numpy(), expected, atol=2e-4)
+
+
+def test_without_their_settings_these_are_plain_heads() -> None:
+    for head in (CliptraseHead(HeadOptions()), ClipSurgeryHead(HeadOptions())):
+        assert as_scorer(head) is None
+    assert CliptraseHead(HeadOptions()).request(4) == TraceRequest()
 
 
 def test_another_word_scores_in_cliper_as_if_it_alone_joined_the_vocabulary() -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ovss_core.class_purification.evidence import PhraseScores, plan_chunks
 from ovss_core.clip.tower import ImageEncoder
-from ovss_core.config import PurificationConfig, SegmenterConfig
+from ovss_core.config import ClipSurgeryConfig, CliptraseConfig, PurificationConfig, SegmenterConfig
 from ovss_core.dense_heads.scoring import ScoringHead
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.variants import VariantEngines
@@ -25,6 +25,12 @@ PICTURES = [random_picture(60, 80, 1), random_picture(50, 50, 2), random_picture
 CASES = {
     "cliper": tiny_config("cliper", NONE),
     "cliper under FreeCP": tiny_config("cliper", FREECP),
+    "cliptrase": replace(tiny_config("cliptrase", NONE), cliptrase=CliptraseConfig(True, 0.5, 2)),
+    "cliptrase under FreeCP": replace(
+        tiny_config("cliptrase", FREECP), cliptrase=CliptraseConfig(True, 0.5, 2)
+    ),
+    "surgery": replace(tiny_config("clipsurgery", NONE), clipsurgery=ClipSurgeryConfig(True)),
+    "surgery under FreeCP": replace(tiny_config("clipsurgery", FREECP), clipsurgery=ClipSurgeryConfig(True)),
     "prior": replace(tiny_config("clearclip", NONE), class_prior=0.3),
     "prior under FreeCP": replace(tiny_config("clearclip", FREECP), class_prior=0.3),
     "cliper with a prior": replace(tiny_config("cliper", NONE), class_prior=0.3),
