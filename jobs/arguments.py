@@ -192,8 +192,7 @@ def parse_with_protocol(
     taken = [
         f"--{name} {values[name]}" for name in advice if name not in given and values[name] == advice[name]
     ]
-    if taken:
-        print(f"ovss: {values.model} recommends {', '.join(taken)}, which is taken", file=sys.stderr)
+    values.recommended = f"{values.model} recommends {', '.join(taken)}, which is taken" if taken else None
     if values.vocabulary:
         return values, load_vocabulary(values.vocabulary)
     if offered is None:
@@ -213,6 +212,12 @@ def _advice(parser: CommandParser, given: Mapping[str, Any]) -> dict[str, Any]:
         entries = value.items() if isinstance(value, dict) else [(None, value)]
         advice |= {group if field is None else _dest(group, field): entry for field, entry in entries}
     return advice
+
+
+def say_recommended(values: Namespace) -> None:
+    """Say which settings come from the model's card; after the checks, for a refusal is one line."""
+    if values.recommended:
+        print(f"ovss: {values.recommended}", file=sys.stderr)
 
 
 def load_vocabulary(given: str | Sequence[str | Mapping[str, Any]]) -> Vocabulary:

@@ -13,6 +13,7 @@ from jobs.arguments import (
     make_parser,
     parse_with_protocol,
     run_flags,
+    say_recommended,
     segmenter_flags,
     take_fields,
     take_segmenter,
@@ -79,6 +80,7 @@ def main(arguments: Arguments = None) -> int:
     descriptions = read_descriptions(values.descriptions)
     check_evaluate(pairs, run, pools, segmenter, vocabulary, descriptions)
     pairs.open(vocabulary)  # says at once where nothing is there
+    say_recommended(values)
     with announced("ovss: loading torch and Ray"):
         from pipelines.evaluate.job import EvaluateJob, describe_result, run_evaluate
 

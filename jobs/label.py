@@ -9,6 +9,7 @@ from jobs.arguments import (
     make_parser,
     parse_with_protocol,
     run_flags,
+    say_recommended,
     segmenter_flags,
     take_fields,
     take_segmenter,
@@ -60,6 +61,7 @@ def main(arguments: Arguments = None) -> int:
     descriptions = read_descriptions(values.descriptions)
     check_label(source, run, pools, segmenter, vocabulary, descriptions)
     source.open()  # says at once where nothing is there
+    say_recommended(values)
     with announced("ovss: loading torch and Ray"):
         from pipelines.label.job import LabelJob, describe_result, run_label
 

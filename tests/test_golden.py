@@ -56,11 +56,11 @@ def test_a_folder_of_further_hosts_finds_its_tower_beside_it(
     shutil.copytree(GOLDEN, tmp_path / "golden_7", ignore=shutil.ignore_patterns("more"))
     further = tmp_path / "golden_more_7"
     shutil.copytree(GOLDEN / "more", further)
-    np.savez(further / "pamr.npz", scores=np.zeros(3))
+    np.savez(further / "car.npz", scores=np.zeros(3))
     assert main([str(further)]) == 0
     printed = capsys.readouterr().out
     assert f"those of {tmp_path / 'golden_7'}" in printed
-    assert "skip  pamr/scores" in printed
+    assert "skip  car/scores" in printed
     with np.load(tmp_path / "golden_7" / "inputs.npz") as stored:
         windows = dict(stored)
     np.savez(tmp_path / "golden_7" / "inputs.npz", **windows | {"w3": windows["w4"], "w4": windows["w3"]})

@@ -138,7 +138,8 @@ def tiny_config(
     return SegmenterConfig(
         model=ModelConfig(NAME, "random"),
         host=host,
-        rfclip=RfClipConfig((3, 17), 1.5),  # nobody has measured those of a random tower
+        # nobody has measured the channels of a random tower
+        rfclip=RfClipConfig((3, 17), 1.5) if host == "rfclip" else RfClipConfig(),
         windows=WindowConfig(size=32, stride=16, short_side=48, long_side=160),
         purification=purification or PurificationConfig(crop_size=16),
         labels=labels or LabelConfig(),

@@ -13,7 +13,9 @@ from ovss_core.clip.positions import resample_positions
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace
 from ovss_core.dense_heads import HeadOptions, build_head
-from ovss_core.head_names import clip_hosts
+
+TRAINING_HOSTS = ("clearclip", "clip", "gem", "maskclip", "naclip", "scclip", "sclip", "sfp")
+"""Hosts that training reads the patches as; the shipped weights come from drawing among these."""
 
 
 class TowerReader:
@@ -83,7 +85,7 @@ class TowerReader:
 
 def draw_host(rng: random.Random) -> tuple[str, bool]:
     """Draw a host other than clearclip, and whether it is read in FreeCP's form."""
-    return rng.choice([host for host in clip_hosts() if host != "clearclip"]), rng.random() < 0.5
+    return rng.choice([host for host in TRAINING_HOSTS if host != "clearclip"]), rng.random() < 0.5
 
 
 def _attend(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.arguments import parse_with_protocol, take_segmenter
+from jobs.arguments import parse_with_protocol, say_recommended, take_segmenter
 from jobs.label import build_parser
 from ovss_core.api import OpenVocabSegmenter
 from ovss_core.clip.demo import demo_weights_path
@@ -19,6 +19,7 @@ JOB = ["--images", "photos", "--output", "out/x", "--vocabulary", "demo"]
 
 def parsed(*words: str) -> SegmenterConfig:
     values, _ = parse_with_protocol(build_parser(), [*JOB, *words])
+    say_recommended(values)
     return take_segmenter(values)
 
 

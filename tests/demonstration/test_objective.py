@@ -12,7 +12,6 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import ModelConfig
 from ovss_core.dense_heads import HeadOptions, build_head
-from ovss_core.head_names import clip_hosts
 from pipelines.demonstration.crops import CropBatch, patch_shares
 from pipelines.demonstration.objective import (
     SECOND_WEIGHTS,
@@ -21,7 +20,7 @@ from pipelines.demonstration.objective import (
     similarity_loss,
     training_loss,
 )
-from pipelines.demonstration.tower_reader import TowerReader
+from pipelines.demonstration.tower_reader import TRAINING_HOSTS, TowerReader
 from pipelines.demonstration.words import CLASS_NAMES
 
 
@@ -35,7 +34,7 @@ def pictures(count: int, side: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("purified", [False, True])
-@pytest.mark.parametrize("host", clip_hosts())
+@pytest.mark.parametrize("host", TRAINING_HOSTS)
 def test_training_reads_the_patches_as_the_host_does(clip: ClipModel, host: str, purified: bool) -> None:
     encoder, head = ImageEncoder(clip.model.visual), build_head(host, HeadOptions(purified=purified))
     images = pictures(2, 224)
@@ -45,7 +44,7 @@ def test_training_reads_the_patches_as_the_host_does(clip: ClipModel, host: str,
     torch.testing.assert_close(reader.patch_features(trace, host, purified), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("host", clip_hosts())
+@pytest.mark.parametrize("host", TRAINING_HOSTS)
 def test_gradients_through_every_host_are_finite_and_reach_the_patch_filters(
     clip: ClipModel, host: str
 ) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, ProxyFeatures, TraceRequest, WindowRegions
-from ovss_core.config import CorrClipConfig, HeadSettings, ProxyClipConfig
+from ovss_core.config import CorrClipConfig, HeadSettings, ProxyClipConfig, RfClipConfig
 from ovss_core.dense_heads import HEADS, HeadOptions, build_head
 from ovss_core.dense_heads.proxyclip import proxy_attention
 from ovss_core.dense_heads.region_scope import merge_regions
@@ -38,7 +38,9 @@ def features_of(
 
 
 def test_hosts_that_need_a_second_tower_are_those_that_ask_for_its_vectors() -> None:
-    asking = {name for name in HEADS if build_head(name).request(12).proxy}
+    measured = {"rfclip": RfClipConfig(channels=())}
+    options = {name: HeadOptions(settings=measured.get(name)) for name in HEADS}
+    asking = {name for name in HEADS if build_head(name, options[name]).request(12).proxy}
     assert asking == set(proxy_hosts())
     assert set(HEADS) - asking == set(clip_hosts())
 

@@ -63,7 +63,9 @@ def workload_of(images: int, classes: int, precision: Precision = "float32") -> 
 
 def labelling(host: str = "sfp", method: PurificationMethod = "freecp") -> SegmenterConfig:
     """Return the settings of a call that is counted: more pairs of classes than usual count as ambiguous."""
-    purification = PurificationConfig(method=method, ambiguity_threshold=0.35)
+    purification = PurificationConfig(
+        method=method, thresholds="auto", ambiguity_threshold=0.35, score_scale=100.0
+    )
     channels = RfClipConfig((3, 17), 1.5)  # nobody has measured those of a random tower
     return SegmenterConfig(host=host, rfclip=channels, purification=purification, window_batch=64)
 

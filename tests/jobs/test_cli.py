@@ -145,7 +145,7 @@ def test_an_unknown_command_is_status_2_and_the_near_one_is_proposed(
     assert cli.main(["lable"]) == 2
     error = capsys.readouterr().err
     assert "unknown command 'lable'; give one of label" in error
-    assert error.endswith("; did you mean label?\n")
+    assert error.endswith("; did you mean table or label?\n")
     assert cli.main(["--images", "photos"]) == 2
     assert "give a command before --images, such as ovss label" in capsys.readouterr().err
     assert cli.main([]) == 2

@@ -95,7 +95,10 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (f"label {RIGHT} --vocabulary voc2l", "unknown vocabulary 'voc2l'"),
         (f"label {RIGHT} --vocabulary '!!int'", "a value cannot be read (string index out of range)"),
         (f"label {RIGHT} --print_config=all", 'Invalid option "all" for --print_config'),
-        ("evaluate --benchmark voc21 --root x --grd", "unknown flag --grd; did you mean --grid?"),
+        (
+            "evaluate --benchmark voc21 --root x --grd",
+            "unknown flag --grd; did you mean --grid or --tlp.grid?",
+        ),
         ("evaluate --images x", "give --vocabulary (words by commas such as cat,dog"),
         ("scenes --output x --count few", "--count is 'few'; give a whole number"),
         ("scenes --count 3", "give --output FOLDER"),
@@ -144,7 +147,7 @@ def test_values_may_begin_with_a_dash_or_hold_an_equals_sign() -> None:
 @pytest.mark.parametrize(
     ("given_name", "near"),
     [
-        ("lable", ["label"]),
+        ("lable", ["table", "label"]),
         ("evalute", ["evaluate"]),
         ("train_demo", ["train-demo"]),
         ("scene", ["scenes"]),
