@@ -196,7 +196,9 @@ class Proposals:
         for names, kept, levels, layout in zip(classes, found["kept"], found["maps"], layouts, strict=True):
             names[: len(kept)] = kept
             last = first + len(layout)
-            purified[first:last, : len(kept)] = levels.view(np.uint16).reshape(-1, len(kept), patches)
+            purified[first:last, : len(kept)] = levels.view(np.uint16).reshape(
+                last - first, len(kept), patches
+            )
             first = last
         crops = np.concatenate(found["crops"]).reshape(-1, crop_size, crop_size, 3)
         return cls(

@@ -97,3 +97,15 @@ def test_bytes_that_do_not_shrink_stay_as_they_are() -> None:
     packed = pack(row)
     assert len(packed["maps"]) == 1008
     assert {name: bytes(value) for name, value in unpack(packed).items()} == row
+
+
+def test_an_image_that_keeps_nothing_comes_through_beside_one_that_does() -> None:
+    sent = proposals((5, 0), 0)
+    rows = [unpack(pack(row)) for row in sent.to_rows()]
+    both, alone = (Proposals.from_rows(part, WINDOWS, PATCHES, CROP) for part in (rows, rows[1:]))
+    assert both.decisions is not None
+    assert alone.decisions is not None
+    assert (both.decisions.classes[1] == NOBODY).all()
+    assert (alone.decisions.classes == NOBODY).all()
+    assert not both.maps[-1].any()
+    assert not alone.maps.any()
