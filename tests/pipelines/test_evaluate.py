@@ -31,7 +31,9 @@ VOCABULARY = Vocabulary.from_names(["background", "cat", "dog, puppy", "grass"],
 SEGMENTER = SegmenterConfig(
     model=ModelConfig("demo", "random"),
     windows=WindowConfig(size=32, stride=32, short_side=32),
-    purification=PurificationConfig(thresholds="fixed", redundancy_threshold=0.01, crop_size=32),
+    purification=PurificationConfig(
+        thresholds="fixed", redundancy_threshold=0.01, score_scale=100.0, crop_size=32
+    ),
     window_batch=8,
 )
 POOLS = PoolOptions(actors=1, batch_size=4, torch_threads=1)
@@ -219,7 +221,9 @@ def test_a_grid_of_systems_holds_those_that_are_in_beside_their_figures() -> Non
     rows, left_out = system_rows(base)
 
     by_name = {row.name: row for row in rows}
-    ours = [system for system in list_systems() if system.is_in and not system.needs]
+    ours = [
+        system for system in list_systems() if system.is_in and not system.needs and system.host != "rfclip"
+    ]
     assert {system.name for system in ours} <= set(by_name)
     assert len(rows) + len(left_out) == len(list_systems())
     assert by_name["NACLIP + PAMR"].config.refine == "pamr"
