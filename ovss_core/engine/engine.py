@@ -573,7 +573,13 @@ class PendingProposals:
         regions = Regions.of_tables(used, boxes, members, self.by_window, counts)
         # of the places that were kept free, those that nobody took go
         places = 1 + int(np.flatnonzero((classes != NOBODY).any(0)).max(initial=-1))
-        decisions, maps = Decisions(scores, classes[:, :places], regions), self.proposals.maps[:, :places]
+        classes, maps = classes[:, :places], self.proposals.maps[:, :places]
+        if not places:  # no image keeps anything; tables have one place at least, which is nobody's
+            classes, maps = (
+                np.full((len(classes), 1), NOBODY),
+                maps.new_zeros(maps.shape[0], 1, maps.shape[2]),
+            )
+        decisions = Decisions(scores, classes, regions)
         if self.engine.must_keep:
             decisions, maps = _keep_something(decisions, maps)
         crops = None if self.proposals.crops is None else self.proposals.crops[: regions.has_area.sum()]
@@ -583,8 +589,6 @@ class PendingProposals:
 def _keep_something(decisions: Decisions, maps: Tensor) -> tuple[Decisions, Tensor]:
     """Give an image whose every class was removed its best-scored one, where no background can take the image."""
     classes = decisions.classes
-    if not classes.shape[1]:
-        classes, maps = np.full((len(classes), 1), NOBODY), maps.new_zeros(maps.shape[0], 1, maps.shape[2])
     nothing = (classes == NOBODY).all(1)
     if nothing.any():
         classes = classes.copy()

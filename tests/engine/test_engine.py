@@ -233,6 +233,22 @@ def test_chunks_of_the_vocabulary_change_nothing(variant: PurificationVariant) -
         _assert_alike(first, second)
 
 
+@pytest.mark.parametrize("variant", ["image", "released", "paper"])
+def test_an_image_that_keeps_nothing_is_all_background(variant: PurificationVariant) -> None:
+    strict = PurificationConfig(
+        variant=variant, thresholds="fixed", redundancy_threshold=1.0, ambiguity_threshold=0.3, crop_size=16
+    )
+    labels = LabelConfig(background="residual")
+    engine = _engine(tiny_config(purification=strict, labels=labels), WITH_BACKGROUND)
+    for picture, result in zip(PICTURES, engine.segment(PICTURES), strict=True):
+        assert result.label_map.shape == picture.shape[:2]
+        assert not result.label_map.any()
+        assert not len(result.kept)
+    [(_, proposals)] = engine.propose_all(engine.gather(PICTURES[:1]))
+    [again] = raise_first(engine.finish(engine.proposals_of_rows(proposals.to_rows())))
+    assert not again.label_map.any()
+
+
 def test_pictures_smaller_than_a_window_get_one_window() -> None:
     config = replace(tiny_config(), windows=WindowConfig(size=64, stride=32, short_side=40, long_side=160))
     engine = _engine(config)
