@@ -7,6 +7,7 @@ has its answer at once.
 from collections.abc import Iterator, Mapping, Sequence
 
 from ovss_core.clip.architectures import Architecture, find_architecture
+from ovss_core.clip.licences import licence_warning
 from ovss_core.clip.weight_sources import resolve_weights
 from ovss_core.config import (
     HEAD_SETTINGS,
@@ -50,11 +51,11 @@ def validate(
     if architecture is not None:
         _require_patches(config, architecture)
         _require_blocks(config, architecture)
-    warnings: list[str] = []
+    warnings = licence_warning(config.model)
     if vocabulary is not None:
         policy = background_policy(config, vocabulary)
         require_descriptions(vocabulary, descriptions)
-        warnings = vocabulary_warnings(vocabulary, policy)
+        warnings += vocabulary_warnings(vocabulary, policy)
     idle = [*_idle_settings(config, descriptions), *_idle_probability(config, vocabulary)]
     return [*warnings, f"without effect here: {'; '.join(idle)}"] if idle else warnings
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from ovss_core.check import background_policy, require_descriptions, validate, vocabulary_warnings
 from ovss_core.clip.architectures import find_architecture
+from ovss_core.clip.licences import licence_warning
 from ovss_core.config import ModelConfig, SegmenterConfig, SfpConfig
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.evaluation.benchmarks import get_benchmark
@@ -175,13 +176,14 @@ def _check_grid(
 ) -> list[str]:
     """Check what all rows share; on folders (`own`) they also take the windows and labels that were given."""
     if not own:
-        validate(SegmenterConfig(segmenter.model, segmenter.host))
+        warnings = validate(SegmenterConfig(segmenter.model, segmenter.host))
         require_descriptions(vocabulary, descriptions)
-        return []
+        return warnings
     purification = replace(segmenter.purification, method="freecp")
     purified = replace(segmenter, purification=purification, sfp=SfpConfig())
     validate(purified, vocabulary, descriptions)
-    return vocabulary_warnings(vocabulary, background_policy(purified, vocabulary))
+    policy = background_policy(purified, vocabulary)
+    return [*licence_warning(segmenter.model), *vocabulary_warnings(vocabulary, policy)]
 
 
 def _require_run(run: RunOptions) -> None:

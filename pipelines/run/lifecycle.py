@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import ray
 
+from ovss_core.clip.licences import find_licence
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig
 from ovss_core.errors import (
@@ -223,6 +224,7 @@ def _plan(course: Course, joined: bool) -> tuple[WorkerPlan, list[Node]]:
 def _details(course: Course, plan: WorkerPlan, nodes: Sequence[Node]) -> dict[str, Any]:
     return {
         **course.details,
+        "weights_licence": find_licence(course.model).to_dict(),
         "pools": asdict(plan),
         "cluster": [asdict(node) for node in nodes],
         "run": {**asdict(course.run), "output": course.output.public_uri, "address": None},
