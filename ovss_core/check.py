@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ovss_core.clip.architectures import Architecture, find_architecture
 from ovss_core.clip.channels import require_channels
+from ovss_core.clip.licences import licence_warning
 from ovss_core.clip.weight_sources import resolve_weights
 from ovss_core.config import (
     HEAD_SETTINGS,
@@ -56,7 +57,7 @@ def validate(
     if architecture is not None:
         _require_patches(config, architecture)
         _require_blocks(config, architecture)
-    warnings: list[str] = []
+    warnings = licence_warning(config.model)
     if tower is not None and (notice := licence_notice(tower)):
         warnings.append(notice)
     if vocabulary is not None:

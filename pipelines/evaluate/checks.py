@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ovss_core.check import background_policy, validate, vocabulary_warnings
+from ovss_core.clip.licences import licence_warning
 from ovss_core.config import SegmenterConfig, SfpConfig
 from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
@@ -43,10 +44,11 @@ def _check_grid(
 ) -> list[str]:
     """Check what all rows share; on folders (`own`) they also take the windows and labels that were given."""
     if not own:
-        validate(SegmenterConfig(segmenter.model, segmenter.host, proxy=segmenter.proxy))
+        warnings = validate(SegmenterConfig(segmenter.model, segmenter.host, proxy=segmenter.proxy))
         require_descriptions(vocabulary, descriptions)
-        return []
+        return warnings
     purification = replace(segmenter.purification, method="freecp")
     purified = replace(segmenter, purification=purification, sfp=SfpConfig())
     validate(purified, vocabulary, descriptions)
-    return vocabulary_warnings(vocabulary, background_policy(purified, vocabulary))
+    policy = background_policy(purified, vocabulary)
+    return [*licence_warning(segmenter.model), *vocabulary_warnings(vocabulary, policy)]
