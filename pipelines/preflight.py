@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from ovss_core.check import background_policy, require_descriptions, validate, vocabulary_warnings
@@ -21,6 +21,7 @@ from ovss_core.clip.architectures import find_architecture
 from ovss_core.config import ModelConfig, SegmenterConfig, SfpConfig
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.evaluation.benchmarks import get_benchmark
+from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Vocabulary
 from pipelines.run.options import FETCH_SHARE, PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.listing import matches
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 Descriptions = Mapping[str, Sequence[str]]
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia")
+NO_DESCRIPTIONS = "none"
 _WILD = re.compile(r"[*?\[{]")
 _WRITTEN = (
     ("run.json",),
@@ -49,7 +51,7 @@ def check_label(
     pools: PoolOptions,
     segmenter: SegmenterConfig,
     vocabulary: Vocabulary,
-    descriptions: Descriptions | None = None,
+    descriptions: DescriptionChoice = None,
 ) -> list[str]:
     """Refuse a labelling run that cannot work; nothing is loaded, started or written.
 
@@ -59,7 +61,7 @@ def check_label(
     Raises:
         ConfigError, ModelError, WeightsError: As `ovss_core.check.validate`, or options that contradict each other.
     """
-    warnings = validate(segmenter, vocabulary, descriptions)
+    warnings = validate(segmenter, vocabulary, choose_descriptions(descriptions, vocabulary, segmenter))
     _require_run(run)
     _require_devices(pools)
     given = {"--images": source.images, "--parquet": source.parquet, "--webdataset": source.webdataset}
@@ -73,16 +75,17 @@ def check_evaluate(
     pools: PoolOptions,
     segmenter: SegmenterConfig,
     vocabulary: Vocabulary,
-    descriptions: Descriptions | None = None,
+    descriptions: DescriptionChoice = None,
 ) -> list[str]:
     """Refuse an evaluation that cannot work; as `check_label`.
 
     The rows of a grid choose their own hosts and parts, so only what they share is checked for it.
     """
     if pairs.grid:
-        warnings = _check_grid(segmenter, vocabulary, descriptions, own=not pairs.benchmark)
+        own = None if descriptions == "shipped" else descriptions
+        warnings = _check_grid(segmenter, vocabulary, own, own=not pairs.benchmark)
     else:
-        warnings = validate(segmenter, vocabulary, descriptions)
+        warnings = validate(segmenter, vocabulary, choose_descriptions(descriptions, vocabulary, segmenter))
     _require_run(run)
     _require_devices(pools)
     require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
@@ -96,7 +99,7 @@ def check_evaluate(
 
 
 def check_model(
-    model: ModelConfig, vocabularies: Iterable[Vocabulary], descriptions: Descriptions | None = None
+    model: ModelConfig, vocabularies: Iterable[Vocabulary], *descriptions: Descriptions | None
 ) -> list[str]:
     """Read a file of weights to its end, and see which texts are longer than the text tower reads.
 
@@ -112,7 +115,13 @@ def check_model(
     if architecture is None:  # only the hub knows what its text tower reads
         return []
     phrases = dict.fromkeys(phrase for vocabulary in vocabularies for phrase in vocabulary.phrases)
-    return cut_texts(lambda: load_tokenizer(model), architecture.context_length, list(phrases), descriptions)
+    sentences = [text for given in descriptions if given for entry in given.values() for text in entry]
+    return cut_texts(
+        lambda: load_tokenizer(model),
+        architecture.context_length,
+        list(phrases),
+        {"": list(dict.fromkeys(sentences))},
+    )
 
 
 def say_once(warnings: Iterable[str]) -> None:
@@ -121,13 +130,15 @@ def say_once(warnings: Iterable[str]) -> None:
         _log.warning("%s", warning)
 
 
-def read_descriptions(path: str | None) -> dict[str, list[str]] | None:
-    """Read a JSON file of sentences by class name.
+def read_descriptions(path: str | None) -> dict[str, list[str]] | Literal["shipped"] | None:
+    """Read a JSON file of sentences by class name; no file takes those that ship, and "none" takes none.
 
     Raises:
         ConfigError: The file cannot be read, or holds something else.
     """
     if path is None:
+        return "shipped"
+    if path == NO_DESCRIPTIONS:
         return None
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
