@@ -137,7 +137,10 @@ def vocabulary_flag(meaning: str = "") -> Flag:
 
 def descriptions_flag() -> Flag:
     """Return ``--descriptions``."""
-    told = "JSON file of sentences by class, to settle regions that several words claim."
+    told = (
+        "JSON file of sentences by class, to settle regions that several words claim; none takes the phrases. Shipped "
+        "vocabularies have sentences, which count unless one of these is given."
+    )
     return Flag("descriptions", str | None, told, QUALITY)
 
 

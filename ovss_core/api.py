@@ -24,6 +24,7 @@ from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.decode import decode_image, picture_to_rgb
 from ovss_core.results import Segmentation
+from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class OpenVocabSegmenter:
         *,
         vocabulary: Sequence[str] | str | Path | Vocabulary,
         config: SegmenterConfig | None = None,
-        descriptions: Mapping[str, Sequence[str]] | None = None,
+        descriptions: DescriptionChoice = "shipped",
         device: str | None = None,
     ) -> "OpenVocabSegmenter":
         """Load a model and encode a vocabulary.
@@ -61,7 +62,8 @@ class OpenVocabSegmenter:
                 shipped vocabulary's name, or a file.
             config: Everything else; its model is replaced by the one named here. None takes the defaults, or what
                 the model's card recommends (`ovss_core.clip.recommended`).
-            descriptions: Sentences by class name that settle ambiguous regions.
+            descriptions: Sentences by class name that settle ambiguous regions; "shipped" takes those of a shipped
+                vocabulary, None takes the mean of each class's phrases.
             device: "cuda", "cpu", ...; None takes a GPU where there is one.
 
         Raises:
@@ -70,13 +72,14 @@ class OpenVocabSegmenter:
         model = replace((config or SegmenterConfig()).model, name=name, pretrained=pretrained)
         settings = replace(config or filled(recommended_settings(model)), model=model)
         classes = as_vocabulary(vocabulary)
-        warnings = validate(settings, classes, descriptions)
+        sentences = choose_descriptions(descriptions, classes, settings)
+        warnings = validate(settings, classes, sentences)
         chosen = _choose_device(device)
         clip = load_clip(settings.model)
-        warnings += cut_texts(lambda: clip.tokenizer, clip.context_length, classes.phrases, descriptions)
+        warnings += cut_texts(lambda: clip.tokenizer, clip.context_length, classes.phrases, sentences)
         for warning in warnings:
             logger.warning("%s", warning)
-        text = encode_words(clip, settings, classes, descriptions, chosen)
+        text = encode_words(clip, settings, classes, sentences, chosen)
         return cls(SegmentationEngine(settings, clip, text, chosen))
 
     @property

@@ -13,6 +13,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from ovss_core.clip.architectures import find_architecture
@@ -25,6 +26,7 @@ from pipelines.storage import Folder, redact
 from pipelines.transport.addresses import local_path
 
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia")
+NO_DESCRIPTIONS = "none"
 _WILD = re.compile(r"[*?\[{]")
 _WRITTEN = (
     ("run.json",),
@@ -51,7 +53,7 @@ def check_run(run: RunOptions, pools: PoolOptions, fetch_timeout_s: float) -> li
 
 
 def check_model(
-    model: ModelConfig, vocabularies: Iterable[Vocabulary], descriptions: Descriptions | None = None
+    model: ModelConfig, vocabularies: Iterable[Vocabulary], *descriptions: Descriptions | None
 ) -> list[str]:
     """Read a file of weights to its end, and see which texts are longer than the text tower reads.
 
@@ -67,7 +69,13 @@ def check_model(
     if architecture is None:  # only the hub knows what its text tower reads
         return []
     phrases = dict.fromkeys(phrase for vocabulary in vocabularies for phrase in vocabulary.phrases)
-    return cut_texts(lambda: load_tokenizer(model), architecture.context_length, list(phrases), descriptions)
+    sentences = [text for given in descriptions if given for entry in given.values() for text in entry]
+    return cut_texts(
+        lambda: load_tokenizer(model),
+        architecture.context_length,
+        list(phrases),
+        {"": list(dict.fromkeys(sentences))},
+    )
 
 
 def check_proxy(segmenter: SegmenterConfig) -> None:
@@ -89,13 +97,15 @@ def say_once(warnings: Iterable[str]) -> None:
         _log.warning("%s", warning)
 
 
-def read_descriptions(path: str | None) -> dict[str, list[str]] | None:
-    """Read a JSON file of sentences by class name.
+def read_descriptions(path: str | None) -> dict[str, list[str]] | Literal["shipped"] | None:
+    """Read a JSON file of sentences by class name; no file takes those that ship, and "none" takes none.
 
     Raises:
         ConfigError: The file cannot be read, or holds something else.
     """
     if path is None:
+        return "shipped"
+    if path == NO_DESCRIPTIONS:
         return None
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ from ovss_core.check import background_policy, validate, vocabulary_warnings
 from ovss_core.clip.licences import licence_warning
 from ovss_core.config import SegmenterConfig, SfpConfig
 from ovss_core.evaluation.benchmarks import get_benchmark
+from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
 from pipelines.evaluate.options import PairOptions
 from pipelines.preflight import check_run, require_apart
@@ -18,16 +19,17 @@ def check_evaluate(
     pools: PoolOptions,
     segmenter: SegmenterConfig,
     vocabulary: Vocabulary,
-    descriptions: Descriptions | None = None,
+    descriptions: DescriptionChoice = None,
 ) -> list[str]:
     """Refuse an evaluation that cannot work; as `pipelines.label.checks.check_label`.
 
     The rows of a grid choose their own hosts and parts, so only what they share is checked for it.
     """
     if pairs.grid:
-        warnings = _check_grid(segmenter, vocabulary, descriptions, own=not pairs.benchmark)
+        own = None if descriptions == "shipped" else descriptions
+        warnings = _check_grid(segmenter, vocabulary, own, own=not pairs.benchmark)
     else:
-        warnings = validate(segmenter, vocabulary, descriptions)
+        warnings = validate(segmenter, vocabulary, choose_descriptions(descriptions, vocabulary, segmenter))
     waits = check_run(run, pools, pairs.fetch_timeout_s)
     require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
     if pairs.masks and pairs.benchmark and get_benchmark(pairs.benchmark).ignores_zero:

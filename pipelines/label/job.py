@@ -1,6 +1,6 @@
 """Label a corpus: what the job is made of, the checks before it starts, and its one call."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
+from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.checks import check_label
 from pipelines.label.pictures import write_previews
@@ -33,7 +34,7 @@ class LabelJob:
 
     Attributes:
         vocabulary: The classes.
-        descriptions: Sentences by class name for the ambiguity step.
+        descriptions: Sentences by class name for the ambiguity step; "shipped" takes those of a shipped vocabulary.
         segmenter: What decides the masks.
     """
 
@@ -41,8 +42,13 @@ class LabelJob:
     run: RunOptions
     vocabulary: Vocabulary
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
-    descriptions: Mapping[str, list[str]] | None = None
+    descriptions: DescriptionChoice = "shipped"
     pools: PoolOptions = field(default_factory=PoolOptions)
+
+    @property
+    def sentences(self) -> Mapping[str, Sequence[str]] | None:
+        """The sentences that this run reads, by class name."""
+        return choose_descriptions(self.descriptions, self.vocabulary, self.segmenter)
 
 
 def run_label(job: LabelJob) -> dict[str, Any]:
@@ -55,8 +61,8 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
-    asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
-    say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.descriptions)])
+    asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.sentences
+    say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.sentences)])
     check_proxy(job.segmenter)
     options = job.source
     source = open_source(options.place, options.open, job.run)
@@ -69,7 +75,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             table=LABEL_TABLE,
             model=job.segmenter.model,
             encode=encode_text,
-            encode_arguments=(job.segmenter, job.vocabulary, job.descriptions),
+            encode_arguments=(job.segmenter, job.vocabulary, job.sentences),
             identity=partial(_identity, job, source),
             stages=partial(_stages, job),
             details={
@@ -92,7 +98,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
 def encode_text(
     config: SegmenterConfig,
     vocabulary: Vocabulary,
-    descriptions: Mapping[str, list[str]] | None,
+    descriptions: Mapping[str, Sequence[str]] | None,
     device: str,
 ) -> tuple[bytes, WeightHashes]:
     """Encode the vocabulary once for all workers; returns the encoded vocabulary as bytes and the weights' hashes."""
@@ -128,7 +134,7 @@ def _identity(job: LabelJob, source: Source, hashes: WeightHashes) -> dict[str, 
         "vocabulary": job.vocabulary.to_dict()["classes"],
         "vocabulary_hash": job.vocabulary.content_hash,
         **hashes,
-        "descriptions": job.descriptions,
+        "descriptions": job.sentences,
         "shard_size": job.run.shard_size,
     }
 
