@@ -17,6 +17,7 @@ _VALUES = {
     "parquet": "PATH",
     "webdataset": "PATH",
     "masks": "FOLDER",
+    "region_maps": "FOLDER",
     "root": "FOLDER",
     "folder": "FOLDER",
     "output": "FOLDER",

@@ -6,6 +6,8 @@ from typing import overload
 
 import numpy as np
 
+from ovss_core.regions import RegionVote
+
 
 @dataclass(frozen=True)
 class PresentClass:
@@ -112,6 +114,9 @@ class Segmentation:
         kept: The purified vocabulary, by index; empty without purification.
         removed: The classes that purification removed as redundant, by index.
         groups: Ambiguous groups, their regions and the winners.
+        regions: How the regions of the image's region map voted; empty without a vote. Pixels of regions that did not
+            agree enough are `ignored_label` in the label map and in no class. A class's confidence is that of the
+            pixels that had it before the vote.
     """
 
     label_map: np.ndarray
@@ -119,3 +124,4 @@ class Segmentation:
     kept: Sequence[ScoredClass] = ()
     removed: Sequence[ScoredClass] = ()
     groups: tuple[AmbiguityGroup, ...] = ()
+    regions: tuple[RegionVote, ...] = ()

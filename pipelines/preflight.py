@@ -62,8 +62,9 @@ def check_label(
     warnings = validate(segmenter, vocabulary, descriptions)
     _require_run(run)
     _require_devices(pools)
+    require_region_maps(source.region_maps, segmenter)
     given = {"--images": source.images, "--parquet": source.parquet, "--webdataset": source.webdataset}
-    require_apart(given, run.output)
+    require_apart({**given, "--region-maps": source.region_maps}, run.output)
     return [*warnings, *_shortened_wait(source.fetch_timeout_s, run)]
 
 
@@ -85,7 +86,13 @@ def check_evaluate(
         warnings = validate(segmenter, vocabulary, descriptions)
     _require_run(run)
     _require_devices(pools)
-    require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
+    require_region_maps(pairs.region_maps, segmenter)
+    if segmenter.regions.min_agreement:
+        raise ConfigError(
+            "regions.min_agreement ignores pixels, which an evaluation must label; leave it out here"
+        )
+    inputs = {"--images": pairs.images, "--masks": pairs.masks, "--region-maps": pairs.region_maps}
+    require_apart(inputs, run.output)
     if pairs.masks and pairs.benchmark and get_benchmark(pairs.benchmark).ignores_zero:
         warnings = [
             *warnings,
@@ -93,6 +100,26 @@ def check_evaluate(
             f"want --benchmark {pairs.benchmark} --root instead",
         ]
     return [*warnings, *_shortened_wait(pairs.fetch_timeout_s, run)]
+
+
+def require_region_maps(folder: str | None, segmenter: SegmenterConfig) -> None:
+    """Refuse region maps that nothing uses, and uses of region maps that are not given.
+
+    Raises:
+        ConfigError: Naming the flags.
+        StorageError: There is no such folder.
+    """
+    if folder and not segmenter.regions.used:
+        raise ConfigError(
+            "--region-maps is given, but nothing uses it; say what for: --regions.vote true (each region takes one class) "
+            "or --regions.scope true (patches see inside their region)"
+        )
+    if segmenter.regions.used and not folder:
+        raise ConfigError(
+            "regions.vote and regions.scope need regions; give --region-maps FOLDER (index PNGs named as the images)"
+        )
+    if folder and not Folder(folder).exists():
+        raise StorageError(f"no such folder: {redact(folder)}; check --region-maps")
 
 
 def check_model(

@@ -13,6 +13,7 @@ from ovss_core.class_purification.class_maps import NOBODY
 from ovss_core.class_purification.winners import Regions
 from ovss_core.config import WindowConfig
 from ovss_core.images.windows import WindowLayout
+from ovss_core.regions import RegionMap
 
 MAP_LEVELS = 65_535
 """Purified maps lie in [0, 1] and are held to 16 bits, on both roads: one image gets one mask whether or not its
@@ -22,10 +23,10 @@ proposal crosses from one process to another."""
 NO_ROW: dict[str, Any] = dict.fromkeys(
     (
         *("size", "resized", "scored", "maps", "kept", "scores", "groups"),
-        *("region_group", "region_window", "region_corners", "crops"),
+        *("region_group", "region_window", "region_corners", "crops", "region_map"),
     )
 )
-"""The names of a row; without purification all but the first four stay empty."""
+"""The names of a row; without purification all but the first four and the last stay empty."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Proposals:
         sound: Whether the features of each image's windows are numbers; the rest means nothing where they are not.
         decisions: With purification.
         crops: Pixels of the regions that have an area, in their order, RGB.
+        region_maps: Each image's region map, where regions are to vote.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -66,6 +68,7 @@ class Proposals:
     sound: Bool[np.ndarray, " images"] | None = None
     decisions: Decisions | None = None
     crops: UInt8[Tensor, "areas side side 3"] | None = None
+    region_maps: tuple[RegionMap | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -96,8 +99,14 @@ class Proposals:
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return one row of plain values and arrays an image, for `from_rows`; each has the same names."""
-        if self.decisions is None or self.crops is None:
-            return self._phrase_rows()
+        rows = self._phrase_rows() if self.decisions is None or self.crops is None else self._purified_rows()
+        for row, regions in zip(rows, self.region_maps or (None,) * len(self), strict=True):
+            row["region_map"] = None if regions is None else regions.to_bytes()
+        return rows
+
+    def _purified_rows(self) -> list[dict[str, Any]]:
+        assert self.decisions is not None
+        assert self.crops is not None
         decided, regions = self.decisions, self.decisions.regions
         maps = (self.maps * MAP_LEVELS).round().to(torch.int32).cpu().numpy().astype(np.uint16)
         crops = self.crops.cpu().numpy()
@@ -159,7 +168,7 @@ class Proposals:
         if rows[0]["kept"] is None:
             values = np.frombuffer(b"".join(row["maps"] for row in rows), np.float32).copy()
             maps = torch.from_numpy(values.reshape(sum(map(len, layouts)), -1, patches))
-            return cls(sizes, layouts, maps, bool(rows[0]["scored"]))
+            return cls(sizes, layouts, maps, bool(rows[0]["scored"]), region_maps=_region_maps(rows, sizes))
         most = max(1, *(len(row["kept"]) for row in rows))
         classes = np.full((len(rows), most), NOBODY, np.int64)
         purified = np.zeros((sum(map(len, layouts)), most, patches), np.float32)
@@ -181,7 +190,20 @@ class Proposals:
                 _regions_of_rows(rows),
             ),
             crops=torch.from_numpy(crops.reshape(-1, crop_size, crop_size, 3).copy()),
+            region_maps=_region_maps(rows, sizes),
         )
+
+
+def _region_maps(
+    rows: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int]]
+) -> tuple[RegionMap | None, ...] | None:
+    stored = [row.get("region_map") for row in rows]
+    if all(data is None for data in stored):
+        return None
+    return tuple(
+        None if data is None else RegionMap.from_bytes(data, size)
+        for data, size in zip(stored, sizes, strict=True)
+    )
 
 
 def _regions_of_rows(rows: Sequence[Mapping[str, Any]]) -> Regions:

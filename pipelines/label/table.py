@@ -26,6 +26,7 @@ def label_row(result: Segmentation) -> dict[str, Any]:
             {"classes": list(group.classes), "boxes": [vars(box) for box in group.boxes]}
             for group in result.groups
         ],
+        "regions": [vars(entry) for entry in result.regions] or None,
     }
 
 

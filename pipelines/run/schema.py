@@ -32,6 +32,12 @@ _PRESENT = pa.list_(
 _BOX = pa.struct([("x0", _PIXEL), ("y0", _PIXEL), ("x1", _PIXEL), ("y1", _PIXEL), ("winner", pa.int32())])
 _GROUPS = pa.list_(pa.struct([("classes", pa.list_(pa.int32())), ("boxes", pa.list_(_BOX))]))
 
+_REGIONS = pa.list_(
+    pa.struct(
+        [("region", pa.int32()), ("pixels", pa.int64()), ("winner", pa.int32()), ("agreement", pa.float32())]
+    )
+)
+
 LABELS = _schema(
     "labels/1",
     [
@@ -61,6 +67,13 @@ LABELS = _schema(
             False,
             "classes that claimed the same region; each box in pixels of the image, end exclusive, with the class "
             "that won it (null: nobody)",
+        ),
+        _documented(
+            "regions",
+            _REGIONS,
+            True,
+            "how each region of the image's region map voted: its number there, its pixels, the class that most of them "
+            "had, and their share of the region in (0, 1]; null without a vote",
         ),
     ],
 )
@@ -97,6 +110,7 @@ PROPOSAL = pa.struct(
         ("region_window", pa.list_(pa.int32())),
         ("region_corners", pa.list_(pa.int32())),
         ("crops", pa.binary()),
+        ("region_map", pa.binary()),
     ]
 )
 """Type of the column ``proposal`` between the two labelling stages: a row of `Proposals.to_rows`."""

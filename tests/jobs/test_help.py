@@ -91,7 +91,7 @@ def test_the_first_section_is_what_a_newcomer_needs_and_research_comes_last(
     wanted = ["--images", "--vocabulary", "--output", "--model", "--pretrained"]
     assert [flag for flag in wanted if f"  {flag} " in first] == wanted
     assert len(parser_of(command)._action_groups[2]._group_actions) <= 11
-    assert "--host {clearclip,clip,gem," in sections["quality: dense head, purification, windows, labels"]
+    assert "--host {clearclip,clip," in sections["quality: dense head, purification, windows, labels"]
     assert "--sfp." in sections["switches for research"]
     assert all("--sfp." not in text for title, text in sections.items() if title != "switches for research")
 

@@ -20,6 +20,7 @@ from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError
 from ovss_core.images.decode import decode_image
+from ovss_core.regions import RegionVote
 from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.masks import decode_mask
@@ -391,6 +392,7 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
         kept=(ScoredClass(2, "c", 0.5),),
         removed=(ScoredClass(1, "b", 0.125),),
         groups=(AmbiguityGroup((0, 2), (BoxDecision(0, 1, 2, 2, 2), BoxDecision(0, 0, 0, 0, None))),),
+        regions=(RegionVote(7, 3, 2, 0.75),),
     )
     [row] = pa.array([label_row(result)], result_type(LABELS)).to_pylist()
     np.testing.assert_array_equal(decode_mask(row.pop("mask")), label_map)
@@ -412,6 +414,7 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
                 ],
             }
         ],
+        "regions": [{"region": 7, "pixels": 3, "winner": 2, "agreement": 0.75}],
     }
     counts = summarize_labels(pa.table({"present": [row["present"], row["present"]]}))
     assert counts == {
