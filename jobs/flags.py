@@ -13,6 +13,7 @@ from docstring_parser import DocstringStyle, parse
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "text"}
 _METAVARS = {bool: "{true,false}", int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 _VALUES = {
+    "region_maps": "FOLDER",
     "folder": "FOLDER",
     "output": "FOLDER",
     "config": "FILE",

@@ -52,6 +52,26 @@ def check_run(run: RunOptions, pools: PoolOptions, fetch_timeout_s: float) -> li
     return _shortened_wait(fetch_timeout_s, run)
 
 
+def require_region_maps(folder: str | None, segmenter: SegmenterConfig) -> None:
+    """Refuse region maps that nothing uses, and uses of region maps that are not given.
+
+    Raises:
+        ConfigError: Naming the flags.
+        StorageError: There is no such folder.
+    """
+    if folder and not segmenter.regions.used:
+        raise ConfigError(
+            "--region-maps is given, but nothing uses it; say what for: --regions.vote true (each region takes one class) "
+            "or --regions.scope true (patches see inside their region)"
+        )
+    if segmenter.regions.used and not folder:
+        raise ConfigError(
+            "regions.vote and regions.scope need regions; give --region-maps FOLDER (index PNGs named as the images)"
+        )
+    if folder and not Folder(folder).exists():
+        raise StorageError(f"no such folder: {redact(folder)}; check --region-maps")
+
+
 def check_model(
     model: ModelConfig, vocabularies: Iterable[Vocabulary], *descriptions: Descriptions | None
 ) -> list[str]:

@@ -5,11 +5,12 @@ from dataclasses import replace
 from ovss_core.check import background_policy, validate, vocabulary_warnings
 from ovss_core.clip.licences import licence_warning
 from ovss_core.config import SegmenterConfig, SfpConfig
+from ovss_core.errors import ConfigError
 from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
 from pipelines.evaluate.options import PairOptions
-from pipelines.preflight import check_run, require_apart
+from pipelines.preflight import check_run, require_apart, require_region_maps
 from pipelines.run.options import PoolOptions, RunOptions
 
 
@@ -31,7 +32,13 @@ def check_evaluate(
     else:
         warnings = validate(segmenter, vocabulary, choose_descriptions(descriptions, vocabulary, segmenter))
     waits = check_run(run, pools, pairs.fetch_timeout_s)
-    require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
+    require_region_maps(pairs.region_maps, segmenter)
+    if segmenter.regions.min_agreement:
+        raise ConfigError(
+            "regions.min_agreement ignores pixels, which an evaluation must label; leave it out here"
+        )
+    inputs = {"--images": pairs.images, "--masks": pairs.masks, "--region-maps": pairs.region_maps}
+    require_apart(inputs, run.output)
     if pairs.masks and pairs.benchmark and get_benchmark(pairs.benchmark).ignores_zero:
         warnings = [
             *warnings,

@@ -36,6 +36,7 @@ from pipelines.run.pools import WorkerPlan
 from pipelines.run.record import proxy_facts
 from pipelines.run.runner import ActorStage
 from pipelines.run.weight_hashes import WeightHashes, hash_weights
+from pipelines.sources.region_maps import described_regions
 from pipelines.storage import Folder
 
 SINGLE = "evaluation"
@@ -151,6 +152,7 @@ def _stages(
         "masks": source.masks,
         "conversion": source.conversion,
         "oracle": job.pairs.oracle,
+        "region_maps": job.pairs.region_maps,
         "device": job.pools.device,
         "torch_threads": plan.torch_threads,
     }
@@ -192,6 +194,7 @@ def _identity(
         "job": "evaluate",
         "schema": MEASUREMENTS.metadata[b"ovss_schema"].decode(),
         "source": source.describe(),
+        **described_regions(job.pairs.region_maps),
         "variants": {row.key: _deciding(row) for row in rows},
         **hashes,
         "descriptions": _described(job, rows),

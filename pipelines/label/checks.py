@@ -4,7 +4,7 @@ from ovss_core.check import validate
 from ovss_core.config import SegmenterConfig
 from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Vocabulary
-from pipelines.preflight import check_run, require_apart
+from pipelines.preflight import check_run, require_apart, require_region_maps
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 
 
@@ -26,5 +26,6 @@ def check_label(
     """
     warnings = validate(segmenter, vocabulary, choose_descriptions(descriptions, vocabulary, segmenter))
     waits = check_run(run, pools, source.fetch_timeout_s)
-    require_apart(source.kind.places(), run.output)
+    require_region_maps(source.region_maps, segmenter)
+    require_apart({**source.kind.places(), "--region-maps": source.region_maps}, run.output)
     return [*warnings, *waits]

@@ -25,6 +25,7 @@ from pipelines.run.runner import ActorStage
 from pipelines.run.schema import LABELS
 from pipelines.run.weight_hashes import WeightHashes, hash_weights
 from pipelines.sources import Source
+from pipelines.sources.region_maps import described_regions
 from pipelines.storage import Folder
 
 
@@ -115,11 +116,12 @@ def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
         "torch_threads": plan.torch_threads,
         "worker_threads": plan.worker_threads,
     }
+    regions = {"region_maps": job.source.region_maps}
     if plan.finish is None:
-        return [ActorStage("segment", SegmentStage, arguments, plan.propose, plan.batch_size)]
+        return [ActorStage("segment", SegmentStage, arguments | regions, plan.propose, plan.batch_size)]
     lighter = arguments | {"torch_threads": plan.torch_threads and 1}
     return [
-        ActorStage("propose", ProposeStage, arguments, plan.propose, plan.batch_size),
+        ActorStage("propose", ProposeStage, arguments | regions, plan.propose, plan.batch_size),
         ActorStage("finish", FinishStage, lighter, plan.finish, plan.batch_size),
     ]
 
@@ -130,6 +132,7 @@ def _identity(job: LabelJob, source: Source, hashes: WeightHashes) -> dict[str, 
         "job": "label",
         "schema": LABELS.metadata[b"ovss_schema"].decode(),
         "source": source.describe(),
+        **described_regions(job.source.region_maps),
         "config": job.segmenter.deciding(),
         "vocabulary": job.vocabulary.to_dict()["classes"],
         "vocabulary_hash": job.vocabulary.content_hash,

@@ -16,7 +16,7 @@ from typing import Any
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
-from ovss_core.proxies.registry import find_tower
+from ovss_core.proxy_families.registry import find_tower
 from pipelines.run.fragments import FRAGMENTS
 from pipelines.run.manifest_files import COMPLETE
 from pipelines.run.manifest_files import FOLDER as MANIFEST
