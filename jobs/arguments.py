@@ -60,7 +60,7 @@ JOB_HOMES = {
     "purification.ambiguity_threshold": QUALITY,
 }
 """Flags that stand elsewhere than the other flags of their dataclass; in a section those named here come first."""
-_GROUPS = {"model": QUALITY, "proxy": QUALITY, "windows": QUALITY, "labels": QUALITY}
+_GROUPS = {"model": QUALITY, "proxy": QUALITY, "windows": QUALITY, "labels": QUALITY, "regions": QUALITY}
 """Sections of the segmenter's groups; a group that is not named here is for research."""
 _NAMES = {
     "model.name": "model",
@@ -137,7 +137,10 @@ def vocabulary_flag(meaning: str = "") -> Flag:
 
 def descriptions_flag() -> Flag:
     """Return ``--descriptions``."""
-    told = "JSON file of sentences by class, to settle regions that several words claim."
+    told = (
+        "JSON file of sentences by class, to settle regions that several words claim; none takes the phrases. Shipped "
+        "vocabularies have sentences, which count unless one of these is given."
+    )
     return Flag("descriptions", str | None, told, QUALITY)
 
 

@@ -13,10 +13,11 @@ from docstring_parser import DocstringStyle, parse
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "text"}
 _METAVARS = {bool: "{true,false}", int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 _VALUES = {
+    "region_maps": "FOLDER",
     "folder": "FOLDER",
     "output": "FOLDER",
     "config": "FILE",
-    "descriptions": "FILE",
+    "descriptions": "FILE|none",
     "vocabulary": "WORDS",
     "model": "NAME",
     "pretrained": "TAG|FILE",
@@ -38,6 +39,7 @@ _PLACES = {
     "PATH": "a path or an address",
     "FOLDER": "a folder",
     "FILE": "a file",
+    "FILE|none": "a file, or none",
     "NAME": "a name",
     "TAG|FILE": "a weight tag or a file",
     "hub|FILE": "hub or a file",

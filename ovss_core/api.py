@@ -23,7 +23,9 @@ from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.decode import decode_image, picture_to_rgb
+from ovss_core.regions import RegionMap
 from ovss_core.results import Segmentation
+from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class OpenVocabSegmenter:
         *,
         vocabulary: Sequence[str] | str | Path | Vocabulary,
         config: SegmenterConfig | None = None,
-        descriptions: Mapping[str, Sequence[str]] | None = None,
+        descriptions: DescriptionChoice = "shipped",
         device: str | None = None,
     ) -> "OpenVocabSegmenter":
         """Load a model and encode a vocabulary.
@@ -61,7 +63,8 @@ class OpenVocabSegmenter:
                 shipped vocabulary's name, or a file.
             config: Everything else; its model is replaced by the one named here. None takes the defaults, or what
                 the model's card recommends (`ovss_core.clip.recommended`).
-            descriptions: Sentences by class name that settle ambiguous regions.
+            descriptions: Sentences by class name that settle ambiguous regions; "shipped" takes those of a shipped
+                vocabulary, None takes the mean of each class's phrases.
             device: "cuda", "cpu", ...; None takes a GPU where there is one.
 
         Raises:
@@ -70,13 +73,14 @@ class OpenVocabSegmenter:
         model = replace((config or SegmenterConfig()).model, name=name, pretrained=pretrained)
         settings = replace(config or filled(recommended_settings(model)), model=model)
         classes = as_vocabulary(vocabulary)
-        warnings = validate(settings, classes, descriptions)
+        sentences = choose_descriptions(descriptions, classes, settings)
+        warnings = validate(settings, classes, sentences)
         chosen = _choose_device(device)
         clip = load_clip(settings.model)
-        warnings += cut_texts(lambda: clip.tokenizer, clip.context_length, classes.phrases, descriptions)
+        warnings += cut_texts(lambda: clip.tokenizer, clip.context_length, classes.phrases, sentences)
         for warning in warnings:
             logger.warning("%s", warning)
-        text = encode_words(clip, settings, classes, descriptions, chosen)
+        text = encode_words(clip, settings, classes, sentences, chosen)
         return cls(SegmentationEngine(settings, clip, text, chosen))
 
     @property
@@ -84,23 +88,27 @@ class OpenVocabSegmenter:
         """The classes; a label map holds their positions."""
         return self.engine.text.vocabulary
 
-    def segment(self, image: ImageLike) -> Segmentation:
+    def segment(self, image: ImageLike, regions: RegionMap | np.ndarray | None = None) -> Segmentation:
         """Label one image.
 
         Args:
             image: A path or the bytes of an image file; a PIL image, which gets the mask of its file (turned upright by
                 its EXIF orientation, first frame, transparency on white); or uint8 RGB pixels [height, width, 3], which
                 are taken as they are.
+            regions: Its regions, whole numbers [height, width], 0 for none; used as the configuration's `regions` say.
 
         Raises:
-            ImageError: The image cannot be decoded, or the array is no RGB picture.
+            ImageError: The image cannot be decoded, the array is no RGB picture, or the regions do not fit it.
         """
-        return self.segment_batch([image])[0]
+        return self.segment_batch([image], None if regions is None else [regions])[0]
 
-    def segment_batch(self, images: Sequence[ImageLike]) -> list[Segmentation]:
-        """Label several images in one go; each gets what it would get alone."""
+    def segment_batch(
+        self, images: Sequence[ImageLike], regions: Sequence[RegionMap | np.ndarray | None] | None = None
+    ) -> list[Segmentation]:
+        """Label several images in one go, with their regions where there are any; each gets what it would get alone."""
         limit = self.engine.config.max_pixels
-        return self.engine.segment([_as_pixels(image, limit) for image in images])
+        maps = None if regions is None else [_as_regions(own) for own in regions]
+        return self.engine.segment([_as_pixels(image, limit) for image in images], maps)
 
 
 def _choose_device(device: str | None) -> str:
@@ -131,6 +139,10 @@ def encode_words(
     """Encode the text side of a run: phrases, descriptions, and the null's distractors where they are used."""
     distractors = load_distractors(vocabulary.phrases) if config.purification.needs_distractors else []
     return encode_vocabulary(TextEncoder(clip, device, cache_dir), vocabulary, descriptions, distractors)
+
+
+def _as_regions(regions: RegionMap | np.ndarray | None) -> RegionMap | None:
+    return RegionMap.of_array(regions) if isinstance(regions, np.ndarray) else regions
 
 
 def _as_pixels(image: ImageLike, max_pixels: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ovss_core.clip.architectures import Architecture, find_architecture
 from ovss_core.clip.channels import require_channels
+from ovss_core.clip.licences import licence_warning
 from ovss_core.clip.weight_sources import resolve_weights
 from ovss_core.config import (
     HEAD_SETTINGS,
@@ -19,9 +20,9 @@ from ovss_core.config import (
     SegmenterConfig,
 )
 from ovss_core.errors import ConfigError
-from ovss_core.head_names import proxy_hosts, require_host, require_refiner
-from ovss_core.proxies.registry import TowerChoice, find_tower, licence_notice, tower_names
-from ovss_core.proxies.weight_sources import require_proxy_weights
+from ovss_core.head_names import proxy_hosts, require_host, require_refiner, scope_hosts
+from ovss_core.proxy_families.registry import TowerChoice, find_tower, licence_notice, tower_names
+from ovss_core.proxy_families.weight_sources import require_proxy_weights
 from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
 
 _SHOWN_WARNINGS = 3
@@ -49,6 +50,7 @@ def validate(
     require_host(config.host)
     tower = _require_tower(config)
     require_refiner(config.refine)
+    _require_scope(config)
     architecture = find_architecture(config.model.name)
     resolve_weights(config.model.name, config.model.pretrained)
     if config.host == "rfclip":
@@ -56,7 +58,7 @@ def validate(
     if architecture is not None:
         _require_patches(config, architecture)
         _require_blocks(config, architecture)
-    warnings: list[str] = []
+    warnings = licence_warning(config.model)
     if tower is not None and (notice := licence_notice(tower)):
         warnings.append(notice)
     if vocabulary is not None:
@@ -139,6 +141,14 @@ def _require_tower(config: SegmenterConfig) -> TowerChoice | None:
             "windows.size"
         )
     return choice
+
+
+def _require_scope(config: SegmenterConfig) -> None:
+    if config.regions.scope and config.host not in scope_hosts():
+        raise ConfigError(
+            f"host {config.host!r} cannot keep patches inside their region (regions.scope); give one of "
+            f"{', '.join(sorted(scope_hosts()))}"
+        )
 
 
 def _require_blocks(config: SegmenterConfig, architecture: Architecture) -> None:

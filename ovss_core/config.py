@@ -475,6 +475,38 @@ def published_thresholds(words: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
+class RegionConfig:
+    """What the regions that a mask generator made of each image are used for.
+
+    Attributes:
+        vote: Every region takes the class that most of its pixels have, after everything else.
+        scope: A patch sees patches of its own region only, in hosts that can (corrclip merges regions that look alike
+            first).
+        min_agreement: Regions less of whose pixels agree than this share become 255, "ignore" (65535 in masks of 16
+            bits); larger ignores more. Goes with vote.
+    """
+
+    vote: bool = False
+    scope: bool = False
+    min_agreement: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(
+            0.0 <= self.min_agreement <= 1.0,
+            f"regions.min_agreement is {self.min_agreement}; give a share from 0 to 1",
+        )
+        _require(
+            self.vote or self.min_agreement == 0,
+            "regions.min_agreement goes with regions.vote, which is off; turn it on",
+        )
+
+    @property
+    def used(self) -> bool:
+        """Whether anything reads regions."""
+        return self.vote or self.scope
+
+
+@dataclass(frozen=True)
 class LabelConfig:
     """How score maps become labels.
 
@@ -582,6 +614,7 @@ class SegmenterConfig:
     refine: str = "none"
     pamr: PamrConfig = field(default_factory=PamrConfig)
     tlp: TlpConfig = field(default_factory=TlpConfig)
+    regions: RegionConfig = field(default_factory=RegionConfig)
     window_batch: int | None = None
     max_pixels: int = 100_000_000
 
@@ -609,7 +642,7 @@ class SegmenterConfig:
         whole = self.class_prior > 0
         return (
             *(self.model, self.host, self.head_settings, self.windows, self.purification.active, whole),
-            self.proxy if self.needs_proxy else None,
+            *(self.proxy if self.needs_proxy else None, self.regions.scope),
         )
 
     @property
@@ -629,6 +662,8 @@ class SegmenterConfig:
         values["proxy"].pop("pretrained")
         if not self.needs_proxy:
             values.pop("proxy")
+        if not self.regions.used:
+            values.pop("regions")
         for unread in (HEAD_SETTINGS | REFINER_SETTINGS) - {self.host, self.refine}:
             values.pop(unread)
         return values

@@ -16,6 +16,8 @@ __all__ = ["Finding", "ReviewRules", "count_clip_tokens", "review", "review_clas
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 """Gives the tokens of each text, start and end included."""
+_Said = tuple[str, str, frozenset[str]]
+"""A class, a sentence of it, and the words of that, own names apart."""
 _OWN = "_"
 _OPENING = 6
 
@@ -90,9 +92,20 @@ def review_class(
     vocabulary: Vocabulary,
     count_tokens: CountTokens,
     rules: ReviewRules | None = None,
+    others: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Finding]:
-    """Look through the sentences of one class alone; what two classes share, `review` finds."""
-    return list(_review_one(name, sentences, _Names(vocabulary, {}), count_tokens, rules or ReviewRules()))
+    """Look through the sentences of one class.
+
+    Args:
+        others: Sentences of other classes, which these must not repeat.
+    """
+    names, rules = _Names(vocabulary, {}), rules or ReviewRules()
+    found = list(_review_one(name, sentences, names, count_tokens, rules))
+    before = _said(others or {}, names)
+    for sentence in _said({name: sentences}, names):
+        found += _repeats(sentence, before, rules)
+        before.append(sentence)
+    return found
 
 
 def count_clip_tokens(texts: Sequence[str]) -> list[int]:
@@ -170,15 +183,24 @@ def _faults(name: str, sentence: str, names: _Names, rules: ReviewRules) -> Iter
 
 def _alike(descriptions: Mapping[str, Sequence[str]], names: _Names, rules: ReviewRules) -> Iterator[Finding]:
     """Yield sentences that say what another one says, own names apart."""
-    said = [
+    said = _said(descriptions, names)
+    for place, sentence in enumerate(said):
+        yield from _repeats(sentence, said[:place], rules)
+
+
+def _said(descriptions: Mapping[str, Sequence[str]], names: _Names) -> list[_Said]:
+    return [
         (name, sentence, frozenset(names.without_own(name, sentence)))
         for name, sentences in descriptions.items()
         for sentence in sentences
     ]
-    for place, (name, sentence, words) in enumerate(said):
-        for other, _, others in said[:place]:
-            if len(words & others) >= rules.likeness * len(words | others):
-                yield Finding(name, f"says what a sentence of {other!r} says", sentence)
+
+
+def _repeats(said: _Said, before: Sequence[_Said], rules: ReviewRules) -> Iterator[Finding]:
+    name, sentence, words = said
+    for other, _, others in before:
+        if len(words & others) >= rules.likeness * len(words | others):
+            yield Finding(name, f"says what a sentence of {other!r} says", sentence)
 
 
 def _monotonous(

@@ -45,11 +45,20 @@ def require_refiner(name: str) -> None:
 
 def proxy_hosts() -> frozenset[str]:
     """Return the names of the dense heads that need a second tower."""
+    return _hosts_that("needs_proxy")
+
+
+def scope_hosts() -> frozenset[str]:
+    """Return the names of the dense heads that can keep patches inside their region."""
+    return _hosts_that("can_scope")
+
+
+def _hosts_that(flag: str) -> frozenset[str]:
     if "ovss_core.dense_heads" in sys.modules:
         heads = sys.modules["ovss_core.dense_heads"].HEADS
-        return frozenset(name for name, kind in heads.items() if kind.needs_proxy)
+        return frozenset(name for name, kind in heads.items() if getattr(kind, flag))
     files = _names_in_files("dense_heads")
-    return frozenset(name for name, flags in files.items() if flags.get("needs_proxy"))
+    return frozenset(name for name, constants in files.items() if constants.get(flag))
 
 
 def clip_hosts() -> list[str]:

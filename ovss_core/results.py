@@ -6,6 +6,8 @@ from typing import overload
 
 import numpy as np
 
+from ovss_core.regions import RegionVote
+
 
 @dataclass(frozen=True)
 class PresentClass:
@@ -116,6 +118,9 @@ class Segmentation:
         groups: Ambiguous groups, their regions and the winners.
         facts: Numbers that stage 1 gives beside them, by name, such as the "threshold" of the scores; None where the
             settings give none (`ovss_core.engine.facts`).
+        regions: How the regions of the image's region map voted; empty without a vote. Pixels of regions that did not
+            agree enough are `ignored_label` in the label map and in no class. A class's confidence is that of the
+            pixels that had it before the vote.
     """
 
     label_map: np.ndarray
@@ -124,3 +129,4 @@ class Segmentation:
     removed: Sequence[ScoredClass] = ()
     groups: tuple[AmbiguityGroup, ...] = ()
     facts: Mapping[str, float | int | None] = field(default_factory=dict)
+    regions: tuple[RegionVote, ...] = ()

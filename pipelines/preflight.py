@@ -13,6 +13,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from ovss_core.clip.architectures import find_architecture
@@ -25,6 +26,7 @@ from pipelines.storage import Folder, redact
 from pipelines.transport.addresses import local_path
 
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia")
+NO_DESCRIPTIONS = "none"
 _WILD = re.compile(r"[*?\[{]")
 _WRITTEN = (
     ("run.json",),
@@ -50,8 +52,28 @@ def check_run(run: RunOptions, pools: PoolOptions, fetch_timeout_s: float) -> li
     return _shortened_wait(fetch_timeout_s, run)
 
 
+def require_region_maps(folder: str | None, segmenter: SegmenterConfig) -> None:
+    """Refuse region maps that nothing uses, and uses of region maps that are not given.
+
+    Raises:
+        ConfigError: Naming the flags.
+        StorageError: There is no such folder.
+    """
+    if folder and not segmenter.regions.used:
+        raise ConfigError(
+            "--region-maps is given, but nothing uses it; say what for: --regions.vote true (each region takes one class) "
+            "or --regions.scope true (patches see inside their region)"
+        )
+    if segmenter.regions.used and not folder:
+        raise ConfigError(
+            "regions.vote and regions.scope need regions; give --region-maps FOLDER (index PNGs named as the images)"
+        )
+    if folder and not Folder(folder).exists():
+        raise StorageError(f"no such folder: {redact(folder)}; check --region-maps")
+
+
 def check_model(
-    model: ModelConfig, vocabularies: Iterable[Vocabulary], descriptions: Descriptions | None = None
+    model: ModelConfig, vocabularies: Iterable[Vocabulary], *descriptions: Descriptions | None
 ) -> list[str]:
     """Read a file of weights to its end, and see which texts are longer than the text tower reads.
 
@@ -67,7 +89,13 @@ def check_model(
     if architecture is None:  # only the hub knows what its text tower reads
         return []
     phrases = dict.fromkeys(phrase for vocabulary in vocabularies for phrase in vocabulary.phrases)
-    return cut_texts(lambda: load_tokenizer(model), architecture.context_length, list(phrases), descriptions)
+    sentences = [text for given in descriptions if given for entry in given.values() for text in entry]
+    return cut_texts(
+        lambda: load_tokenizer(model),
+        architecture.context_length,
+        list(phrases),
+        {"": list(dict.fromkeys(sentences))},
+    )
 
 
 def check_proxy(segmenter: SegmenterConfig) -> None:
@@ -89,13 +117,15 @@ def say_once(warnings: Iterable[str]) -> None:
         _log.warning("%s", warning)
 
 
-def read_descriptions(path: str | None) -> dict[str, list[str]] | None:
-    """Read a JSON file of sentences by class name.
+def read_descriptions(path: str | None) -> dict[str, list[str]] | Literal["shipped"] | None:
+    """Read a JSON file of sentences by class name; no file takes those that ship, and "none" takes none.
 
     Raises:
         ConfigError: The file cannot be read, or holds something else.
     """
     if path is None:
+        return "shipped"
+    if path == NO_DESCRIPTIONS:
         return None
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -22,6 +22,7 @@ from ovss_core.images.resize import CLIP_MEAN, CLIP_STD
 from ovss_core.images.stitch import Stitcher
 from ovss_core.images.windows import WindowLayout
 from ovss_core.proxies.tower import IMAGENET_MEAN, IMAGENET_STD, ProxyTower
+from ovss_core.regions import RegionMap, vote
 from tests.golden_encoder import load_arrays, load_encoder
 from tests.golden_report import Report
 from tests.golden_sliding import SUM_TOLERANCE, image_of, unit_rows
@@ -403,5 +404,31 @@ def _padding(side: int) -> tuple[int, int]:
 
 
 def _check_vote(case: dict[str, np.ndarray], before: np.ndarray, report: Report, label: str) -> None:
-    clear = ~case["near_tie_mask"]
-    report.equal(f"{label}/label_before_vote", before[clear], case["label_before_vote"][clear])
+    """The vote of the released labels must be the released vote; that of ours wherever near ties cannot turn it."""
+    near = case["near_tie_mask"]
+    report.equal(f"{label}/label_before_vote", before[~near], case["label_before_vote"][~near])
+    regions = case["regions"].astype(np.int32) - int(case["regions"].min())
+    map_ = RegionMap.of_array(regions)
+    voted, votes = vote(case["label_before_vote"], map_)
+    report.equal(f"{label}/label", voted, case["label"])
+    report.equal(f"{label}/vote_top2", _largest_two(case["label_before_vote"], regions), case["vote_top2"])
+    counted = [(entry.pixels, round(entry.agreement * entry.pixels)) for entry in votes]
+    sizes = np.bincount(regions.reshape(-1))[1:]
+    report.equal(
+        f"{label}/vote_top2, as counted", counted, list(zip(sizes, case["vote_top2"][:, 0], strict=True))
+    )
+    doubtful = [
+        number
+        for number, (most, second) in enumerate(case["vote_top2"], 1)
+        if most - second <= 2 * near[regions == number].sum()
+    ]
+    settled = ~np.isin(regions, [0, *doubtful]) | ((regions == 0) & ~near)
+    report.equal(f"{label}/label, of our own labels", vote(before, map_)[0][settled], case["label"][settled])
+
+
+def _largest_two(labels: np.ndarray, regions: np.ndarray) -> list[list[int]]:
+    found = []
+    for number in range(1, int(regions.max()) + 1):
+        counts = np.sort(np.bincount(labels[regions == number], minlength=2))[::-1]
+        found.append([int(counts[0]), int(counts[1])])
+    return found

@@ -35,7 +35,7 @@ from pipelines.demonstration.scenes import render_scene
 from pipelines.demonstration.words import CLASS_NAMES
 
 PATCH, SHORT_SIDE, VOC_CLASSES, IGNORED = 16, 336, 21, 255
-NOISE = (0.0, 0.2)
+NOISE = (0.0, 0.7)
 """Standard deviation that is added to the shares of patches, half of it smooth over four patches."""
 
 

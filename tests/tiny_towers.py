@@ -10,9 +10,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ovss_core.proxies import loading, registry
-from ovss_core.proxies.registry import Positions, TowerFamily
+from ovss_core.proxies import loading
 from ovss_core.proxies.tower import ProxyTower
+from ovss_core.proxy_families import registry
+from ovss_core.proxy_families.registry import Positions, TowerFamily
 
 __all__: list[str] = []
 DINO, REGISTERS, ROTARY, RADIO = (

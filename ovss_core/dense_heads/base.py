@@ -94,9 +94,11 @@ def with_feed_forward(block: TransformerBlock, tokens: Tensor) -> Tensor:
     return tokens + block.feed_forward(tokens)
 
 
-def self_attention(block: TransformerBlock, vectors: Tensor, value: Tensor) -> Tensor:
-    """Return softmax(s t t^T) v for vectors t, heads still apart."""
-    return F.scaled_dot_product_attention(vectors, vectors, value, scale=block.scale)
+def self_attention(
+    block: TransformerBlock, vectors: Tensor, value: Tensor, visible: Tensor | None = None
+) -> Tensor:
+    """Return softmax(s t t^T) v for vectors t, heads still apart; over what is `visible`, where that is given."""
+    return F.scaled_dot_product_attention(vectors, vectors, value, attn_mask=visible, scale=block.scale)
 
 
 def class_and_patches(trace: EncoderTrace, patches: Tensor) -> Tensor:

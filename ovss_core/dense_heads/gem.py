@@ -2,19 +2,21 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.dense_heads.base import DenseHead
+from ovss_core.dense_heads.region_scope import token_scope
 
 
 class GemHead(DenseHead):
     """Self-self attention of values, keys and queries in the last half of the blocks, residual, no feed-forward."""
 
     name = "gem"
+    can_scope = True
 
     def request(self, depth: int) -> TraceRequest:
         """Ask for the inputs of the last half of the blocks; positions are resampled with antialiasing."""
@@ -25,14 +27,16 @@ class GemHead(DenseHead):
     ) -> Float[Tensor, "windows patches features"]:
         """Add the self-self attentions of the last half to the stream that enters it."""
         start = encoder.depth // 2
-        stream = trace.hidden[start]
+        stream, visible = trace.hidden[start], token_scope(trace)
         for layer in range(start, encoder.depth):
-            stream = stream + self_self_attention(encoder.blocks[layer], trace.hidden[layer])
+            stream = stream + self_self_attention(encoder.blocks[layer], trace.hidden[layer], visible)
         return encoder.project(stream[:, 1:])
 
 
 def self_self_attention(
-    block: TransformerBlock, tokens: Float[Tensor, "windows tokens width"]
+    block: TransformerBlock,
+    tokens: Float[Tensor, "windows tokens width"],
+    visible: Bool[Tensor, "windows 1 tokens tokens"] | None = None,
 ) -> Float[Tensor, "windows tokens width"]:
     """Average the attentions of normalized v, k and q to themselves, one iteration each, applied to v.
 
@@ -43,11 +47,13 @@ def self_self_attention(
     total = torch.zeros_like(value)
     for vectors in (value, key, query):
         unit = F.normalize(vectors, dim=-1)
-        refined = F.normalize(_attend_to_like(unit, temperature, unit), dim=-1)
-        total += _attend_to_like(refined, temperature, value)
+        refined = F.normalize(_attend_to_like(unit, temperature, unit, visible), dim=-1)
+        total += _attend_to_like(refined, temperature, value, visible)
     return block.output(total / 3)
 
 
-def _attend_to_like(unit: Tensor, temperature: Tensor, value: Tensor) -> Tensor:
+def _attend_to_like(unit: Tensor, temperature: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
     """Return softmax(temperature u u^T) v; the temperature differs by window, so it scales the vectors."""
-    return F.scaled_dot_product_attention(unit * temperature.to(unit.dtype), unit, value, scale=1.0)
+    return F.scaled_dot_product_attention(
+        unit * temperature.to(unit.dtype), unit, value, attn_mask=visible, scale=1.0
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.clip.trace import EncoderTrace
 from ovss_core.dense_heads.base import LastBlockHead
+from ovss_core.dense_heads.region_scope import token_scope
 
 NEIGHBORHOOD_DEVIATION = 5.0
 
@@ -18,11 +19,14 @@ class NaClipHead(LastBlockHead):
     """softmax(s k k^T + exp(-d^2 / (2 * 5^2))) v, projected; the class token gets no neighborhood."""
 
     name = "naclip"
+    can_scope = True
 
     def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
         """Attend from keys to keys with the Gaussian of the patch distance d added to the logits."""
         _, key, value = block.query_key_value(trace.tokens)
         bias = neighborhood_bias_on(value.device, value.dtype, *trace.grid)
+        if (visible := token_scope(trace)) is not None:
+            bias = bias.masked_fill(~visible, -torch.inf)
         return block.output(
             F.scaled_dot_product_attention(key, key, value, attn_mask=bias, scale=block.scale)
         )

@@ -10,6 +10,7 @@ from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import ProxyClipConfig
 from ovss_core.dense_heads.base import DenseHead, HeadOptions
 from ovss_core.dense_heads.proxy_attention import gather_values, parts, softmax_of_allowed
+from ovss_core.dense_heads.region_scope import keep_visible, patch_scope
 
 
 class ProxyClipHead(DenseHead):
@@ -17,6 +18,7 @@ class ProxyClipHead(DenseHead):
 
     name = "proxyclip"
     needs_proxy = True
+    can_scope = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -37,7 +39,10 @@ class ProxyClipHead(DenseHead):
             gather_values(
                 encoder.blocks[-1],
                 trace.tokens[part],
-                proxy_attention(vectors[part], self.settings.beta, self.settings.gamma),
+                keep_visible(
+                    proxy_attention(vectors[part], self.settings.beta, self.settings.gamma),
+                    patch_scope(trace, part),
+                ),
                 grids,
             )
             for part in parts(*vectors.shape[:2])

@@ -1,11 +1,15 @@
 """Which patches may see each other where regions are given: merging regions that look alike, and the scope they leave.
 
-From CorrCLIP (Zhang et al. 2025). Patches of no region, number 0, are the gap between them.
+From CorrCLIP (Zhang et al. 2025). Patches of no region, number 0, are the gap between them. Hosts without a second tower's
+similarities keep the gap simple: its patches see everything, as they do without regions.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from ovss_core.clip.trace import EncoderTrace
 
 
 def merge_regions(
@@ -27,9 +31,9 @@ def merge_regions(
     """
     if count < 2:
         return ids
-    member = torch.nn.functional.one_hot(ids, count + 1)[:, :, 1:].to(unit.dtype)
+    member = F.one_hot(ids, count + 1)[:, :, 1:].to(unit.dtype)
     there = member.sum(1) > 0
-    means = torch.nn.functional.normalize(member.mT @ unit, dim=-1)
+    means = F.normalize(member.mT @ unit, dim=-1)
     cosines = means @ means.mT
     pairs = there[:, :, None] & there[:, None, :]
     largest = cosines.masked_fill(~pairs, -torch.inf).amax((1, 2), keepdim=True)
@@ -42,6 +46,42 @@ def merge_regions(
     names = torch.cat([smallest.new_zeros(len(ids), 1), smallest], 1)
     merged: Tensor = names.gather(1, ids)
     return merged
+
+
+def patch_scope(
+    trace: EncoderTrace, part: slice | None = None
+) -> Bool[Tensor, "windows patches patches"] | None:
+    """Say which patches see which: those of one region each other, those of no region all; None without regions.
+
+    Args:
+        part: Some of the windows; None for all.
+    """
+    if trace.regions is None:
+        return None
+    ids = trace.regions.ids if part is None else trace.regions.ids[part]
+    return (ids[:, :, None] == ids[:, None, :]) | (ids == 0)[:, :, None]
+
+
+def token_scope(trace: EncoderTrace) -> Bool[Tensor, "windows 1 tokens tokens"] | None:
+    """Do as `patch_scope` for tokens with the class token first, which sees all and is seen by all, for all heads."""
+    patches = patch_scope(trace)
+    return None if patches is None else F.pad(patches, (1, 0, 1, 0), value=True)[:, None]
+
+
+def keep_visible(
+    attention: Float[Tensor, "windows patches patches"],
+    visible: Bool[Tensor, "windows patches patches"] | None,
+) -> Float[Tensor, "windows patches patches"]:
+    """Take what is not visible out of attention and let rows sum to 1 again, as a softmax without it would.
+
+    A row of which nothing is left sees its own patch.
+    """
+    if visible is None:
+        return attention
+    kept = attention.masked_fill(~visible, 0)
+    total = kept.sum(-1, keepdim=True)
+    own = torch.eye(kept.shape[1], dtype=kept.dtype, device=kept.device)
+    return torch.where(total > 0, kept / total.clamp_min(torch.finfo(kept.dtype).tiny), own)
 
 
 def visible_patches(

@@ -14,6 +14,7 @@ class ScClipHead(DenseHead):
     """Half softmax(s k k^T), half similarity attention; no residual, no feed-forward."""
 
     name = "scclip"
+    can_scope = True
 
     def request(self, depth: int) -> TraceRequest:
         """Ask for the semantic and the spatial layer and the sum of the middle ones."""

@@ -8,6 +8,7 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import SfpConfig
 from ovss_core.dense_heads.base import DenseHead, HeadOptions, class_and_patches, self_attention
+from ovss_core.dense_heads.region_scope import patch_scope, token_scope
 from ovss_core.dense_heads.similarity_guided import (
     SimilarityLayers,
     attend_guided,
@@ -32,6 +33,7 @@ class SfpHead(DenseHead):
     """SFP with any of its parts; with all three off it is clearclip, the base of the paper's Table 2."""
 
     name = "sfp"
+    can_scope = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -69,9 +71,11 @@ class SfpHead(DenseHead):
                 return two_streams(encoder, trace, guidance, patches, ("key", "query"), ())
         if sfp.attention_enhancement:
             class_token = trace.tokens[:, :1]
-            attended = attend_guided(encoder, patches, class_token, ("key", "query"), guidance.attention)
+            attended = attend_guided(
+                *(encoder, patches, class_token, ("key", "query"), guidance.attention, guidance.visible)
+            )
         else:
-            attended = _clearclip_attention(encoder, class_and_patches(trace, patches))
+            attended = _clearclip_attention(encoder, class_and_patches(trace, patches), token_scope(trace))
         if sfp.attention_integration:
             attended = guidance.spatial.apply(attended) + second_stream(encoder, trace, guidance, ())
         return encoder.project(attended)
@@ -82,9 +86,9 @@ class SfpHead(DenseHead):
         if sfp.outlier_mitigation and not self._detects_by_attention:
             patches = repair_tokens(patches, self._outliers(trace), trace.grid)
         if sfp.attention_enhancement:
-            enhanced = enhance_attention(encoder.blocks[-1], patches, sfp)
+            enhanced = enhance_attention(encoder.blocks[-1], patches, sfp, patch_scope(trace))
         else:
-            enhanced = _clearclip_attention(encoder, class_and_patches(trace, patches))
+            enhanced = _clearclip_attention(encoder, class_and_patches(trace, patches), token_scope(trace))
         notes: MitigationNotes = trace.observed
         if notes.filtered_attention is None:
             return encoder.project(enhanced)
@@ -123,6 +127,8 @@ class SfpHead(DenseHead):
         )
 
 
-def _clearclip_attention(encoder: ImageEncoder, tokens: Tensor) -> Float[Tensor, "windows patches width"]:
+def _clearclip_attention(
+    encoder: ImageEncoder, tokens: Tensor, visible: Tensor | None
+) -> Float[Tensor, "windows patches width"]:
     query, _, value = encoder.blocks[-1].query_key_value(tokens)
-    return encoder.blocks[-1].output(self_attention(encoder.blocks[-1], query, value))[:, 1:]
+    return encoder.blocks[-1].output(self_attention(encoder.blocks[-1], query, value, visible))[:, 1:]

@@ -9,7 +9,8 @@ from torch import Tensor
 from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
-from ovss_core.dense_heads.base import proportional_layer
+from ovss_core.dense_heads.base import proportional_layer, self_attention
+from ovss_core.dense_heads.region_scope import keep_visible, patch_scope
 from ovss_core.feature_purification.mitigation import repair_tokens
 from ovss_core.feature_purification.similarity import Aggregation, guide_attention
 from ovss_core.kernels import use_kernel
@@ -52,12 +53,14 @@ class SimilarityGuidance:
         semantic: The average by the similarity of the repaired semantic layer.
         attention: The attention derived from that layer's similarity, shared by all heads.
         spatial: The average by the similarity of the spatial layer.
+        visible: Which patches may be attended to, where regions say so.
     """
 
     patches: Float[Tensor, "windows patches width"]
     semantic: Aggregation
     attention: Float[Tensor, "windows patches patches"]
     spatial: Aggregation
+    visible: Bool[Tensor, "windows patches patches"] | None = None
 
 
 def guide(
@@ -76,11 +79,13 @@ def guide(
     semantic, attention = guide_attention(
         trace.hidden[layers.semantic][:, 1:], outliers, trace.grid, attend_before_cut
     )
+    visible = patch_scope(trace)
     return SimilarityGuidance(
         patches=repair_tokens(trace.tokens[:, 1:], outliers, trace.grid),
         semantic=semantic,
-        attention=attention,
+        attention=keep_visible(attention, visible),
         spatial=Aggregation.of(trace.hidden[layers.spatial][:, 1:]),
+        visible=visible,
     )
 
 
@@ -90,23 +95,35 @@ def attend_guided(
     class_token: Float[Tensor, "windows 1 width"],
     terms: tuple[str, ...],
     shared: Float[Tensor, "windows patches patches"],
+    visible: Bool[Tensor, "windows patches patches"] | None = None,
 ) -> Float[Tensor, "windows patches width"]:
     """Run the last block's attention on patches alone, mixed with the shared map, plus 0.3 times the class token.
 
     Args:
         terms: Which of "query" and "key" attend to their like beside the shared map.
+        visible: Which patches may be attended to, where regions say so; the shared map keeps to it already.
     """
     block = encoder.blocks[-1]
-    return block.output(_attend(block, patches, terms, shared)) + CLASS_TOKEN_WEIGHT * class_token
+    attended = _attend(block, patches, terms, shared, visible)
+    return block.output(attended) + CLASS_TOKEN_WEIGHT * class_token
 
 
 def _attend(
-    block: TransformerBlock, patches: Tensor, terms: tuple[str, ...], shared: Tensor
+    block: TransformerBlock,
+    patches: Tensor,
+    terms: tuple[str, ...],
+    shared: Tensor,
+    visible: Tensor | None = None,
 ) -> Float[Tensor, "windows heads patches depth"]:
     if not terms:
         return shared[:, None].to(patches.dtype) @ block.value(patches)
     query, key, value = block.query_key_value(patches)
     vectors = {"query": query, "key": key}
+    if visible is not None:
+        total = shared[:, None].to(value.dtype) @ value
+        for term in terms:
+            total = total + self_attention(block, vectors[term], value, visible[:, None])
+        return total / (len(terms) + 1)
     return attend_by_terms(tuple(vectors[term] for term in terms), block.scale, shared, value)
 
 
@@ -129,8 +146,11 @@ def two_streams(
             of the patches and in the second one.
     """
     block, summed = encoder.blocks[-1], trace.hidden_sum
-    if summed is None or block.scales_layers or not use_kernel(patches):
-        attended = attend_guided(encoder, patches, trace.tokens[:, :1], terms, guidance.attention)
+    plain = block.scales_layers or not use_kernel(patches) or guidance.visible is not None
+    if summed is None or plain:
+        attended = attend_guided(
+            encoder, patches, trace.tokens[:, :1], terms, guidance.attention, guidance.visible
+        )
         first = guidance.spatial.apply(attended)
         return encoder.project(first + second_stream(encoder, trace, guidance, second_terms))
     if second_terms:
@@ -158,5 +178,7 @@ def second_stream(
     if trace.hidden_sum is None:
         return torch.zeros_like(guidance.patches)
     summed = trace.hidden_sum
-    attended = attend_guided(encoder, summed[:, 1:], summed[:, :1], terms, guidance.attention)
+    attended = attend_guided(
+        encoder, summed[:, 1:], summed[:, :1], terms, guidance.attention, guidance.visible
+    )
     return guidance.spatial.apply(attended)

@@ -28,7 +28,7 @@ from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import Regions
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
-from ovss_core.clip.trace import EncoderTrace, TraceRequest
+from ovss_core.clip.trace import EncoderTrace, TraceRequest, WindowRegions
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.dense_heads import HeadOptions, build_head
@@ -54,8 +54,10 @@ from ovss_core.images.resize import normalize, resize_bilinear, resize_image
 from ovss_core.images.windows import PatchGrid, WindowLayout
 from ovss_core.proxies.loading import ProxyModel, load_proxy
 from ovss_core.proxies.tower import ProxyTower
+from ovss_core.regions import RegionMap
+from ovss_core.regions.region_map import count_in_windows
 from ovss_core.results import Segmentation
-from ovss_core.transfer import Download
+from ovss_core.transfer import Download, upload
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WAVE_BATCHES = 4
@@ -70,11 +72,13 @@ class PreparedImage:
         size: Height and width of the image.
         pixels: The resized image, uint8 RGB [height, width, 3].
         proxy_pixels: The image at the size of a second tower that sees more pixels, or None.
+        regions: Its region map, where regions are used, or None.
     """
 
     size: tuple[int, int]
     pixels: np.ndarray
     proxy_pixels: np.ndarray | None = None
+    regions: RegionMap | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Wave:
         pixels: The images on the device, out of which windows and regions are cut.
         placement: Where the windows lie, for purification.
         proxy_pixels: The same images for a second tower that sees more pixels; None where it sees CLIP's.
+        region_maps: Each image's region map, or None where no image has one.
+        regions: Which region each patch lies in, where patches see inside regions only.
     """
 
     places: tuple[int, ...]
@@ -96,6 +102,8 @@ class Wave:
     pixels: ImagePixels
     placement: Placement
     proxy_pixels: ImagePixels | None = None
+    region_maps: tuple[RegionMap | None, ...] | None = None
+    regions: WindowRegions | None = None
 
     def parts(self, size: int) -> list[slice]:
         """Split the windows into batches of at most `size`."""
@@ -153,8 +161,7 @@ class SegmentationEngine:
         self.device = torch.device(device)
         self.encoder = ImageEncoder(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
         self.normalization = clip.image_mean, clip.image_std
-        options = HeadOptions(config.purification.active, config.head_settings, config.model)
-        self.head = build_head(config.host, options)
+        self.head = build_head(config.host, head_options(config))
         self.scorer = as_scorer(self.head)
         request = self.head.request(self.encoder.depth)
         self.request = request.with_mean_attention() if config.purification.active else request
@@ -235,12 +242,24 @@ class SegmentationEngine:
         taken, self.timings = dict(self.timings), defaultdict(float)
         return taken
 
-    def segment(self, images: Sequence[np.ndarray | PreparedImage]) -> list[Segmentation]:
+    def segment(
+        self, images: Sequence[np.ndarray | PreparedImage], regions: Sequence[RegionMap | None] | None = None
+    ) -> list[Segmentation]:
         """Label images, uint8 RGB [height, width, 3] of any sizes: both stages, one after the other.
+
+        Args:
+            images: The images.
+            regions: Their region maps, used as `config.regions` says; None for images without.
 
         Raises:
             ImageError: The features or scores of an image are not finite; `segment_each` labels the others all the same.
+                Or a region map has another size than its image.
         """
+        if regions is not None:
+            images = [
+                self.prepare(image, own) if isinstance(image, np.ndarray) else image
+                for image, own in zip(images, regions, strict=True)
+            ]
         return raise_first(self.segment_each(images))
 
     def segment_each(self, images: Sequence[np.ndarray | PreparedImage]) -> list[Segmentation | ImageError]:
@@ -261,15 +280,20 @@ class SegmentationEngine:
         if before:
             yield before[0], before[1].wait()
 
-    def prepare(self, image: np.ndarray) -> PreparedImage:
-        """Resize a decoded image (uint8 RGB [height, width, 3]) for windows; safe to call from threads."""
+    def prepare(self, image: np.ndarray, regions: RegionMap | None = None) -> PreparedImage:
+        """Resize a decoded image (uint8 RGB [height, width, 3]) for windows; safe to call from threads.
+
+        Raises:
+            ImageError: The region map has another size than the image.
+        """
         windows = self.config.windows
         pixels = resize_image(image, windows.short_side, windows.long_side, self._least_side)
         fine = None
         if self.proxy and self.proxy.scale > 1:
             height, width = pixels.shape[:2]
             fine = resize_bilinear(image, (height * self.proxy.scale, width * self.proxy.scale))
-        return PreparedImage((image.shape[0], image.shape[1]), pixels, fine)
+        size = image.shape[0], image.shape[1]
+        return PreparedImage(size, pixels, fine, regions and regions.require_size(size))
 
     @property
     def _least_side(self) -> int:
@@ -290,7 +314,28 @@ class SegmentationEngine:
                 pixels, placement = ImagePixels.of(resized, chosen, self.device), self.place(chosen)
             sizes = tuple(prepared[place].size for place in places)
             fine = self._fine_pixels([prepared[place] for place in places], chosen)
-            yield Wave(tuple(places), sizes, chosen, pixels, placement, fine)
+            maps = tuple(prepared[place].regions for place in places)
+            yield Wave(
+                *(tuple(places), sizes, chosen, pixels, placement, fine),
+                maps if any(regions is not None for regions in maps) else None,
+                self._window_regions(maps, chosen),
+            )
+
+    def _window_regions(
+        self, maps: Sequence[RegionMap | None], layouts: Sequence[WindowLayout]
+    ) -> WindowRegions | None:
+        """Lay the region maps of images on their windows, where patches see inside regions only."""
+        if not self.config.regions.scope or all(regions is None for regions in maps):
+            return None
+        rows, columns = self.cells.of(layouts[0].window_size)
+        tables = [
+            np.zeros((len(layout), rows * columns), np.int32)
+            if regions is None
+            else regions.on_patches(layout, self.cells)
+            for regions, layout in zip(maps, layouts, strict=True)
+        ]
+        ids, count = count_in_windows(tables)
+        return WindowRegions(upload({"ids": ids}, self.device)["ids"], count)
 
     @property
     def _wave_windows(self) -> int:
@@ -360,6 +405,8 @@ class SegmentationEngine:
             pixels = normalize(cut, *self.normalization)
         with self._timed("encoder"):
             trace = self.encoder.trace(pixels, request)
+        if wave.regions is not None:
+            trace.regions = WindowRegions(wave.regions.ids[part], wave.regions.count)
         if self.proxy and request.proxy:
             with self._timed("proxy"):
                 seen = wave.proxy_pixels.cut_windows(part) if wave.proxy_pixels else cut
@@ -392,7 +439,10 @@ class SegmentationEngine:
         guides = self._guides(wave)
         if self.purifier is None or encoded.attention is None:
             with self._timed("scores"):
-                whole = Proposals(wave.sizes, wave.layouts, *self._score(wave, encoded), guides=guides)
+                scores, scored = self._score(wave, encoded)
+                whole = Proposals(
+                    *(wave.sizes, wave.layouts, scores, scored), guides=guides, region_maps=self._voting(wave)
+                )
                 facts = known(wave, encoded, None)
                 download = Download([image_sound, *facts.values()])
                 return PendingProposals(self, wave, encoded, whole, download, tuple(facts))
@@ -422,7 +472,8 @@ class SegmentationEngine:
             complete,
         )
         maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
-        whole = Proposals(wave.sizes, wave.layouts, maps, crops=crops, guides=guides)
+        voting = self._voting(wave)
+        whole = Proposals(wave.sizes, wave.layouts, maps, crops=crops, guides=guides, region_maps=voting)
         facts = known(wave, encoded, purified)
         download = Download([image_sound, *facts.values(), *decided])
         return PendingProposals(self, wave, encoded, whole, download, tuple(facts), groups.by_window)
@@ -489,6 +540,10 @@ class SegmentationEngine:
             return None
         return tuple(wave.pixels.image(place, layout.image_size) for place, layout in enumerate(wave.layouts))
 
+    def _voting(self, wave: Wave) -> tuple[RegionMap | None, ...] | None:
+        """Return the region maps that vote in the end."""
+        return wave.region_maps if self.config.regions.vote else None
+
     def proposals_of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Proposals:
         """Put rows of `Proposals.to_rows` together, which other processes may have made.
 
@@ -530,6 +585,13 @@ class SegmentationEngine:
             yield
         finally:
             self.timings[stage] += time.perf_counter() - start
+
+
+def head_options(config: SegmenterConfig) -> HeadOptions:
+    """Return what of a configuration may change a head."""
+    return HeadOptions(
+        config.purification.active, config.head_settings, config.model, scoped=config.regions.scope
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Stage 2 for a batch of images: winners of the ambiguous regions, and labels at each image's own size."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ovss_core.images.resize import normalize
 from ovss_core.images.stitch import Stitcher, chunk_by_area
 from ovss_core.images.windows import PatchGrid
 from ovss_core.refiners import Guide, ScoreMaps, build_refiner
+from ovss_core.regions import RegionMap, vote
 from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
 from ovss_core.transfer import Download, upload
 
@@ -91,7 +93,23 @@ class Finisher:
                 kept, removed, groups = decided[image] if decided else ((), (), ())
                 facts = of_image(proposals.facts, image)
                 outcomes.append(Segmentation(*found, kept, removed, groups, facts))
-        return outcomes
+        if proposals.region_maps is None:
+            return outcomes
+        return [
+            outcome if isinstance(outcome, ImageError) or regions is None else self._vote(outcome, regions)
+            for outcome, regions in zip(outcomes, proposals.region_maps, strict=True)
+        ]
+
+    def _vote(self, result: Segmentation, regions: RegionMap) -> Segmentation:
+        """Let regions vote, and count the classes anew."""
+        label_map, votes = vote(result.label_map, regions, self._config.regions.min_agreement)
+        pixels = np.bincount(label_map.reshape(-1), minlength=len(self._vocabulary))
+        present = tuple(
+            replace(entry, pixels=count, share=count / label_map.size)
+            for entry in result.present
+            if (count := int(pixels[entry.index]))
+        )
+        return replace(result, label_map=label_map, present=present, regions=votes)
 
     def winners(self, proposals: Proposals) -> tuple[Int[Tensor, " areas"], Bool[Tensor, " areas"]]:
         """Encode the crops of all images in full batches and pick each region's winner.

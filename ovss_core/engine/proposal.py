@@ -14,6 +14,7 @@ from ovss_core.class_purification.winners import Regions
 from ovss_core.config import WindowConfig
 from ovss_core.engine.facts import FACT_COLUMNS, from_columns, to_columns
 from ovss_core.images.windows import WindowLayout
+from ovss_core.regions import RegionMap
 from ovss_core.transfer import Download, beside, upload
 
 MAP_LEVELS = 65_535
@@ -35,10 +36,12 @@ COLUMNS: dict[str, type[np.generic]] = {
     "region_window": np.int32,
     "region_corners": np.int32,
     "crops": np.uint8,
+    "region_map": np.uint8,
     **FACT_COLUMNS,
 }
 """What a row holds, and of which numbers its bytes are. Maps are the bytes of uint16 levels, or, without purification, of
-float32; what follows the guide, but the facts, is then empty, and so is the guide where no refiner wants it."""
+float32; what follows the guide, but the region map and the facts, is then empty. The guide is there only where a refiner wants
+it, a region map where regions vote."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Proposals:
         crops: Pixels of the regions that have an area, in their order, RGB.
         guides: The resized images, RGB, where a refiner follows.
         facts: What else stage 1 knows of each image, by name (`ovss_core.engine.facts`).
+        region_maps: Each image's region map, where regions are to vote.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -83,6 +87,7 @@ class Proposals:
     crops: UInt8[Tensor, "areas side side 3"] | None = None
     guides: tuple[UInt8[Tensor, "_height _width 3"], ...] | None = None
     facts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    region_maps: tuple[RegionMap | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -123,6 +128,11 @@ class Proposals:
             with beside(self.maps.device):
                 pieces["guide"] = Download(self.guides).wait()
         pieces |= to_columns(self.facts)
+        if self.region_maps is not None:
+            pieces["region_map"] = [
+                np.frombuffer(b"" if regions is None else regions.to_bytes(), np.uint8)
+                for regions in self.region_maps
+            ]
         if self.decisions is None or self.crops is None:
             pieces |= self._phrases()
         else:
@@ -187,8 +197,9 @@ class Proposals:
         guides, facts = _guides_of_rows(found["guide"], layouts), from_columns(found)
         if not len(found["scores"][0]):
             maps = np.concatenate(found["maps"]).view(np.float32).reshape(sum(map(len, layouts)), -1, patches)
-            scored = bool(found["scored"][0][0])
-            return cls(sizes, layouts, torch.from_numpy(maps), scored, guides=guides, facts=facts)
+            scored, regions = bool(found["scored"][0][0]), _region_maps(found["region_map"], sizes)
+            scores = torch.from_numpy(maps)
+            return cls(sizes, layouts, scores, scored, guides=guides, facts=facts, region_maps=regions)
         most = max(1, *map(len, found["kept"]))
         classes = np.full((len(rows), most), NOBODY, np.int64)
         purified = np.zeros((sum(map(len, layouts)), most, patches), np.float32)
@@ -209,6 +220,7 @@ class Proposals:
             crops=torch.from_numpy(crops),
             guides=guides,
             facts=facts,
+            region_maps=_region_maps(found["region_map"], sizes),
         )
 
 
@@ -227,6 +239,17 @@ def size_in(row: Mapping[str, Any], name: Literal["size", "resized"]) -> tuple[i
     """Read height and width of the image, or of the resized image, in a row of `Proposals.to_rows`."""
     height, width = np.frombuffer(row[name], COLUMNS[name]).tolist()
     return height, width
+
+
+def _region_maps(
+    stored: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
+) -> tuple[RegionMap | None, ...] | None:
+    if not any(map(len, stored)):
+        return None
+    return tuple(
+        RegionMap.from_bytes(data.tobytes(), size) if len(data) else None
+        for data, size in zip(stored, sizes, strict=True)
+    )
 
 
 def _levels(

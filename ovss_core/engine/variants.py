@@ -20,6 +20,7 @@ from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
 from ovss_core.engine.finite import raise_first
 from ovss_core.errors import ConfigError
 from ovss_core.images.windows import PatchGrid
+from ovss_core.regions import RegionMap
 from ovss_core.results import Segmentation
 
 
@@ -29,6 +30,7 @@ class _HeadKey(NamedTuple):
     host: str
     purified: bool
     settings: HeadSettings | None
+    scoped: bool
 
 
 class _WaveKey(NamedTuple):
@@ -37,6 +39,7 @@ class _WaveKey(NamedTuple):
     windows: WindowConfig
     cells: PatchGrid
     proxy_scale: int
+    scoped: bool
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class EncodedWave:
                 wave.layouts[one],
                 wave.pixels.single(position, windows),
                 engine.place(wave.layouts[one]),
+                region_maps=wave.region_maps and wave.region_maps[one],
             ),
             Encoded(
                 encoded.features[windows],
@@ -100,18 +104,24 @@ class VariantEngines:
         self.engines = tuple(engines)
         self._trunks = _plan_trunks(self.engines)
 
-    def encode(self, images: Sequence[np.ndarray]) -> list[list[EncodedWave]]:
+    def encode(
+        self, images: Sequence[np.ndarray], regions: Sequence[RegionMap | None] | None = None
+    ) -> list[list[EncodedWave]]:
         """Encode images for every engine.
 
         Args:
             images: Decoded images, uint8 RGB [height, width, 3], any sizes.
+            regions: Their region maps, where there are any.
 
         Returns:
             For each engine the waves of images that have one window size; each image is in one of them.
         """
         found: list[list[EncodedWave]] = [[] for _ in self.engines]
         for trunks in self._trunks.values():
-            for wave in self.engines[trunks[0].members[0]].gather(images):
+            first = self.engines[trunks[0].members[0]]
+            own = regions or (None,) * len(images)
+            prepared = [first.prepare(image, map_) for image, map_ in zip(images, own, strict=True)]
+            for wave in first.gather(prepared):
                 for trunk in trunks:
                     for member, encoded in trunk.encode(self.engines, wave):
                         found[member].append(EncodedWave(wave, encoded))
@@ -169,14 +179,19 @@ class _Trunk:
 
 def _head_key(engine: SegmentationEngine) -> _HeadKey:
     config = engine.config
-    return _HeadKey(config.host, config.purification.active, config.head_settings)
+    return _HeadKey(config.host, config.purification.active, config.head_settings, config.regions.scope)
 
 
 def _plan_trunks(engines: Sequence[SegmentationEngine]) -> dict[_WaveKey, list[_Trunk]]:
     """Group engines by what decides their waves, and those by whether one trace can serve them."""
     trunks: dict[_WaveKey, list[_Trunk]] = {}
     for member, engine in enumerate(engines):
-        key = _WaveKey(engine.config.windows, engine.cells, engine.proxy.scale if engine.proxy else 1)
+        key = _WaveKey(
+            engine.config.windows,
+            engine.cells,
+            engine.proxy.scale if engine.proxy else 1,
+            engine.config.regions.scope,
+        )
         candidates = trunks.setdefault(key, [])
         for trunk in candidates:
             try:

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ovss_core.clip.blocks import TransformerBlock
@@ -10,7 +10,10 @@ from ovss_core.config import SfpConfig
 
 
 def enhance_attention(
-    block: TransformerBlock, patches: Float[Tensor, "windows patches width"], config: SfpConfig
+    block: TransformerBlock,
+    patches: Float[Tensor, "windows patches width"],
+    config: SfpConfig,
+    visible: Bool[Tensor, "windows patches patches"] | None = None,
 ) -> Float[Tensor, "windows patches width"]:
     """Replace the last block by attention with softmax(lambda (q q^T + k k^T) / sqrt(depth)).
 
@@ -20,6 +23,7 @@ def enhance_attention(
         config: `enhancement_lambda` (0 is the uniform average), `enhancement_projection` (attend to the value
             projection and apply the output projection, or attend to the tokens themselves) and
             `enhancement_residual` (F_SOM + FFN(attended), or the attended tokens alone).
+        visible: Which patches may be attended to; None for all.
 
     Returns:
         F_SAE, same shape.
@@ -28,9 +32,12 @@ def enhance_attention(
     # (q q^T + k k^T) is one product of the concatenated vectors, so the map is never formed
     joint = torch.cat([query, key], -1)
     scale = config.enhancement_lambda * block.scale
+    mask = None if visible is None else visible[:, None]
     if config.enhancement_projection:
-        attended = block.output(F.scaled_dot_product_attention(joint, joint, value, scale=scale))
+        attended = block.output(
+            F.scaled_dot_product_attention(joint, joint, value, attn_mask=mask, scale=scale)
+        )
     else:
         heads = patches[:, None].expand(-1, block.heads, -1, -1)
-        attended = F.scaled_dot_product_attention(joint, joint, heads, scale=scale).mean(1)
+        attended = F.scaled_dot_product_attention(joint, joint, heads, attn_mask=mask, scale=scale).mean(1)
     return patches + block.feed_forward(attended) if config.enhancement_residual else attended

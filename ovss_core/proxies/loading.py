@@ -27,9 +27,9 @@ from ovss_core.clip.weight_files import (
 from ovss_core.clip.weight_sources import RANDOM
 from ovss_core.config import ProxyConfig
 from ovss_core.errors import ConfigError, WeightsError
-from ovss_core.proxies.registry import TowerChoice, find_tower
 from ovss_core.proxies.tower import ProxyTower
-from ovss_core.proxies.weight_sources import HUB_WEIGHTS, require_proxy_weights
+from ovss_core.proxy_families.registry import TowerChoice, find_tower
+from ovss_core.proxy_families.weight_sources import HUB_WEIGHTS, require_proxy_weights
 
 RANDOM_SEED = 0
 _ORIGINALS = ("mask_token", "register_tokens", "storage_tokens", "radio_model.model.")

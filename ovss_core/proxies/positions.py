@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovss_core.clip.positions import Resampling, resample_positions
-from ovss_core.proxies.registry import Positions
+from ovss_core.proxy_families.registry import Positions
 
 
 def fit_positions(

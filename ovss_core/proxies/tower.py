@@ -13,7 +13,7 @@ from ovss_core.clip.trace import ProxyFeatures, ProxyVectors
 from ovss_core.errors import ModelError
 from ovss_core.images.windows import PatchGrid
 from ovss_core.proxies.positions import fit_positions
-from ovss_core.proxies.registry import Positions
+from ovss_core.proxy_families.registry import Positions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -3,11 +3,14 @@
 from dataclasses import replace
 
 from ovss_core.check import background_policy, validate, vocabulary_warnings
+from ovss_core.clip.licences import licence_warning
 from ovss_core.config import SegmenterConfig, SfpConfig
+from ovss_core.errors import ConfigError
 from ovss_core.evaluation.benchmarks import get_benchmark
+from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
 from pipelines.evaluate.options import PairOptions
-from pipelines.preflight import check_run, require_apart
+from pipelines.preflight import check_run, require_apart, require_region_maps
 from pipelines.run.options import PoolOptions, RunOptions
 
 
@@ -17,18 +20,25 @@ def check_evaluate(
     pools: PoolOptions,
     segmenter: SegmenterConfig,
     vocabulary: Vocabulary,
-    descriptions: Descriptions | None = None,
+    descriptions: DescriptionChoice = None,
 ) -> list[str]:
     """Refuse an evaluation that cannot work; as `pipelines.label.checks.check_label`.
 
     The rows of a grid choose their own hosts and parts, so only what they share is checked for it.
     """
     if pairs.grid:
-        warnings = _check_grid(segmenter, vocabulary, descriptions, own=not pairs.benchmark)
+        own = None if descriptions == "shipped" else descriptions
+        warnings = _check_grid(segmenter, vocabulary, own, own=not pairs.benchmark)
     else:
-        warnings = validate(segmenter, vocabulary, descriptions)
+        warnings = validate(segmenter, vocabulary, choose_descriptions(descriptions, vocabulary, segmenter))
     waits = check_run(run, pools, pairs.fetch_timeout_s)
-    require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
+    require_region_maps(pairs.region_maps, segmenter)
+    if segmenter.regions.min_agreement:
+        raise ConfigError(
+            "regions.min_agreement ignores pixels, which an evaluation must label; leave it out here"
+        )
+    inputs = {"--images": pairs.images, "--masks": pairs.masks, "--region-maps": pairs.region_maps}
+    require_apart(inputs, run.output)
     if pairs.masks and pairs.benchmark and get_benchmark(pairs.benchmark).ignores_zero:
         warnings = [
             *warnings,
@@ -43,10 +53,11 @@ def _check_grid(
 ) -> list[str]:
     """Check what all rows share; on folders (`own`) they also take the windows and labels that were given."""
     if not own:
-        validate(SegmenterConfig(segmenter.model, segmenter.host, proxy=segmenter.proxy))
+        warnings = validate(SegmenterConfig(segmenter.model, segmenter.host, proxy=segmenter.proxy))
         require_descriptions(vocabulary, descriptions)
-        return []
+        return warnings
     purification = replace(segmenter.purification, method="freecp")
     purified = replace(segmenter, purification=purification, sfp=SfpConfig())
     validate(purified, vocabulary, descriptions)
-    return vocabulary_warnings(vocabulary, background_policy(purified, vocabulary))
+    policy = background_policy(purified, vocabulary)
+    return [*licence_warning(segmenter.model), *vocabulary_warnings(vocabulary, policy)]

@@ -1,6 +1,6 @@
 """The settings that one grid run measures: hosts x purification x thresholds and both papers' ablations, or the systems."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -16,15 +16,17 @@ from ovss_core.dense_heads import HEADS
 from ovss_core.errors import OvssError
 from ovss_core.evaluation.benchmarks import list_systems, protocol_config, published_miou
 from ovss_core.evaluation.benchmarks.protocols import Purify
+from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions, shipped_descriptions
 from ovss_core.vocabulary import Vocabulary
 
 SYSTEMS = "Systems of the papers' tables"
-MAIN, SFP_PARTS, SFP_LAYERS, FREECP_PARTS, FREECP_FORMS = (
+MAIN, SFP_PARTS, SFP_LAYERS, FREECP_PARTS, FREECP_FORMS, FREECP_TEXTS = (
     "Hosts, purification and thresholds",
     "SFP: parts one by one (paper, Table 2)",
     "SFP: first block of the layer sum (paper, Table 3)",
     "FreeCP: parts one by one",
     "FreeCP: form and thresholds",
+    "FreeCP: what stands for a class in ambiguous regions",
 )
 _LAYER_STARTS = (1, 3, 5, 7, 9, 11)
 _PART_NAMES = ("ClearCLIP", "+ SOM", "+ SAE", "+ HAI")
@@ -39,6 +41,7 @@ class GridRow:
         name: What the row is called; unique under its heading.
         config: The settings that make it.
         published: Published mIoU in percent.
+        descriptions: What stands for a class in ambiguous regions.
     """
 
     table: str
@@ -46,6 +49,12 @@ class GridRow:
     config: SegmenterConfig
     vocabulary: Vocabulary
     published: float | None = None
+    descriptions: DescriptionChoice = "shipped"
+
+    @property
+    def sentences(self) -> Mapping[str, Sequence[str]] | None:
+        """The sentences that this row reads, by class name."""
+        return choose_descriptions(self.descriptions, self.vocabulary, self.config)
 
     @property
     def key(self) -> str:
@@ -61,11 +70,13 @@ class GridBase:
         config: Model and memory for every row; for folders everything else too.
         benchmark: Whose protocols apply, or None for folders.
         vocabulary: Takes the place of the protocols' vocabularies; required for folders.
+        descriptions: Sentences for every row but those that compare texts.
     """
 
     config: SegmenterConfig
     benchmark: str | None = None
     vocabulary: Vocabulary | None = None
+    descriptions: DescriptionChoice = "shipped"
 
     def settings(self, host: str, purify: Purify) -> tuple[SegmenterConfig, Vocabulary]:
         """Return the settings of one host with ("freecp") or without ("none") class purification."""
@@ -91,7 +102,8 @@ class GridBase:
 
 def grid_rows(base: GridBase) -> list[GridRow]:
     """List every row of the grid."""
-    return [*_main_rows(base), *_sfp_rows(base), *_freecp_rows(base)]
+    rows = [*_main_rows(base), *_sfp_rows(base), *_freecp_rows(base)]
+    return [*(replace(row, descriptions=base.descriptions) for row in rows), *_text_rows(base)]
 
 
 def system_rows(base: GridBase) -> tuple[list[GridRow], list[str]]:
@@ -113,7 +125,7 @@ def system_rows(base: GridBase) -> tuple[list[GridRow], list[str]]:
             left_out.append(f"{system.name}: {error}")
             continue
         published = system.miou.get(base.benchmark) if base.benchmark else None
-        rows.append(GridRow(SYSTEMS, system.name, config, vocabulary, published))
+        rows.append(GridRow(SYSTEMS, system.name, config, vocabulary, published, base.descriptions))
     return rows, left_out
 
 
@@ -163,6 +175,23 @@ def _freecp_rows(base: GridBase) -> Iterator[GridRow]:
         for thresholds, called in (("fixed", "tuned"), ("auto", "auto")):
             form = _purify(config, variant=variant, thresholds=thresholds)
             yield GridRow(FREECP_FORMS, f"{host}, {variant}, {called}", form, vocabulary)
+
+
+def _text_rows(base: GridBase) -> Iterator[GridRow]:
+    """Compare what stands for a class when a region is shown to the encoder (FreeCP's ablation of its texts)."""
+    host = base.config.host
+    config, vocabulary = base.settings(host, "freecp")
+    fixed = _purify(config, thresholds="fixed", ambiguity=True)
+    texts: dict[str, DescriptionChoice] = {
+        "phrases in templates": None,
+        "names": {entry.name: entry.phrases for entry in vocabulary.classes if entry.phrases},
+    }
+    if shipped_descriptions(vocabulary):
+        texts["shipped descriptions"] = "shipped"
+    if isinstance(base.descriptions, Mapping):
+        texts["own descriptions"] = base.descriptions
+    for name, descriptions in texts.items():
+        yield GridRow(FREECP_TEXTS, f"{host}, {name}", fixed, vocabulary, descriptions=descriptions)
 
 
 def _purify(config: SegmenterConfig, **changes: Any) -> SegmenterConfig:

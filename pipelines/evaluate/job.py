@@ -1,5 +1,7 @@
 """Measure labels against reference masks: a benchmark by the papers' protocols, or any two folders."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,6 +11,7 @@ from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.evaluation.benchmarks import published_miou
+from ovss_core.shipped_descriptions import DescriptionChoice
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.checks import check_evaluate
 from pipelines.evaluate.grid import GridBase, GridRow, grid_rows, system_rows
@@ -33,6 +36,7 @@ from pipelines.run.pools import WorkerPlan
 from pipelines.run.record import proxy_facts
 from pipelines.run.runner import ActorStage
 from pipelines.run.weight_hashes import WeightHashes, hash_weights
+from pipelines.sources.region_maps import described_regions
 from pipelines.storage import Folder
 
 SINGLE = "evaluation"
@@ -47,14 +51,14 @@ class EvaluateJob:
     Attributes:
         vocabulary: The classes, in the order of the masks' values.
         segmenter: What decides the labels; in a grid of a benchmark only the model and memory of it apply.
-        descriptions: Sentences by class name for the ambiguity step.
+        descriptions: Sentences by class name for the ambiguity step; "shipped" takes those of a shipped vocabulary.
     """
 
     pairs: PairOptions
     run: RunOptions
     vocabulary: Vocabulary
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
-    descriptions: Mapping[str, list[str]] | None = None
+    descriptions: DescriptionChoice = "shipped"
     pools: PoolOptions = field(default_factory=PoolOptions)
 
     def rows(self) -> list[GridRow]:
@@ -66,14 +70,14 @@ class EvaluateJob:
         config, benchmark = self.segmenter, self.pairs.benchmark
         method = config.purification.method
         published = published_miou(benchmark, config.host, method, config.refine) if benchmark else None
-        return [GridRow(SINGLE, "", config, self.vocabulary, published)]
+        return [GridRow(SINGLE, "", config, self.vocabulary, published, self.descriptions)]
 
     @property
     def base(self) -> GridBase:
         """What the rows of a grid start from."""
         from_benchmark = self.pairs.benchmark and not self.pairs.vocabulary
         vocabulary = None if from_benchmark else self.vocabulary
-        return GridBase(self.segmenter, self.pairs.benchmark, vocabulary)
+        return GridBase(self.segmenter, self.pairs.benchmark, vocabulary, self.descriptions)
 
     @property
     def left_out(self) -> list[str]:
@@ -92,9 +96,10 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         OvssError: The run stopped, or its counts do not add up.
     """
     asked = job.pairs, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
-    warnings, vocabularies = check_evaluate(*asked), [row.vocabulary for row in job.rows()]
-    say_once([*warnings, *check_model(job.segmenter.model, vocabularies, job.descriptions)])
-    rows, pairs = job.rows(), job.pairs
+    warnings, rows, pairs = check_evaluate(*asked), job.rows(), job.pairs
+    vocabularies = [row.vocabulary for row in rows]
+    warnings += check_model(job.segmenter.model, vocabularies, *(row.sentences for row in rows))
+    say_once(warnings)
     segmenter = next((row.config for row in rows if row.config.needs_proxy), job.segmenter)
     check_proxy(segmenter)
     source = open_source(pairs.images or pairs.root, partial(pairs.open, job.vocabulary), job.run)
@@ -106,7 +111,7 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
             table=MEASUREMENT_TABLE,
             model=rows[0].config.model,
             encode=encode_texts,
-            encode_arguments=(rows, job.descriptions),
+            encode_arguments=(rows,),
             identity=partial(_identity, job, source, rows),
             stages=partial(_stages, job, source),
             details=proxy_facts(segmenter),
@@ -122,19 +127,18 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         return _report(job, Folder(job.run.output), rows, summary)
 
 
-def encode_texts(
-    rows: Sequence[GridRow], descriptions: Mapping[str, list[str]] | None, device: str
-) -> tuple[list[Variant], WeightHashes]:
+def encode_texts(rows: Sequence[GridRow], device: str) -> tuple[list[Variant], WeightHashes]:
     """Encode the vocabulary of every row, each once; returns the variants and the weights' hashes."""
     clip = load_clip(rows[0].config.model)
-    encoded: dict[tuple[str, bool], bytes] = {}
+    encoded: dict[tuple[str, str | None, bool], bytes] = {}
     variants = []
     for row in rows:
         purification = row.config.purification
         wants_null = purification.method == "freecp" and purification.redundancy
-        key = row.vocabulary.content_hash, wants_null and purification.thresholds == "auto"
+        sentences, null = row.sentences, wants_null and purification.thresholds == "auto"
+        key = row.vocabulary.content_hash, _digest(sentences), null
         if key not in encoded:
-            encoded[key] = encode_words(clip, row.config, row.vocabulary, descriptions, device).to_bytes()
+            encoded[key] = encode_words(clip, row.config, row.vocabulary, sentences, device).to_bytes()
         variants.append(Variant(row.key, row.config, encoded[key]))
     proxy = next((row.config.proxy for row in rows if row.config.needs_proxy), None)
     return variants, hash_weights(clip, proxy)
@@ -148,6 +152,7 @@ def _stages(
         "masks": source.masks,
         "conversion": source.conversion,
         "oracle": job.pairs.oracle,
+        "region_maps": job.pairs.region_maps,
         "device": job.pools.device,
         "torch_threads": plan.torch_threads,
     }
@@ -189,12 +194,24 @@ def _identity(
         "job": "evaluate",
         "schema": MEASUREMENTS.metadata[b"ovss_schema"].decode(),
         "source": source.describe(),
+        **described_regions(job.pairs.region_maps),
         "variants": {row.key: _deciding(row) for row in rows},
         **hashes,
-        "descriptions": job.descriptions,
+        "descriptions": _described(job, rows),
         "oracle": job.pairs.oracle,
         "shard_size": job.run.shard_size,
     }
+
+
+def _described(job: EvaluateJob, rows: Sequence[GridRow]) -> Any:
+    """Return the sentences of the one row, or a digest of those of each row of a grid."""
+    return {row.key: _digest(row.sentences) for row in rows} if job.pairs.grid else rows[0].sentences
+
+
+def _digest(sentences: Mapping[str, Sequence[str]] | None) -> str | None:
+    if sentences is None:
+        return None
+    return hashlib.sha256(json.dumps(sentences, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
 def _deciding(row: GridRow) -> dict[str, Any]:

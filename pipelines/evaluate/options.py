@@ -31,6 +31,8 @@ class PairOptions:
             (ovss systems lists them), beside their published figures.
         max_bytes: Image files with more bytes are refused before they are read.
         fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included.
+        region_maps: Folder of region maps that a mask generator made: PNGs named as the images, ending in .png, whose
+            pixels hold the number of their region, 0 for none.
     """
 
     benchmark: str | None = None
@@ -43,6 +45,7 @@ class PairOptions:
     grid: bool | Literal["systems"] = False
     max_bytes: int = 1 << 28
     fetch_timeout_s: float = 60.0
+    region_maps: str | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

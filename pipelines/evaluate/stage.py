@@ -22,12 +22,14 @@ from ovss_core.evaluation.measurement import Measurement, measure
 from ovss_core.evaluation.oracle import Oracle
 from ovss_core.images.decode import decode_image
 from ovss_core.proxies.loading import load_proxy
+from ovss_core.regions import RegionMap
 from pipelines.evaluate.table import MEASUREMENTS
 from pipelines.faults import Failure
 from pipelines.run.compute import pick_device, use_threads
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.schema import result_type
 from pipelines.run.stage import RowStage
+from pipelines.sources.region_maps import RegionFolder
 from pipelines.storage import Folder
 
 STAGE = "measure"
@@ -52,6 +54,7 @@ class Variant:
 class _Pair:
     pixels: np.ndarray
     truth: np.ndarray
+    regions: RegionMap | None = None
 
 
 class MeasureStage(RowStage):
@@ -66,6 +69,7 @@ class MeasureStage(RowStage):
         torch_threads: Threads of one operation on the CPU; None leaves torch's choice.
         worker_threads: Threads that read masks and decode.
         ledger: Finds images that kill their worker; None outside `run_job`.
+        region_maps: Address of the folder of the images' region maps, where regions are used.
     """
 
     name = STAGE
@@ -81,6 +85,7 @@ class MeasureStage(RowStage):
         torch_threads: int | None = None,
         worker_threads: int = 4,
         ledger: AttemptLedger | None = None,
+        region_maps: str | None = None,
     ) -> None:
         super().__init__(ledger)
         use_threads(torch_threads and 1)
@@ -97,6 +102,7 @@ class MeasureStage(RowStage):
             ]
         )
         self.masks = Folder(masks)
+        self.region_maps = RegionFolder(region_maps) if region_maps else None
         self.conversion = conversion
         self.oracle = oracle
         self._torch_threads = torch_threads
@@ -130,9 +136,13 @@ class MeasureStage(RowStage):
             pixels = decode_image(row["image"], self.variants[0].config.max_pixels)
             truth = self._truth(row["annotation"])
             check_ground_truth(pixels[..., 0], truth, len(self.engines.engines[0].text.vocabulary))
+            regions = None
+            if self.region_maps:
+                regions = self.region_maps.read(row["image_id"], self.variants[0].config.max_pixels)
+                regions.require_size(truth.shape)
         except ImageError as error:
             return Failure.of("decode", error)
-        return _Pair(pixels, truth)
+        return _Pair(pixels, truth, regions)
 
     def _truth(self, annotation: str) -> np.ndarray:
         try:
@@ -146,7 +156,9 @@ class MeasureStage(RowStage):
         if not pairs:
             return results
         start = time.perf_counter()
-        encoded = self.engines.encode([pair.pixels for pair in pairs])
+        encoded = self.engines.encode(
+            [pair.pixels for pair in pairs], [pair.regions for pair in pairs] if self.region_maps else None
+        )
         self.took("encode", time.perf_counter() - start)
         for variant, engine, groups in zip(self.variants, self.engines.engines, encoded, strict=True):
             for group in groups:

@@ -2,8 +2,9 @@
 
 from ovss_core.check import validate
 from ovss_core.config import SegmenterConfig
-from ovss_core.vocabulary import Descriptions, Vocabulary
-from pipelines.preflight import check_run, require_apart
+from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
+from ovss_core.vocabulary import Vocabulary
+from pipelines.preflight import check_run, require_apart, require_region_maps
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 
 
@@ -13,7 +14,7 @@ def check_label(
     pools: PoolOptions,
     segmenter: SegmenterConfig,
     vocabulary: Vocabulary,
-    descriptions: Descriptions | None = None,
+    descriptions: DescriptionChoice = None,
 ) -> list[str]:
     """Refuse a labelling run that cannot work; nothing is loaded, started or written.
 
@@ -23,7 +24,8 @@ def check_label(
     Raises:
         ConfigError, ModelError, WeightsError: As `ovss_core.check.validate`, or options that contradict each other.
     """
-    warnings = validate(segmenter, vocabulary, descriptions)
+    warnings = validate(segmenter, vocabulary, choose_descriptions(descriptions, vocabulary, segmenter))
     waits = check_run(run, pools, source.fetch_timeout_s)
-    require_apart(source.kind.places(), run.output)
+    require_region_maps(source.region_maps, segmenter)
+    require_apart({**source.kind.places(), "--region-maps": source.region_maps}, run.output)
     return [*warnings, *waits]

@@ -1,6 +1,6 @@
 """Label a corpus: what the job is made of, the checks before it starts, and its one call."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
+from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.checks import check_label
 from pipelines.label.pictures import write_previews
@@ -24,6 +25,7 @@ from pipelines.run.runner import ActorStage
 from pipelines.run.schema import LABELS
 from pipelines.run.weight_hashes import WeightHashes, hash_weights
 from pipelines.sources import Source
+from pipelines.sources.region_maps import described_regions
 from pipelines.storage import Folder
 
 
@@ -33,7 +35,7 @@ class LabelJob:
 
     Attributes:
         vocabulary: The classes.
-        descriptions: Sentences by class name for the ambiguity step.
+        descriptions: Sentences by class name for the ambiguity step; "shipped" takes those of a shipped vocabulary.
         segmenter: What decides the masks.
     """
 
@@ -41,8 +43,13 @@ class LabelJob:
     run: RunOptions
     vocabulary: Vocabulary
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
-    descriptions: Mapping[str, list[str]] | None = None
+    descriptions: DescriptionChoice = "shipped"
     pools: PoolOptions = field(default_factory=PoolOptions)
+
+    @property
+    def sentences(self) -> Mapping[str, Sequence[str]] | None:
+        """The sentences that this run reads, by class name."""
+        return choose_descriptions(self.descriptions, self.vocabulary, self.segmenter)
 
 
 def run_label(job: LabelJob) -> dict[str, Any]:
@@ -55,8 +62,8 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
-    asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
-    say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.descriptions)])
+    asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.sentences
+    say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.sentences)])
     check_proxy(job.segmenter)
     options = job.source
     source = open_source(options.place, options.open, job.run)
@@ -69,7 +76,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             table=LABEL_TABLE,
             model=job.segmenter.model,
             encode=encode_text,
-            encode_arguments=(job.segmenter, job.vocabulary, job.descriptions),
+            encode_arguments=(job.segmenter, job.vocabulary, job.sentences),
             identity=partial(_identity, job, source),
             stages=partial(_stages, job),
             details={
@@ -92,7 +99,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
 def encode_text(
     config: SegmenterConfig,
     vocabulary: Vocabulary,
-    descriptions: Mapping[str, list[str]] | None,
+    descriptions: Mapping[str, Sequence[str]] | None,
     device: str,
 ) -> tuple[bytes, WeightHashes]:
     """Encode the vocabulary once for all workers; returns the encoded vocabulary as bytes and the weights' hashes."""
@@ -109,11 +116,12 @@ def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
         "torch_threads": plan.torch_threads,
         "worker_threads": plan.worker_threads,
     }
+    regions = {"region_maps": job.source.region_maps}
     if plan.finish is None:
-        return [ActorStage("segment", SegmentStage, arguments, plan.propose, plan.batch_size)]
+        return [ActorStage("segment", SegmentStage, arguments | regions, plan.propose, plan.batch_size)]
     lighter = arguments | {"torch_threads": plan.torch_threads and 1}
     return [
-        ActorStage("propose", ProposeStage, arguments, plan.propose, plan.batch_size),
+        ActorStage("propose", ProposeStage, arguments | regions, plan.propose, plan.batch_size),
         ActorStage("finish", FinishStage, lighter, plan.finish, plan.batch_size),
     ]
 
@@ -124,11 +132,12 @@ def _identity(job: LabelJob, source: Source, hashes: WeightHashes) -> dict[str, 
         "job": "label",
         "schema": LABELS.metadata[b"ovss_schema"].decode(),
         "source": source.describe(),
+        **described_regions(job.source.region_maps),
         "config": job.segmenter.deciding(),
         "vocabulary": job.vocabulary.to_dict()["classes"],
         "vocabulary_hash": job.vocabulary.content_hash,
         **hashes,
-        "descriptions": job.descriptions,
+        "descriptions": job.sentences,
         "shard_size": job.run.shard_size,
     }
 

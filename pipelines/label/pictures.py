@@ -112,7 +112,10 @@ def draw(
 ) -> dict[str, Image.Image]:
     """Draw a labelled image: as it is, its mask in colors, and both with the ambiguous regions."""
     classes = decode_mask(row["mask"])
-    mask = Image.fromarray(colors[classes])
+    unused = np.zeros(
+        (1, 3), np.uint8
+    )  # pixels of regions that did not agree have a value behind all classes
+    mask = Image.fromarray(np.concatenate([colors, unused])[np.minimum(classes, len(colors))])
     scale = min(1.0, _SIDE / max(picture.size))
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     scene, flat = picture.resize(size), mask.resize(size, Image.Resampling.NEAREST)

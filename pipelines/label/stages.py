@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from ovss_core.engine.proposal import Proposals, size_in
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.decode import EncodedImage
 from ovss_core.images.windows import WindowLayout
+from ovss_core.regions import RegionMap
 from ovss_core.results import Segmentation
 from pipelines.faults import Failure, process_all
 from pipelines.label.batches import PREFIX, Batch, Entry, pairs
@@ -37,12 +38,20 @@ from pipelines.label.table import label_column
 from pipelines.run.compute import pick_device, use_threads
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, SECONDS, result_type
+from pipelines.sources.region_maps import RegionFolder
 
 _LARGE_PIXELS = 1 << 24
 _WAVE, _WAVE_ON_GPU = 16, 32
 """Images that are decoded before the engine begins with them: enough to fill it, few enough that the next decode
 meanwhile."""
 _PIXELS_AT_ONCE = 1 << 26
+
+
+class _WithRegions(NamedTuple):
+    """An image of the image column, and what tells its regions."""
+
+    image: Any
+    regions: Any
 
 
 class _EngineStage:
@@ -57,6 +66,9 @@ class _EngineStage:
         image_column: Column with images (first stage only): files as bytes, structs with a field ``bytes``, or pixels as
             uint8 tensors [height, width, 3].
         ledger: Finds images that kill their worker; None outside `run_job`.
+        region_maps: Address of the folder of the images' region maps, by the column ``image_id`` (first stage only).
+        region_column: Column with region maps instead: files as bytes, or tensors of whole numbers [height, width]; where
+            it is empty the image has no regions.
     """
 
     name = "segment"
@@ -73,12 +85,20 @@ class _EngineStage:
         worker_threads: int = 4,
         image_column: str = "image",
         ledger: AttemptLedger | None = None,
+        region_maps: str | None = None,
+        region_column: str | None = None,
     ) -> None:
+        if region_maps and region_column:
+            raise ConfigError(
+                "region_maps and region_column both give the regions of images; give one of them"
+            )
         use_threads(torch_threads and 1)
         chosen = pick_device(device)
         words = EncodedVocabulary.from_bytes(text) if isinstance(text, bytes) else text
         self.engine = SegmentationEngine.build(config, words, chosen)
         self.image_column = image_column
+        self.region_folder = RegionFolder(region_maps) if region_maps else None
+        self.region_column = region_column
         self.ledger = ledger
         self._torch_threads = torch_threads
         self._threads = ThreadPoolExecutor(worker_threads)
@@ -137,7 +157,38 @@ class _EngineStage:
             len(rows) == 0 and payload not in rows.names
         ):  # Ray hands on empty blocks that have no columns at all
             return []
-        return image_items(rows, payload) if not self._chained else _proposals(rows, payload)
+        if self._chained:
+            return _proposals(rows, payload)
+        items = image_items(rows, payload)
+        given = self._given_regions(rows)
+        if given is None:
+            return items
+        return [
+            _WithRegions(item, own) if _no_payload(payload, item) is None and own is not None else item
+            for item, own in zip(items, given, strict=True)
+        ]
+
+    def _given_regions(self, rows: Batch) -> list[Any] | None:
+        """Return what tells each row's regions: its name in the folder, or what its column holds."""
+        if self.region_column:
+            return rows.values(self.region_column)
+        if self.region_folder is None:
+            return None
+        if rows.names.count("image_id") != 1:
+            raise ConfigError("region_maps are found by the column 'image_id', which the batch lacks; add it")
+        return [str(image_id) for image_id in rows.values("image_id")]
+
+    def _regions(self, given: Any, max_pixels: int) -> RegionMap | None:
+        """Decode the region map of one row.
+
+        Raises:
+            ImageError: It cannot be read, or is none.
+        """
+        if self.region_folder:
+            return self.region_folder.read(given, max_pixels)
+        if isinstance(given, bytes):
+            return RegionMap.decode(given, max_pixels)
+        return RegionMap.of_array(np.asarray(given))
 
     def _replace(self, rows: Batch, payload: str, values: list[Any], failures: list[Any]) -> Any:
         own_failure, own_seconds = (rows.own_column(name, self._chained) for name in ("failure", "seconds"))
@@ -200,14 +251,17 @@ class _EngineStage:
         outcomes.update({place: Entry(column, row) for row, place in enumerate(labelled)})
         self._count("mask_encoding", start)
 
-    def _prepare(self, item: Item) -> PreparedImage | Failure:
-        limit = self.engine.config.max_pixels
+    def _prepare(self, given: "Item | _WithRegions") -> PreparedImage | Failure:
+        limit, regions = self.engine.config.max_pixels, None
+        item, named = given if isinstance(given, _WithRegions) else (given, None)
         try:
+            if named is not None:
+                regions = self._regions(named, limit)
             if not isinstance(item, bytes):
-                return self.engine.prepare(to_pixels(item, limit))
+                return self.engine.prepare(to_pixels(item, limit), regions)
             image = EncodedImage(item, limit)
             with self._large if image.height * image.width > _LARGE_PIXELS else nullcontext():
-                return self.engine.prepare(image.pixels())
+                return self.engine.prepare(image.pixels(), regions)
         except ImageError as error:
             return Failure.of("decode", error)
 
@@ -304,6 +358,8 @@ def _ids(rows: Batch, items: Sequence[Any]) -> list[str]:
 
 
 def _content(item: Any) -> bytes:
+    if isinstance(item, _WithRegions):
+        return _content(item.image)
     if isinstance(item, np.ndarray | Image.Image):
         return item.tobytes()
     return item if isinstance(item, bytes) else b""

@@ -30,6 +30,7 @@ def label_row(result: Segmentation) -> dict[str, Any]:
             for group in result.groups
         ],
         **result.facts,
+        "regions": [vars(entry) for entry in result.regions] or None,
     }
 
 
@@ -80,6 +81,11 @@ def label_column(results: Sequence[Segmentation], masks: Sequence[bytes]) -> pa.
             name: pa.array([result.facts.get(name) for result in results], kind.field(name).type)
             for name in _FACTS
         },
+        "regions": _lists(
+            [len(result.regions) for result in results],
+            _fields([entry for result in results for entry in result.regions], _REGION),
+            missing=[not result.regions for result in results],
+        ),
     }
     return pa.StructArray.from_arrays(
         [columns[field.name].cast(field.type) for field in kind], fields=list(kind)
@@ -89,6 +95,7 @@ def label_column(results: Sequence[Segmentation], masks: Sequence[bytes]) -> pa.
 _FACTS = [fact.name for fact in FACTS]
 _GROUP = LABELS.field("groups").type.value_type
 _BOX = _GROUP.field("boxes").type.value_type
+_REGION = LABELS.field("regions").type.value_type
 _SCORED = LABELS.field("kept").type.value_type
 
 
@@ -116,9 +123,12 @@ def _scored(lists: Sequence[Sequence[ScoredClass]]) -> pa.ListArray:
     return _lists([len(entries) for entries in lists], values)
 
 
-def _lists(counts: Sequence[int], values: pa.Array) -> pa.ListArray:
-    """Put values that follow one another into lists of the given lengths."""
-    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *counts]), pa.int32()), values)
+def _lists(counts: Sequence[int], values: pa.Array, missing: Sequence[bool] | None = None) -> pa.ListArray:
+    """Put values that follow one another into lists of the given lengths; where one is `missing` it is null."""
+    offsets, mask = pa.array(np.cumsum([0, *counts]), pa.int32()), None
+    if missing is not None:
+        mask = pa.array(missing, pa.bool_())
+    return pa.ListArray.from_arrays(offsets, values, mask=mask)
 
 
 def summarize_labels(table: pa.Table) -> dict[str, Any]:

@@ -26,10 +26,13 @@ class SourceOptions:
         max_bytes: Image files with more bytes are refused before they are read.
         fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included; at most a third of
             no_progress_s.
+        region_maps: Folder of region maps that a mask generator made: PNGs named as the images' ids, ending in .png,
+            whose pixels hold the number of their region, 0 for none (or three channels, as COCO's panoptic files).
     """
 
     max_bytes: int = 1 << 28
     fetch_timeout_s: float = 60.0
+    region_maps: str | None = None
 
     if TYPE_CHECKING:  # the kinds' settings are fields that only a running program knows
 

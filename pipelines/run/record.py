@@ -16,7 +16,7 @@ from typing import Any
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
-from ovss_core.proxies.registry import find_tower
+from ovss_core.proxy_families.registry import find_tower
 from pipelines.run.fragments import FRAGMENTS
 from pipelines.run.manifest_files import COMPLETE
 from pipelines.run.manifest_files import FOLDER as MANIFEST
@@ -53,7 +53,7 @@ def check_identity(output: Folder, identity: Mapping[str, Any], but: Collection[
     for name in but:
         before.pop(name, None)
         now.pop(name, None)
-    differences = list(_differences("", before, now))
+    differences = [*_described(before, now), *_differences("", before, now)]
     if differences:
         raise OutputMismatchError(
             f"{output.public_uri} belongs to another run: {'; '.join(differences[:5])}; give another --output, "
@@ -218,6 +218,20 @@ def _in_todays_fields(identity: dict[str, Any]) -> dict[str, Any]:
         identity = identity | {"variants": {key: read(entry) for key, entry in identity["variants"].items()}}
     found: dict[str, Any] = json.loads(json.dumps(read(identity)))
     return found
+
+
+def _described(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """Compare the sentences of classes, and leave them out of what is compared further."""
+    was, is_now = before.pop("descriptions", None), now.pop("descriptions", None)
+    if was == is_now:
+        return
+    if was and is_now:
+        different = [name for name in was.keys() | is_now.keys() if was.get(name) != is_now.get(name)]
+        yield f"descriptions of {len(different)} classes differ, such as {min(different)!r}"
+    elif is_now:
+        yield f"descriptions were none, are now of {len(is_now)} classes (--descriptions none goes on without)"
+    else:
+        yield f"descriptions were of {len(was or {})} classes, are now none (give them with --descriptions FILE)"
 
 
 def _differences(path: str, before: Any, now: Any) -> Iterator[str]:

@@ -34,6 +34,12 @@ _PRESENT = pa.list_(
 _BOX = pa.struct([("x0", _PIXEL), ("y0", _PIXEL), ("x1", _PIXEL), ("y1", _PIXEL), ("winner", pa.int32())])
 _GROUPS = pa.list_(pa.struct([("classes", pa.list_(pa.int32())), ("boxes", pa.list_(_BOX))]))
 
+_REGIONS = pa.list_(
+    pa.struct(
+        [("region", pa.int32()), ("pixels", pa.int64()), ("winner", pa.int32()), ("agreement", pa.float32())]
+    )
+)
+
 LABELS = _schema(
     "labels/1",
     [
@@ -65,6 +71,13 @@ LABELS = _schema(
             "that won it (null: nobody)",
         ),
         *(_documented(fact.name, pa.from_numpy_dtype(fact.dtype), True, fact.meaning) for fact in FACTS),
+        _documented(
+            "regions",
+            _REGIONS,
+            True,
+            "how each region of the image's region map voted: its number there, its pixels, the class that most of them "
+            "had, and their share of the region in (0, 1]; null without a vote",
+        ),
     ],
 )
 
@@ -92,7 +105,7 @@ PROPOSAL = pa.struct(
         (name, pa.binary())
         for name in (
             *("size", "resized", "scored", "maps", "guide", "kept", "scores", "group_sizes", "members"),
-            *("region_group", "region_window", "region_corners", "crops", *FACT_COLUMNS),
+            *("region_group", "region_window", "region_corners", "crops", "region_map", *FACT_COLUMNS),
         )
     ]
 )

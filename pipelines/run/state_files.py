@@ -104,7 +104,7 @@ def read_table(
     """Read a Parquet file: as `schema`, or some columns of it.
 
     Args:
-        grown: The schema may have got new columns behind its others since the file was written; they are null then.
+        grown: The schema may have got new columns since the file was written, which may be null; they are null then.
 
     Raises:
         DamagedFileError: It is no Parquet file, or one that lacks columns, also of the schema's others.
@@ -116,12 +116,10 @@ def read_table(
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read(wanted)
         lacking = set(needed) - set(file.schema_arrow.names)
-        if grown and schema is not None and len(lacking) < len(schema):
-            new = list(schema)[len(schema) - len(lacking) :]
-            if all(entry.nullable and entry.name in lacking for entry in new):
-                for entry in new:
-                    table = table.append_column(entry, pa.nulls(table.num_rows, entry.type))
-                lacking = set()
+        if grown and schema is not None and all(schema.field(column).nullable for column in lacking):
+            for entry in (schema.field(column) for column in lacking):
+                table = table.append_column(entry, pa.nulls(table.num_rows, entry.type))
+            lacking = set()
         if not lacking:
             return _as_schema(table, schema) if schema is not None and columns is None else table
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -131,4 +129,4 @@ def read_table(
 
 def _as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     metadata = {**(table.schema.metadata or {}), **(schema.metadata or {})}
-    return table.cast(schema).replace_schema_metadata(metadata or None)
+    return table.select(schema.names).cast(schema).replace_schema_metadata(metadata or None)

@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 from unittest import mock
 
 import numpy as np
@@ -101,7 +102,7 @@ def _word_targets(folder: Path) -> list[Target]:
     def check_descriptions(name: str, data: bytes) -> None:
         path = folder / name
         path.write_bytes(data)
-        sentences = read_descriptions(str(path)) or {}
+        sentences = cast(dict[str, list[str]], read_descriptions(str(path)))
         json.dumps(sentences, ensure_ascii=False).encode()
         tokenizer([sentence for group in sentences.values() for sentence in group] or [""])
 

@@ -1,5 +1,6 @@
 """One label call on a pretended GPU, counted."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ovss_core.config import (
     SegmenterConfig,
 )
 from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.regions import RegionMap
 from ovss_core.results import Segmentation
 from pipelines.benchmark.options import BenchmarkConfig
 from pipelines.benchmark.workload import Workload, load_workload
@@ -70,12 +72,14 @@ def labelling(host: str = "sfp", method: PurificationMethod = "freecp") -> Segme
     return SegmenterConfig(host=host, rfclip=channels, purification=purification, window_batch=64)
 
 
-def count_call(workload: Workload, config: SegmenterConfig, classes: int) -> CountedCall:
+def count_call(
+    workload: Workload, config: SegmenterConfig, classes: int, regions: Sequence[RegionMap] | None = None
+) -> CountedCall:
     """Label all pictures in one call: once to fill what is remembered between calls, and once counted."""
     clip, config = workload.clip, replace(config, model=workload.config.model)
     with pretended_gpu() as gpu:
         own = replace(clip, model=deepcopy(clip.model))  # it moves to the device
         engine = SegmentationEngine(config, own, workload.text(classes), GPU)
-        engine.segment(workload.pictures)
+        engine.segment(workload.pictures, regions)
         gpu.counts = Counts()
-        return CountedCall(gpu.counts, engine.segment(workload.pictures))
+        return CountedCall(gpu.counts, engine.segment(workload.pictures, regions))

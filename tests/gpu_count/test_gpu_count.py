@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ovss_core.config import ProxyConfig, RegionConfig
 from ovss_core.engine import finish
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.finite import finite_rows
-from ovss_core.head_names import clip_hosts
+from ovss_core.head_names import clip_hosts, proxy_hosts
+from ovss_core.regions import RegionMap
 from pipelines.benchmark.workload import Workload
 from tests.gpu_count.__main__ import main
 from tests.gpu_count.counting import CountedCall, count_call, labelling, workload_of
@@ -65,6 +67,21 @@ def test_no_head_mixes_devices_or_waits(host: str, workload: Workload) -> None:
     one = replace(workload, pictures=workload.pictures[:1])
     waits = count_call(one, labelling(host, "none"), CLASSES).counts.waits
     assert not waits
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+@pytest.mark.parametrize("host", sorted(proxy_hosts()))
+def test_no_head_with_a_second_tower_mixes_devices_or_waits(
+    host: str, scoped: bool, workload: Workload
+) -> None:
+    one = replace(workload, pictures=workload.pictures[:1])
+    proxy, regions = ProxyConfig("dino_vits16", "random"), RegionConfig(scope=scoped)
+    config = replace(labelling(host, "none"), proxy=proxy, regions=regions)
+    maps = [
+        RegionMap.of_array(np.arange(picture.size // 3).reshape(picture.shape[:2]) // 9_000)
+        for picture in one.pictures
+    ]
+    assert not count_call(one, config, CLASSES, maps if scoped else None).counts.waits
 
 
 def test_a_planted_item_is_counted_and_its_place_is_named(

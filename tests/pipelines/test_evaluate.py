@@ -9,16 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.config import ModelConfig, PamrConfig, PurificationConfig, SegmenterConfig, WindowConfig
 from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
 from ovss_core.evaluation.benchmarks import get_benchmark, list_systems
 from ovss_core.evaluation.measurement import measure
 from ovss_core.results import Segmentation
 from ovss_core.vocabulary import Vocabulary
-from pipelines.evaluate.grid import GridBase, GridRow, grid_rows, system_rows
-from pipelines.evaluate.job import EvaluateJob, describe_result, run_evaluate
+from pipelines.evaluate.grid import FREECP_TEXTS, GridBase, GridRow, grid_rows, system_rows
+from pipelines.evaluate.job import EvaluateJob, describe_result, encode_texts, run_evaluate
 from pipelines.evaluate.options import PairOptions
 from pipelines.evaluate.pairs import BenchmarkSource, FolderPairsSource, spread
 from pipelines.evaluate.report import grid_markdown, score_variant
@@ -259,6 +261,37 @@ def test_the_systems_are_measured_side_by_side_by_one_command(
     assert "### Systems of the papers' tables" in told
     assert "refine `pamr`" in told
     assert "- SAM 3: a decoder pass a phrase" in told
+
+
+def test_the_grid_compares_what_stands_for_a_class_in_ambiguous_regions() -> None:
+    config = SegmenterConfig(model=ModelConfig("demo", "random"))
+    own = {"cat": ["A cat purrs."]}
+    rows = {row.name: row for row in grid_rows(GridBase(config, "voc21", descriptions=own))}
+    texts = {name.removeprefix("sfp, "): row for name, row in rows.items() if row.table == FREECP_TEXTS}
+    assert list(texts) == ["phrases in templates", "names", "shipped descriptions", "own descriptions"]
+    assert texts["phrases in templates"].sentences is None
+    assert dict(texts["names"].sentences or {})["television"] == ("television monitor screen",)
+    assert len(texts["shipped descriptions"].sentences or {}) == 20
+    assert texts["own descriptions"].sentences == rows["sfp, RP + AP"].sentences == own
+    assert len({row.config.to_dict().__repr__() for row in texts.values()}) == 1
+
+    words = Vocabulary.from_names(["cat", "dog"])
+    folders = [row.name for row in grid_rows(GridBase(config, None, words)) if row.table == FREECP_TEXTS]
+    assert folders == ["sfp, phrases in templates", "sfp, names"]
+
+
+def test_each_row_is_encoded_with_its_own_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OVSS_CACHE", str(tmp_path))
+    words = Vocabulary.from_names(["cat", "dog"])
+    base = GridBase(
+        SegmenterConfig(model=ModelConfig("demo", "random")), None, words, {"dog": ["A dog has a snout."]}
+    )
+    rows = [row for row in grid_rows(base) if row.table == FREECP_TEXTS]
+    variants, _ = encode_texts(rows, "cpu")
+    templates, names, own = (EncodedVocabulary.from_bytes(variant.text) for variant in variants)
+    assert not torch.allclose(templates.description_embeddings, names.description_embeddings, atol=1e-4)
+    assert torch.equal(templates.description_embeddings[0], own.description_embeddings[0])
+    assert not torch.allclose(templates.description_embeddings[1], own.description_embeddings[1], atol=1e-4)
 
 
 def _active_parts(row: GridRow) -> list[str]:

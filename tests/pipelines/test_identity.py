@@ -34,6 +34,33 @@ def test_what_differs_is_named_all_the_same(tmp_path: Path) -> None:
         check_identity(output, {"job": "label", "config": SegmenterConfig().deciding()})
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (None, {"cat": ["A."]}, r"were none, are now of 1 classes \(--descriptions none goes on without\)"),
+        (
+            {"cat": ["A."], "dog": ["B."]},
+            None,
+            r"were of 2 classes, are now none \(give them with --descriptions",
+        ),
+        (
+            {"cat": ["A."], "dog": ["B."]},
+            {"cat": ["C."], "dog": ["B."]},
+            "of 1 classes differ, such as 'cat'",
+        ),
+    ],
+)
+def test_other_descriptions_are_one_short_line_that_says_how_to_go_on(
+    tmp_path: Path, before: Any, now: Any, said: str
+) -> None:
+    output = begun(tmp_path, {"job": "label", "descriptions": before})
+    with pytest.raises(OutputMismatchError, match=f"belongs to another run: descriptions {said}") as raised:
+        check_identity(output, {"job": "label", "descriptions": now})
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 300 + len(str(tmp_path))
+    check_identity(output, {"job": "label", "descriptions": before})
+
+
 def test_a_setting_that_this_version_lacks_is_a_difference(tmp_path: Path) -> None:
     before = SegmenterConfig().to_dict() | {"dream": 3}
     output = begun(tmp_path, {"job": "label", "config": before})

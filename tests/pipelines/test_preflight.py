@@ -33,11 +33,12 @@ from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.checks import check_evaluate
 from pipelines.evaluate.job import EvaluateJob, PairOptions, run_evaluate
 from pipelines.label.checks import check_label
-from pipelines.label.job import LabelJob, run_label
+from pipelines.label.job import LabelJob, _identity, run_label
 from pipelines.preflight import check_model, read_descriptions, require_apart
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
-from pipelines.run.record import holds_images, write_run
+from pipelines.run.record import check_identity, holds_images, write_run
+from pipelines.run.weight_hashes import UNKNOWN
 from pipelines.storage import Folder
 from tests.conftest import encode_image
 from tests.tiny import NAME, register_tiny_models, tiny_clip
@@ -380,6 +381,24 @@ def test_a_run_that_stopped_before_its_first_image_does_not_block_a_corrected_on
     assert row == {"image_id": "a.png"}
     with pytest.raises(OutputMismatchError, match=r"belongs to another run: config\.host"):
         run_label(replace(job, segmenter=replace(small, host="maskclip")))
+
+
+def test_no_file_means_the_sentences_that_ship_and_none_means_none() -> None:
+    assert read_descriptions(None) == "shipped"
+    assert read_descriptions("none") is None
+
+
+def test_a_run_that_began_without_sentences_goes_on_only_without(images: Path) -> None:
+    output = images.parent / "out"
+    source = SourceOptions(images=str(images))
+    job = LabelJob(source, RunOptions(str(output)), Vocabulary.load("demo"), DEMO)
+    before = _identity(replace(job, descriptions=None), source.open(), UNKNOWN)
+    assert before["descriptions"] is None
+    write_run(Folder(str(output)), before, {})
+    Folder(str(output)).write("labels/part-00000.parquet", b"")  # it has stored images
+    with pytest.raises(OutputMismatchError, match=r"were none, are now of 44 classes \(--descriptions none"):
+        run_label(job)
+    check_identity(Folder(str(output)), _identity(replace(job, descriptions=None), source.open(), UNKNOWN))
 
 
 @pytest.mark.parametrize("content", ['{"cat": [', "[" * 100_000, r'{"cat": ["\ud83d"]}', '"cat"', "\xff"])

@@ -20,6 +20,7 @@ from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError
 from ovss_core.images.decode import decode_image
+from ovss_core.regions import RegionVote
 from ovss_core.results import (
     AmbiguityGroup,
     BoxDecision,
@@ -399,6 +400,7 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
         removed=(ScoredClass(1, "b", 0.125),),
         groups=(AmbiguityGroup((0, 2), (BoxDecision(0, 1, 2, 2, 2), BoxDecision(0, 0, 0, 0, None))),),
         facts={"threshold": 0.375},
+        regions=(RegionVote(7, 3, 2, 0.75),),
     )
     column = label_column([result, result], [encode_mask(label_map)] * 2)
     assert column.equals(pa.array([label_row(result)] * 2, result_type(LABELS)))
@@ -424,6 +426,7 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
                 ],
             }
         ],
+        "regions": [{"region": 7, "pixels": 3, "winner": 2, "agreement": 0.75}],
     }
     counts = summarize_labels(pa.table({"present": [row["present"], row["present"]]}))
     assert counts == {

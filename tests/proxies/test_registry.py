@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 import timm
 
+from ovss_core import proxy_families as families
 from ovss_core.check import validate
 from ovss_core.config import ProxyConfig, SegmenterConfig, WindowConfig
 from ovss_core.errors import ConfigError, WeightsError
-from ovss_core.proxies import families, registry
-from ovss_core.proxies.registry import find_tower, licence_notice, tower_families, tower_names
+from ovss_core.proxy_families import registry
+from ovss_core.proxy_families.registry import find_tower, licence_notice, tower_families, tower_names
 from tests.tiny_towers import FAMILIES
 
 OWN_FAMILY = '''
 """sapiens: a family of one file."""
 
-from ovss_core.proxies.registry import TowerFamily
+from ovss_core.proxy_families.registry import TowerFamily
 
 SAPIENS = TowerFamily(
     name="sapiens",

@@ -4,7 +4,7 @@ The positional table has 128 x 128 places. The originals resize it to a square o
 whether corners are pixels' centers differs by checkpoint.
 """
 
-from ovss_core.proxies.registry import TowerFamily
+from ovss_core.proxy_families.registry import TowerFamily
 
 _PAPER = "RADIOv2.5: Improved Baselines for Agglomerative Vision Foundation Models, CVPR 2025"
 _LICENCE = "nvidia-open-model-license"

@@ -1,6 +1,6 @@
 """DINOv2 (Oquab et al. 2023), with and without registers (Darcet et al. 2024); patches of 14 pixels."""
 
-from ovss_core.proxies.registry import TowerFamily
+from ovss_core.proxy_families.registry import TowerFamily
 
 _PAPER = "DINOv2: Learning Robust Visual Features without Supervision, TMLR 2024"
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}

@@ -1,6 +1,6 @@
 """DINO (Caron et al. 2021): the second tower of ProxyCLIP and CorrCLIP."""
 
-from ovss_core.proxies.registry import TowerFamily
+from ovss_core.proxy_families.registry import TowerFamily
 
 DINO = TowerFamily(
     name="dino",

@@ -8,15 +8,15 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Literal
 
+from ovss_core import proxy_families
 from ovss_core.errors import ConfigError, nearest
-from ovss_core.proxies import families
 
 Positions = Literal["scale", "antialias", "corner", "aligned_corner", "rotary"]
 
 
 @dataclass(frozen=True)
 class TowerFamily:
-    """Towers that were trained alike: a file in `ovss_core.proxies.families` defines one.
+    """Towers that were trained alike: a file in `ovss_core.proxy_families` defines one.
 
     Attributes:
         name: The family's name.
@@ -71,8 +71,8 @@ class TowerChoice:
 def tower_families() -> tuple[TowerFamily, ...]:
     """Return every family, sorted by name."""
     modules = (
-        import_module(f"{families.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(families.__path__)
+        import_module(f"{proxy_families.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(proxy_families.__path__)
     )
     found = (value for module in modules for value in vars(module).values() if isinstance(value, TowerFamily))
     return tuple(sorted(found, key=lambda family: family.name))

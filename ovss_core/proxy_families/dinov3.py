@@ -1,6 +1,6 @@
 """DINOv3 (Simeoni et al. 2025): rotary positions, four registers."""
 
-from ovss_core.proxies.registry import TowerFamily
+from ovss_core.proxy_families.registry import TowerFamily
 
 DINOV3 = TowerFamily(
     name="dinov3",

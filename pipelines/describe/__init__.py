@@ -1,0 +1,1 @@
+"""Let a language model write the sentences of a vocabulary's classes."""

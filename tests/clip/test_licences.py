@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ovss_core.check import validate
+from ovss_core.clip.architectures import weight_tags
+from ovss_core.clip.licences import find_licence, licence_warning
+from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
+from ovss_core.evaluation.benchmarks import get_benchmark
+from ovss_core.vocabulary import Vocabulary
+from pipelines.evaluate.checks import check_evaluate
+from pipelines.evaluate.options import PairOptions
+from pipelines.label.job import LabelJob, run_label
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
+from tests.conftest import encode_image
+
+VOCABULARY = Vocabulary.from_names(["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "licence", "commercial"),
+    [
+        ("ViT-B-16-quickgelu", "metaclip_fullcc", "CC-BY-NC-4.0", False),
+        ("ViT-B-16", "MetaCLIP-400m", "CC-BY-NC-4.0", False),
+        ("ViT-H-14-worldwide", "metaclip2_worldwide", "CC-BY-NC-4.0", False),
+        ("ViT-H-14", "metaclip_altogether", "CC-BY-NC-4.0", False),
+        ("ViT-L-14", "dfn2b_s39b", "research only", False),
+        ("ViT-B-16", "openai", "MIT", True),
+        ("ViT-B-16", "laion2b_s34b_b88k", "MIT", True),
+        ("ViT-B-16", "commonpool_l_s1b_b8k", "not known", None),
+        ("demo", "openai", "Apache-2.0", True),
+        ("ViT-B-16", "random", "none: random numbers", True),
+    ],
+)
+def test_a_tag_has_its_publisher_s_licence(
+    name: str, tag: str, licence: str, commercial: bool | None
+) -> None:
+    found = find_licence(ModelConfig(name, tag))
+    assert licence in found.name
+    assert found.commercial is commercial
+    warnings = licence_warning(ModelConfig(name, tag))
+    assert len(warnings) == (commercial is False)
+    assert all(tag in line and found.name in line and "\n" not in line for line in warnings)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-B-16-quickgelu"]
+)
+def test_no_tag_of_metaclip_or_apple_goes_without_a_word(architecture: str) -> None:
+    for tag in weight_tags(architecture):
+        forbidden = "metaclip" in tag or "dfn" in tag
+        assert bool(licence_warning(ModelConfig(architecture, tag))) == forbidden, tag
+
+
+def test_a_file_s_licence_is_its_owner_s_to_know(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"PK" + bytes(100))
+    assert find_licence(ModelConfig("ViT-B-16", str(file))).commercial is None
+
+
+def test_a_hub_s_repository_is_known_by_its_name() -> None:
+    assert find_licence(ModelConfig("hf-hub:facebook/metaclip-b16")).commercial is False
+    assert find_licence(ModelConfig("hf-hub:laion/some-model")).commercial is None
+
+
+def test_the_line_comes_with_the_other_warnings_of_every_job() -> None:
+    config = SegmenterConfig(ModelConfig("ViT-B-16", "metaclip_400m"), purification=PurificationConfig())
+    [line] = validate(config, VOCABULARY)
+    assert "forbids commercial use (CC-BY-NC-4.0)" in line
+    run, pools = RunOptions("out/none"), PoolOptions()
+    for grid in (False, True):
+        folders = PairOptions(images="images", masks="masks", vocabulary="cat,dog", grid=grid)
+        assert line in check_evaluate(folders, run, pools, config, VOCABULARY)
+    benchmark = PairOptions(benchmark="voc21", root="root", grid="systems")
+    words = Vocabulary.load("voc21")
+    assert len(words) == get_benchmark("voc21").classes
+    assert line in check_evaluate(benchmark, run, pools, config, words)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_records_the_licence_of_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(encode_image(0))
+    run_label(
+        LabelJob(
+            SourceOptions(images=str(tmp_path / "images")),
+            RunOptions(str(tmp_path / "out"), no_progress_s=120.0),
+            VOCABULARY,
+            SegmenterConfig(ModelConfig("demo")),
+            pools=PoolOptions(actors=1, finish_actors=0, torch_threads=1),
+        )
+    )
+    [start] = json.loads((tmp_path / "out" / "run.json").read_text())["starts"]
+    assert start["weights_licence"] == {"name": "Apache-2.0", "commercial_use": True}
