@@ -137,7 +137,7 @@ def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:
     )
     print(f"labels: {place}/labels, summary: {place}/summary.json")
     if summary["failed"]:
-        print(f"why images failed: {place}/failures; try them again with --retry-failed")
+        print(f"why images failed: {place}/_failures; try them again with --retry-failed")
     if job.run.previews:
-        print(f"previews: {place}/previews/index.html")
+        print(f"previews: {place}/_previews/index.html")
     return 0 if summary["labelled"] else 1

@@ -244,6 +244,7 @@ def _work(
         max_bytes=course.max_bytes,
         fetch_timeout_s=course.fetch_timeout_s,
         shard_size=run.shard_size,
+        file_bytes=run.file_bytes,
         fragment_rows=2 * plan.batch_size,
         no_progress_s=run.no_progress_s * course.patience,
     )

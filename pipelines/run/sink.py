@@ -1,13 +1,13 @@
-"""From rows to finished files: fragments as work comes in, one file a manifest part when all of it is there.
+"""From rows to finished parts: fragments as work comes in, one file a manifest part when all of it is there.
 
 A part's rows are merged in the order of the manifest; only then its marker under ``_done/`` is written, and only
-after that its fragments go. Whatever moment the run is killed at, the files that exist are whole, and say what is
+after that its fragments go. At the end parts are put together (`pipelines.run.publish`). Whatever moment the run is killed at, the files that exist are whole, and say what is
 missing. A marker holds the rows and bytes of its files, so that one that is cut or gone is found (`pipelines.run.verify`).
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 
 from pipelines.run.fragments import FRAGMENTS, encode_parquet, read_fragments, write_fragment
 from pipelines.run.manifest_files import read_part
+from pipelines.run.publish import part_file, read_published, take_back
 from pipelines.run.schema import FAILURES, ROW_NAMES
 from pipelines.run.state_files import DamagedFileError, read_json, read_table, write_json
 from pipelines.storage import Folder
 
 DONE = "_done"
-FAILED = "failures"
+FAILED = "_failures"
 _LOG = logging.getLogger(__name__)
 _MARKER: dict[str, type | tuple[type, ...]] = {
     "part": (str, int),
@@ -138,8 +139,8 @@ def marker_file(part: str) -> str:
 
 
 def finished_file(table: str, part: str) -> str:
-    """Return the path of a part's finished rows."""
-    return f"{table}/{part}.parquet"
+    """Return the path of a part's finished rows: the failures', or the table's while they are not published."""
+    return f"{FAILED}/{part}.pq" if table == FAILED else part_file(part)
 
 
 def read_marker(output: Folder, part: str) -> dict[str, Any]:
@@ -157,15 +158,27 @@ def read_marker(output: Folder, part: str) -> dict[str, Any]:
     return marker
 
 
-def reopen_part(output: Folder, part: str, table: OutputTable, keep_failures: bool = False) -> None:
-    """Take back the marker of a finished part, so that what its files do not hold is done (again).
+def reopen_parts(
+    output: Folder, parts: Sequence[str], table: OutputTable, keep_failures: bool = False
+) -> None:
+    """Take back the markers of finished parts, so that what their files do not hold is done (again).
 
-    The rows go back to the fragments first, as far as they can be read; the finished files stay until the part is
-    finished anew.
+    Published files with their rows are taken apart, which leaves the other parts there finished. The rows go back to
+    the fragments then, as far as they can be read; the parts' files stay until they are finished anew.
 
     Args:
         keep_failures: Do not try the failed images again.
     """
+    if not parts:
+        return
+    published = read_published(output, table.name)
+    for name in sorted({published.places[part] for part in parts if part in published.places}):
+        take_back(output, table.schema, name, published.files[name])
+    for part in parts:
+        _reopen(output, part, table, keep_failures)
+
+
+def _reopen(output: Folder, part: str, table: OutputTable, keep_failures: bool) -> None:
     try:
         seconds = read_marker(output, part)["seconds"]
     except DamagedFileError:

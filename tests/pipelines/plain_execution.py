@@ -11,6 +11,7 @@ from pipelines.run.ledger import AttemptRecord
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.manifest_files import Manifest
 from pipelines.run.progress import ProgressReport
+from pipelines.run.publish import publish
 from pipelines.run.reading import ReadImages
 from pipelines.run.record import check_identity, remove_run, write_run
 from pipelines.run.retry import reopen_failed
@@ -57,6 +58,9 @@ class PlainExecution:
 
     def merge(self, part: str) -> None:
         merge_part(self.job.output.uri, part, self.job.table)
+
+    def publish(self, number: int, parts: Mapping[str, int]) -> None:
+        publish(self.job.output.uri, self.job.table.name, self.job.table.schema, number, parts)
 
     def wait(self) -> None:
         pass

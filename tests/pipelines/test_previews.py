@@ -63,7 +63,7 @@ def finish(output: Folder, manifest: Manifest, labelled: set[int]) -> None:
 
 
 def page_of(output: Folder) -> str:
-    return output.read("previews/index.html").decode()
+    return output.read("_previews/index.html").decode()
 
 
 def test_a_run_that_labelled_no_image_gets_a_page_without_pictures(image_folder: ImageFolder) -> None:
@@ -72,7 +72,7 @@ def test_a_run_that_labelled_no_image_gets_a_page_without_pictures(image_folder:
     page = page_of(output)
     assert "No image of this run can be shown" in page
     assert page.count("&lt;i&gt;broken&lt;/i&gt;") == 4
-    assert output.names("previews") == ["index.html"]
+    assert output.names("_previews") == ["index.html"]
 
 
 def test_pictures_come_from_the_parts_that_have_some(image_folder: ImageFolder) -> None:
