@@ -52,6 +52,8 @@ JOB_HOMES = {
     "purify": QUALITY,
     "variant": QUALITY,
     "descriptions": QUALITY,
+    "confidence": QUALITY,
+    "min_confidence": QUALITY,
     "purification.redundancy": QUALITY,
     "purification.ambiguity": QUALITY,
     "purification.thresholds": QUALITY,
@@ -61,7 +63,13 @@ JOB_HOMES = {
 """Flags that stand elsewhere than the other flags of their dataclass; in a section those named here come first."""
 _GROUPS = {"model": QUALITY, "windows": QUALITY, "labels": QUALITY}
 """Sections of the segmenter's groups; a group that is not named here is for research."""
-_NAMES = {"model.name": "model", "purification.method": "purify", "purification.variant": "variant"}
+_NAMES = {
+    "model.name": "model",
+    "purification.method": "purify",
+    "purification.variant": "variant",
+    "labels.confidence": "confidence",
+    "labels.min_confidence": "min_confidence",
+}
 """Flags that do not have the name of their field."""
 
 

@@ -1,6 +1,7 @@
 """Stage 2 for a batch of images: winners of the ambiguous regions, and labels at each image's own size."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,15 +17,61 @@ from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import BackgroundPolicy, SegmenterConfig
 from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
-from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, label_by_purified_maps
+from ovss_core.engine.labels import Labels, PhraseRule, budget, label_by_probability, label_by_purified_maps
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.errors import ImageError
 from ovss_core.images.resize import normalize
 from ovss_core.images.stitch import Stitcher, chunk_by_area
-from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
+from ovss_core.results import (
+    AmbiguityGroup,
+    BoxDecision,
+    Confidence,
+    PresentClass,
+    ScoredClass,
+    ScoredClasses,
+    Segmentation,
+)
 from ovss_core.transfer import Download, upload
 
 CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
+
+
+class _Labelled(NamedTuple):
+    """One image, labelled, without how its words came about."""
+
+    label_map: np.ndarray
+    present: tuple[PresentClass, ...]
+    confidence: Confidence | None
+
+    def segmentation(
+        self,
+        kept: Sequence[ScoredClass] = (),
+        removed: Sequence[ScoredClass] = (),
+        groups: tuple[AmbiguityGroup, ...] = (),
+    ) -> Segmentation:
+        return Segmentation(self.label_map, self.present, kept, removed, groups, self.confidence)
+
+
+def _tables(labels: Labels) -> list[Tensor]:
+    margins = [] if labels.margins is None else labels.margins.tensors()
+    return [labels.label_maps, labels.pixels, labels.confidence_sums, *margins]
+
+
+def _confidence(
+    margins: Sequence[np.ndarray], image: int, size: tuple[int, ...], labelled: int
+) -> Confidence | None:
+    """Average the tables of `Margins` over one image's pixels; None where there are none."""
+    if not margins:
+        return None
+    (height, width), (scores, sums, sure, *pictures) = size, margins
+    pixels = height * width
+    return Confidence(
+        float(scores[image] / pixels),
+        float(sums[image] / pixels),
+        float(sure[image] / pixels),
+        1 - labelled / pixels,
+        pictures[0][image, :height, :width].copy() if pictures else None,
+    )
 
 
 class Finisher:
@@ -106,9 +153,9 @@ class Finisher:
             cosines = maps if proposals.scored else self._phrases @ maps
             stitcher = self._stitcher(proposals, part)
             labels = label_by_probability(stitcher.tile(cosines), self._rule, stitcher, self._config.labels)
-            downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
+            downloads.append(Download(_tables(labels)))
         return [
-            found if isinstance(found, ImageError) else Segmentation(*found)
+            found if isinstance(found, ImageError) else found.segmentation()
             for part, download in zip(chunks, downloads, strict=True)
             for found in self._present(download, proposals.sizes[part])
         ]
@@ -136,8 +183,9 @@ class Finisher:
                 self._residual,
                 stitcher,
                 edits.of_images(part) if edits else None,
+                self._config.labels,
             )
-            downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
+            downloads.append(Download(_tables(labels)))
         found = [
             image
             for part, download in zip(chunks, downloads, strict=True)
@@ -154,7 +202,7 @@ class Finisher:
             else:
                 stays, goes, groups = about
                 outcomes.append(
-                    result if isinstance(result, ImageError) else Segmentation(*result, stays, goes, groups)
+                    result if isinstance(result, ImageError) else result.segmentation(stays, goes, groups)
                 )
         return outcomes
 
@@ -171,11 +219,11 @@ class Finisher:
 
     def _present(
         self, download: Download, sizes: Sequence[tuple[int, int]]
-    ) -> list[tuple[np.ndarray, tuple[PresentClass, ...]] | ImageError]:
+    ) -> "list[_Labelled | ImageError]":
         """Await label maps and counts, and list the classes of each image."""
-        maps, pixels, sums = download.wait()
+        maps, pixels, sums, *margins = download.wait()
         names, dtype = self._vocabulary.names, self._vocabulary.mask_dtype
-        found: list[tuple[np.ndarray, tuple[PresentClass, ...]] | ImageError] = []
+        found: list[_Labelled | ImageError] = []
         for image, (height, width) in enumerate(sizes):
             if not np.isfinite(sums[image]).all():
                 found.append(not_finite(SCORES))
@@ -190,7 +238,11 @@ class Finisher:
                 )
                 for index in np.flatnonzero(pixels[image])
             )
-            found.append((maps[image, :height, :width].astype(dtype), present))
+            label_map = maps[image, :height, :width].astype(dtype)
+            labelled = int(pixels[image].sum())
+            found.append(
+                _Labelled(label_map, present, _confidence(margins, image, label_map.shape, labelled))
+            )
         return found
 
     def _describe(

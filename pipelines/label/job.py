@@ -1,7 +1,7 @@
 """Label a corpus: what the job is made of, the checks before it starts, and its one call."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -9,9 +9,11 @@ from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.vocabulary import Vocabulary
+from pipelines.label.card import write_card
+from pipelines.label.options import OutputOptions
 from pipelines.label.pictures import write_previews
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
-from pipelines.label.table import LABEL_TABLE
+from pipelines.label.table import label_table
 from pipelines.preflight import check_label, check_model, say_once
 from pipelines.preflight import read_descriptions as read_descriptions
 from pipelines.run.lifecycle import Course, carry_out, open_source, stopping_in_one_line
@@ -20,6 +22,7 @@ from pipelines.run.pools import WorkerPlan
 from pipelines.run.progress import announced
 from pipelines.run.runner import ActorStage
 from pipelines.run.schema import LABELS
+from pipelines.run.sink import OutputTable
 from pipelines.sources import Source
 from pipelines.storage import Folder
 
@@ -32,6 +35,7 @@ class LabelJob:
         vocabulary: The classes.
         descriptions: Sentences by class name for the ambiguity step.
         segmenter: What decides the masks.
+        columns: What is stored beside them.
     """
 
     source: SourceOptions
@@ -40,6 +44,12 @@ class LabelJob:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     descriptions: Mapping[str, list[str]] | None = None
     pools: PoolOptions = field(default_factory=PoolOptions)
+    columns: OutputOptions = field(default_factory=OutputOptions)
+
+    @property
+    def table(self) -> OutputTable:
+        """The table that the run writes."""
+        return label_table(self.vocabulary, self.segmenter.labels.confidence, self.columns.embed_images)
 
 
 def run_label(job: LabelJob) -> dict[str, Any]:
@@ -62,7 +72,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             source=source,
             run=job.run,
             pools=job.pools,
-            table=LABEL_TABLE,
+            table=job.table,
             model=job.segmenter.model,
             encode=encode_text,
             encode_arguments=(job.segmenter, job.vocabulary, job.descriptions),
@@ -72,6 +82,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             two_stages=purification.needs_crops,
             max_bytes=options.max_bytes,
             fetch_timeout_s=options.fetch_timeout_s,
+            begin=partial(write_card, schema=job.table.schema, vocabulary=job.vocabulary),
         )
     )
     if job.run.previews:
@@ -113,6 +124,7 @@ def _identity(job: LabelJob, source: Source, weights_hash: str | None) -> dict[s
     return {
         "job": "label",
         "schema": LABELS.metadata[b"ovss_schema"].decode(),
+        "columns": asdict(job.columns),
         "source": source.describe(),
         "config": job.segmenter.deciding(),
         "vocabulary": job.vocabulary.to_dict()["classes"],

@@ -121,6 +121,7 @@ class RayExecution:
             fields=getattr(job.source, "fields", None),
             shard_size=job.shard_size,
             ledger=self._ledger,
+            keep_images=job.table.keeps_images,
         )
         writer = WriteFragments(job.output.uri, job.table)
         with _reported(), _context(job):

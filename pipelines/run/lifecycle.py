@@ -63,7 +63,8 @@ class Course:
         max_bytes: Image files with more bytes are refused.
         fetch_timeout_s: Seconds that one image may take to arrive.
         patience: Factor on the seconds in which something must move.
-        reports: Files that the job writes at its end, removed when it starts anew.
+        begin: Called with the output once it is known to be the run's.
+        reports: Files of the job beside its table, removed when it starts anew.
     """
 
     source: Source
@@ -81,6 +82,7 @@ class Course:
     max_bytes: int = 1 << 28
     fetch_timeout_s: float = 60.0
     patience: float = 1.0
+    begin: Callable[[Folder], None] = lambda output: None
     reports: tuple[str, ...] = ()
 
     @property
@@ -120,6 +122,7 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
                 for name in course.reports:
                     output.remove(name)
             write_run(output, identity, _details(course, plan, nodes))
+            course.begin(output)
             manifest = manifest or _list(course)
             return _work(course, manifest, plan, text)
 

@@ -27,6 +27,8 @@ from pipelines.storage import Folder
 RUN = "run.json"
 SUMMARY = "summary.json"
 PREVIEWS = "_previews"
+CARD, CARD_MARK = "README.md", b"<!-- Written by ovss"
+"""The data set's card, and what a card has that a run wrote and that nobody replaced."""
 CLEARING = "_ovss_clearing.json"
 PROBE = "_ovss_probe_"
 OLDER = "manifest/complete.json"
@@ -195,6 +197,8 @@ def clear(output: Folder) -> None:
     older = ("manifest", "failures", "previews") if begun.get("older") else ()
     for folder in (DONE, FRAGMENTS, MANIFEST, begun.get("table", "labels"), PARTS, FAILED, PREVIEWS, *older):
         output.remove_folder(folder)
+    if output.exists(CARD) and CARD_MARK in output.read(CARD):
+        output.remove(CARD)
     for name in (SUMMARY, RUN, CLEARING):
         output.remove(name)
 

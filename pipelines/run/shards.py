@@ -193,7 +193,13 @@ class _Reading:
     def _record(self, image: TarImage) -> ImageRecord:
         image_id = f"{self.task.name}/{image.key}"
         return ImageRecord(
-            image_id, self.uri, "tar", path=self.path, offset=image.offset, length=image.length
+            image_id,
+            self.uri,
+            "tar",
+            path=self.path,
+            offset=image.offset,
+            length=image.length,
+            member=image.name,
         )
 
     def _content(self, image: TarImage) -> Content | None:

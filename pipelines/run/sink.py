@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipelines.run.fragments import FRAGMENTS, encode_parquet, read_fragments, write_fragment
 from pipelines.run.manifest_files import read_part
 from pipelines.run.publish import part_file, read_published, take_back
-from pipelines.run.schema import FAILURES, ROW_NAMES
+from pipelines.run.schema import FAILURES, IMAGE, LOCATION, ORIGINAL, ROW_NAMES
 from pipelines.run.state_files import DamagedFileError, read_json, read_table, write_json
 from pipelines.storage import Folder
 
@@ -34,6 +34,13 @@ _MARKER: dict[str, type | tuple[type, ...]] = {
     "seconds": dict,
     "statistics": dict,
 }
+
+_HOLDERS = {
+    "container": ["tar", "parquet"],
+    **dict.fromkeys(("member", "offset", "length"), ["tar"]),
+    **dict.fromkeys(("row_group", "row"), ["parquet"]),
+}
+"""The containers in whose records each column of `LOCATION` says where an image lies."""
 
 Statistics = dict[str, Any]
 WRITTEN = pa.schema(
@@ -58,8 +65,14 @@ class OutputTable:
 
     @property
     def schemas(self) -> dict[str, pa.Schema]:
-        """The schemas of both kinds of rows by the name of their folder."""
-        return {self.name: self.schema, FAILED: FAILURES}
+        """The schemas of both kinds of fragments by the name of their folder: what the manifest knows comes later."""
+        stored = [entry for entry in self.schema if entry.name not in LOCATION]
+        return {self.name: pa.schema(stored, self.schema.metadata), FAILED: FAILURES}
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether the images' own bytes are stored."""
+        return IMAGE in self.schema.names
 
 
 class WriteFragments:
@@ -79,7 +92,7 @@ class WriteFragments:
         for part in sorted(set(batch["part"].to_pylist())):
             rows = batch.filter(pc.equal(batch["part"], part))
             failed = pc.is_valid(rows["failure"])
-            labelled = _unpack(rows.filter(pc.invert(failed)), "result", self.table.schema)
+            labelled = _unpack(rows.filter(pc.invert(failed)), "result", self.table.schemas[self.table.name])
             failures = _unpack(rows.filter(failed), "failure", FAILURES)
             write_fragment(self.output, part, {self.table.name: labelled, FAILED: failures}, _seconds(rows))
             counts = {"labelled": labelled.num_rows, "failed": failures.num_rows}
@@ -97,9 +110,10 @@ def merge_part(output_uri: str, part: str, table: OutputTable) -> dict[str, Any]
         DamagedFileError: The part's list of images cannot be read.
     """
     output = Folder(output_uri)
-    order = read_part(output, part, ["image_id"])["image_id"].to_pylist()
+    listed = read_part(output, part, None if _is_located(table.schema) else ["image_id"])
+    order = listed["image_id"].to_pylist()
     fragments = list(read_fragments(output, part, table.schemas))
-    labelled = _in_order(fragments, table.name, table.schema, order)
+    labelled = _in_order(fragments, table.name, table.schemas[table.name], order)
     got = set(labelled["image_id"].to_pylist())
     failed = _in_order(fragments, FAILED, FAILURES, [image_id for image_id in order if image_id not in got])
     strangers = {i for _, rows, _ in fragments for i in rows["image_id"].to_pylist()} - set(order)
@@ -114,6 +128,8 @@ def merge_part(output_uri: str, part: str, table: OutputTable) -> dict[str, Any]
     missing = len(order) - labelled.num_rows - failed.num_rows
     if missing:
         return {"part": part, "missing": missing}
+    if _is_located(table.schema):
+        labelled = _located(labelled, listed, table.schema)
     files = {
         name: {"rows": rows.num_rows, "bytes": _publish(output, finished_file(name, part), rows)}
         for name, rows in ((table.name, labelled), (FAILED, failed))
@@ -205,10 +221,25 @@ def _publish(output: Folder, path: str, table: pa.Table) -> int:
     return len(data)
 
 
+def _is_located(schema: pa.Schema) -> bool:
+    return all(name in schema.names for name in LOCATION)
+
+
+def _located(rows: pa.Table, listed: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Add where each image lies in a larger file, from the part's list."""
+    place = {image_id: row for row, image_id in enumerate(listed["image_id"].to_pylist())}
+    mine = listed.take(np.array([place[image_id] for image_id in rows["image_id"].to_pylist()], np.int64))
+    for name in LOCATION:
+        inside = pc.is_in(mine["container"], pa.array(_HOLDERS[name]))
+        rows = rows.append_column(schema.field(name), pc.if_else(inside, mine[name], None))
+    return rows.select(schema.names).cast(schema)
+
+
 def _unpack(rows: pa.Table, payload: str, schema: pa.Schema) -> pa.Table:
     column = rows[payload].combine_chunks()
+    beside = {IMAGE: ORIGINAL, **{name: name for name in ROW_NAMES}}
     arrays = [
-        rows[entry.name] if entry.name in ROW_NAMES else pc.struct_field(column, entry.name)
+        rows[beside[entry.name]] if entry.name in beside else pc.struct_field(column, entry.name)
         for entry in schema
     ]
     return pa.table(arrays, schema=schema)

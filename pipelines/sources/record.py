@@ -16,6 +16,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("uri", pa.string(), nullable=False),
         pa.field("container", pa.string(), nullable=False),
         pa.field("path", pa.string()),
+        pa.field("member", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
         pa.field("row_group", pa.int32()),
@@ -40,6 +41,7 @@ class ImageRecord:
             to read: `reason` says why; it becomes a failure row).
         path: Path inside the source's file system; for "uri" the address to open.
         annotation: Address of a reference mask, for evaluations.
+        member: Name of the image's file in a tar.
     """
 
     image_id: str
@@ -52,6 +54,7 @@ class ImageRecord:
     row: int | None = None
     annotation: str | None = None
     reason: str | None = None
+    member: str | None = None
 
     def __post_init__(self) -> None:
         if self.reason:  # it may be a library's, which repeats addresses

@@ -41,6 +41,7 @@ class PlainExecution:
             fields=getattr(job.source, "fields", None),
             shard_size=job.shard_size,
             ledger=self.record,
+            keep_images=job.table.keeps_images,
         )
         for row in pack_units(units):
             yield from reader.read(pa.Table.from_pylist([row]))

@@ -11,11 +11,11 @@ from ovss_core.results import PresentClass, ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label import pictures as previews
 from pipelines.label.pictures import write_previews
-from pipelines.label.table import LABEL_TABLE, label_row
+from pipelines.label.table import label_row, label_table
 from pipelines.run.fragments import write_fragment
 from pipelines.run.manifest import prepare_manifest, refresh_manifest
 from pipelines.run.manifest_files import Manifest, read_part
-from pipelines.run.schema import FAILURES, LABELS
+from pipelines.run.schema import FAILURES
 from pipelines.run.shards import ShardReader
 from pipelines.run.sink import FAILED, merge_part
 from pipelines.run.work_units import ShardTask
@@ -57,9 +57,10 @@ def finish(output: Folder, manifest: Manifest, labelled: set[int]) -> None:
             else:
                 bad.append(names | {"stage": "decode", "error_type": "ImageError", "reason": "<i>broken</i>"})
             number += 1
-        tables = {"labels": pa.Table.from_pylist(good, LABELS), FAILED: pa.Table.from_pylist(bad, FAILURES)}
+        stored = label_table(VOCABULARY).schemas["labels"]
+        tables = {"labels": pa.Table.from_pylist(good, stored), FAILED: pa.Table.from_pylist(bad, FAILURES)}
         write_fragment(output, part, tables, {})
-        merge_part(output.uri, part, LABEL_TABLE)
+        merge_part(output.uri, part, label_table(VOCABULARY))
 
 
 def page_of(output: Folder) -> str:

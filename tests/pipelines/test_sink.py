@@ -123,7 +123,7 @@ def test_statistics_add_up_level_by_level() -> None:
 
 
 def test_compressed_columns_are_not_compressed_twice_and_the_schema_is_documented() -> None:
-    for schema, raw in ((LABELS, ["mask"]), (FAILURES, [])):
+    for schema, raw in ((LABELS, ["mask", "confidence", "image"]), (FAILURES, [])):
         stored = pq.read_schema(pa.BufferReader(encode_parquet(schema.empty_table())))
         assert stored.equals(schema)
         assert stored.metadata == schema.metadata

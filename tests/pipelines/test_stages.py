@@ -397,6 +397,12 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
     assert row == {
         "height": 2,
         "width": 2,
+        "words": ["c", "a"],
+        "score": None,
+        "margin": None,
+        "sure": None,
+        "ignored": 0.0,
+        "confidence": None,
         "present": [
             {"index": 2, "name": "c", "pixels": 2, "share": 0.5, "confidence": 0.75},
             {"index": 0, "name": "a", "pixels": 1, "share": 0.25, "confidence": 0.5},
