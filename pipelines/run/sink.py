@@ -36,9 +36,9 @@ _MARKER: dict[str, type | tuple[type, ...]] = {
 }
 
 _HOLDERS = {
-    "container": ["tar", "parquet"],
-    **dict.fromkeys(("member", "offset", "length"), ["tar"]),
-    **dict.fromkeys(("row_group", "row"), ["parquet"]),
+    "container": ("tar", "parquet"),
+    **dict.fromkeys(("member", "offset", "length"), ("tar",)),
+    **dict.fromkeys(("row_group", "row"), ("parquet",)),
 }
 """The containers in whose records each column of `LOCATION` says where an image lies."""
 
