@@ -83,6 +83,10 @@ def check_evaluate(
         warnings = _check_grid(segmenter, vocabulary, descriptions, own=not pairs.benchmark)
     else:
         warnings = validate(segmenter, vocabulary, descriptions)
+    if segmenter.labels.min_confidence > 0:
+        raise ConfigError(
+            "--min-confidence leaves pixels without a label, and a measurement counts all; leave it out here"
+        )
     _require_run(run)
     _require_devices(pools)
     require_apart({"--images": pairs.images, "--masks": pairs.masks}, run.output)
