@@ -9,6 +9,7 @@ from jobs.near_names import did_you_mean
 COMMANDS = {
     "label": ("jobs.label", "label every image of a corpus"),
     "evaluate": ("jobs.evaluate", "measure mIoU on a benchmark or on your own masks"),
+    "select": ("jobs.select", "choose what to train on, of labels that are there"),
     "verify": ("jobs.verify", "check that an output is whole"),
     "scenes": ("jobs.scenes", "paint synthetic scenes with exact labels"),
     "train-demo": ("jobs.train_demo", "train the small model that ships with ovss"),

@@ -101,7 +101,7 @@ class _Collector:
             margin = (confidence - second).clamp_(0, 1)
             self._add_margin(rows, confidence, margin, inside)
             if self._floor > 0:
-                unsure = margin < self._floor
+                unsure = (margin * 255).round_() < 255 * self._floor  # as a reader of the picture finds it
                 counted = ~unsure if inside is None else inside & ~unsure
                 # a place that is not counted may have any class below the number of classes
                 self.label_maps[:, rows] = label.masked_fill(unsure, self._ignore).to(self.label_maps.dtype)

@@ -248,8 +248,7 @@ def _assert_margins(
     near = np.abs(margin - SURE_MARGIN) < 1e-5
     assert abs(int(found.margins.sure[image]) - int((margin >= SURE_MARGIN).sum())) <= near.sum()
     ignored = found.label_maps[image, :height, :width].numpy() == 255
-    doubtful = np.abs(margin - 0.1) < 1e-5
-    assert np.array_equal(ignored[~doubtful], (margin < 0.1)[~doubtful])
+    assert np.array_equal(ignored, picture < 0.1 * 255)
     for index in range(found.pixels.shape[1]):
         assert int(found.pixels[image, index]) == ((labels_ == index) & ~ignored).sum()
 
