@@ -43,11 +43,13 @@ class ScoredClasses(Sequence[ScoredClass]):
         names: Of the whole vocabulary.
         indices: Classes that are listed, ascending.
         scores: Of the same classes.
+
+    Attributes:
+        names, indices, scores: The same.
     """
 
     def __init__(self, names: Sequence[str], indices: np.ndarray, scores: np.ndarray) -> None:
-        self.indices, self.scores = indices, scores
-        self._names = names
+        self.names, self.indices, self.scores = names, indices, scores
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -58,9 +60,9 @@ class ScoredClasses(Sequence[ScoredClass]):
     def __getitem__(self, place: slice) -> "ScoredClasses": ...
     def __getitem__(self, place: int | slice) -> "ScoredClass | ScoredClasses":
         if isinstance(place, slice):
-            return ScoredClasses(self._names, self.indices[place], self.scores[place])
+            return ScoredClasses(self.names, self.indices[place], self.scores[place])
         index = int(self.indices[place])
-        return ScoredClass(index, self._names[index], float(self.scores[place]))
+        return ScoredClass(index, self.names[index], float(self.scores[place]))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -73,7 +75,7 @@ class ScoredClasses(Sequence[ScoredClass]):
     def to_dicts(self) -> list[dict[str, object]]:
         """Return index, name and score of each."""
         return [
-            {"index": index, "name": self._names[index], "score": score}
+            {"index": index, "name": self.names[index], "score": score}
             for index, score in zip(self.indices.tolist(), self.scores.tolist(), strict=True)
         ]
 

@@ -5,7 +5,9 @@ that is queued. So the tables of a batch travel as one block of pinned memory, a
 next batch has been queued.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -83,6 +85,24 @@ class Download:
             arrays.append(self._landed[start : start + size].clone().view(dtype).view(shape).numpy())
             start += size
         return arrays
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """Let what is asked of a GPU inside the block not queue behind the work that waits there already.
+
+    What is read inside must have been awaited before, and what is made there be awaited before the block ends.
+    """
+    if device.type != "cuda" or not torch.cuda.is_available():
+        yield
+        return
+    with torch.cuda.stream(_side_stream(device)):
+        yield
+
+
+@lru_cache(maxsize=16)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from ovss_core.feature_purification.outliers import (
     local_outlier_factor,
     local_outlier_factor_outliers,
 )
-from ovss_core.feature_purification.similarity import aggregate
 from tests.golden_report import Report
 
 # Deviation of the released codes in float32 (tests/golden/README.md); ours may have ten times as much.
@@ -219,7 +218,7 @@ def _sfp_stages(encoder: ImageEncoder, window: Tensor) -> dict[str, Tensor]:
     attention, own = trace.class_attention[last], trace.self_attention[last]
     outliers = attention_outliers(attention, own, 1.5, 10)
     guidance = guide(trace, layers, outliers, attend_before_cut=False)
-    aggregated = aggregate(guidance.semantic, guidance.patches)
+    aggregated = guidance.semantic.apply(guidance.patches)
     class_token = trace.tokens[:, :1]
     attended = attend_guided(encoder, aggregated, class_token, ("key", "query"), guidance.attention)
     assert trace.hidden_sum is not None
@@ -233,11 +232,11 @@ def _sfp_stages(encoder: ImageEncoder, window: Tensor) -> dict[str, Tensor]:
         "outliers_ranked": found[attention[0, found].argsort(descending=True)],
         "purified_h11": guidance.patches[0],
         "purified_h9": repair_tokens(trace.hidden[layers.semantic][:, 1:], outliers, trace.grid)[0],
-        "S_h9_thresholded": guidance.semantic[0],
-        "S_h4_thresholded": guidance.spatial[0],
+        "S_h9_thresholded": guidance.semantic.weights[0],
+        "S_h4_thresholded": guidance.spatial.weights[0],
         "after_S_h9": aggregated[0],
         "last_block_attn": (attended - 0.3 * class_token)[0],
-        "after_S_h4": aggregate(guidance.spatial, attended)[0],
+        "after_S_h4": guidance.spatial.apply(attended)[0],
         "multi_level_attn": (second - 0.3 * summed_class)[0],
         "multi_level_after_S_h4": second_stream(encoder, trace, guidance, ())[0],
         "features": head.features(encoder, trace)[0],

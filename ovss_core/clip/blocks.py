@@ -1,5 +1,6 @@
 """One transformer block of an open_clip tower, taken apart into the pieces that dense heads rearrange."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +10,43 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from ovss_core.kernels.attention import attend_with_mean
+from ovss_core.kernels.norms import add_norm, layer_norm
 
 QUICK_GELU_SLOPE = 1.702
+
+
+@dataclass
+class Stream:
+    """The residual stream between two blocks.
+
+    Attributes:
+        tokens: Without what is pending.
+        pending: What has still to be added.
+    """
+
+    tokens: Float[Tensor, "windows tokens width"]
+    pending: Float[Tensor, "windows tokens width"] | None = None
+
+    def joined(self) -> Float[Tensor, "windows tokens width"]:
+        """Add what is pending, and return the tokens."""
+        if self.pending is not None:
+            self.tokens, self.pending = self.tokens + self.pending, None
+        return self.tokens
+
+
+@dataclass
+class KeptAttention:
+    """What is wanted of a block's head-mean attention.
+
+    Attributes:
+        whole: Keep the map.
+        total: The patches' part of the map is added to it, in place.
+        mean: The map, once the block has run.
+    """
+
+    whole: bool
+    total: Float[Tensor, "windows patches patches"] | None = None
+    mean: Float[Tensor, "windows tokens tokens"] | None = None
 
 
 class TransformerBlock:
@@ -26,11 +62,24 @@ class TransformerBlock:
         self.heads: int = block.attn.num_heads
         self.scale: float = (block.attn.embed_dim // self.heads) ** -0.5
 
+    @property
+    def scales_layers(self) -> bool:
+        """Whether the block scales its branches' channels before they are added (LayerScale)."""
+        return not isinstance(self._block.ls_1, torch.nn.Identity)
+
+    @property
+    def output_bias(self) -> Float[Tensor, " width"]:
+        """Bias of the attention's output projection."""
+        bias: Tensor = self._attention.out_proj.bias
+        return bias
+
     def query_key_value(
         self, tokens: Float[Tensor, "windows tokens width"]
     ) -> tuple[Float[Tensor, "windows heads tokens depth"], ...]:
         """Return q, k and v of ln_1(tokens), each [windows, heads, tokens, depth]."""
-        normed = self._block.ln_1(tokens)
+        return self._split(self.normalize(tokens))
+
+    def _split(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         packed = F.linear(normed, self._attention.in_proj_weight, self._attention.in_proj_bias)
         split = packed.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return split[0], split[1], split[2]
@@ -41,7 +90,7 @@ class TransformerBlock:
         """Return v of ln_1(tokens) alone."""
         width = tokens.shape[-1]
         weight, bias = self._attention.in_proj_weight[2 * width :], self._attention.in_proj_bias[2 * width :]
-        packed = F.linear(self._block.ln_1(tokens), weight, bias)
+        packed = F.linear(self.normalize(tokens), weight, bias)
         split: Tensor = packed.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return split
 
@@ -49,8 +98,7 @@ class TransformerBlock:
         self, tokens: Float[Tensor, "windows tokens width"]
     ) -> Float[Tensor, "windows tokens width"]:
         """Return ln_1(tokens)."""
-        normed: Tensor = self._block.ln_1(tokens)
-        return normed
+        return layer_norm(tokens, self._block.ln_1)
 
     def output(
         self, attended: Float[Tensor, "windows heads tokens depth"]
@@ -63,25 +111,46 @@ class TransformerBlock:
         self, tokens: Float[Tensor, "windows tokens width"]
     ) -> Float[Tensor, "windows tokens width"]:
         """Return mlp(ln_2(tokens)), without the residual."""
-        normed, network = self._block.ln_2(tokens), self._block.mlp
+        return self._network(layer_norm(tokens, self._block.ln_2))
+
+    def _network(self, normed: Tensor) -> Tensor:
+        network = self._block.mlp
         quick = isinstance(network.gelu, QuickGELU)
         result: Tensor = self._block.ls_2(_quick_network(network, normed) if quick else network(normed))
         return result
 
     def forward(self, tokens: Float[Tensor, "windows tokens width"]) -> Float[Tensor, "windows tokens width"]:
         """Run the block as trained; no attention map is materialized."""
-        query, key, value = self.query_key_value(tokens)
-        tokens = tokens + self.output(F.scaled_dot_product_attention(query, key, value))
-        return tokens + self.feed_forward(tokens)
+        return self.advance(Stream(tokens)).joined()
 
     def forward_with_attention(
         self, tokens: Float[Tensor, "windows tokens width"]
     ) -> tuple[Float[Tensor, "windows tokens width"], Float[Tensor, "windows tokens tokens"]]:
         """Run the block and return its head-mean attention [windows, tokens, tokens] in float32 too."""
-        query, key, value = self.query_key_value(tokens)
-        attended, mean = attend_with_mean(query, key, value, self.scale)
-        tokens = tokens + self.output(attended)
-        return tokens + self.feed_forward(tokens), mean
+        kept = KeptAttention(whole=True)
+        output = self.advance(Stream(tokens), kept).joined()
+        assert kept.mean is not None
+        return output, kept.mean
+
+    def advance(
+        self, stream: "Stream", kept: "KeptAttention | None" = None, total: Tensor | None = None
+    ) -> "Stream":
+        """Run the block, and leave its last sum to whoever goes on: the next block's layer norm takes it along.
+
+        Args:
+            stream: What enters; afterwards `stream.tokens` is complete.
+            kept: Takes what is wanted of the block's attention; None forms no map.
+            total: What enters is added to it, in place.
+        """
+        stream.tokens, normed = add_norm(stream.tokens, stream.pending, self._block.ln_1, total)
+        stream.pending = None
+        query, key, value = self._split(normed)
+        if kept is None:
+            attended = F.scaled_dot_product_attention(query, key, value)
+        else:
+            attended, kept.mean = attend_with_mean(query, key, value, self.scale, kept.total, kept.whole)
+        tokens, normed = add_norm(stream.tokens, self.output(attended), self._block.ln_2)
+        return Stream(tokens, self._network(normed))
 
     def class_token(self, tokens: Float[Tensor, "windows tokens width"]) -> Float[Tensor, "windows 1 width"]:
         """Run the block for the class token alone; the others serve as keys and values."""

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ovss_core.clip.blocks import TransformerBlock
+from ovss_core.clip.blocks import KeptAttention, Stream, TransformerBlock
 from ovss_core.clip.positions import Resampling, resample_positions
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.errors import ModelError
+from ovss_core.kernels.norms import add_norm, layer_norm
 
 
 class ImageEncoder:
@@ -66,8 +67,7 @@ class ImageEncoder:
         patches = F.linear(cells, self._visual.conv1.weight.flatten(1), self._visual.conv1.bias)
         first = self._visual.class_embedding.to(self.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([first, patches], 1) + self._positions_for(grid, resampling)
-        embedded: Tensor = self._visual.ln_pre(tokens)
-        return embedded
+        return layer_norm(tokens, self._visual.ln_pre)
 
     def trace(self, windows: Float[Tensor, "windows 3 height width"], request: TraceRequest) -> EncoderTrace:
         """Run blocks 1 to L-1 and keep what `request` names.
@@ -75,57 +75,75 @@ class ImageEncoder:
         Args:
             windows: Normalized pixels; both sides at least one patch.
         """
-        tokens = self.embed(windows, request.resampling)
+        stream = Stream(self.embed(windows, request.resampling))
         grid = self.grid_of((windows.shape[2], windows.shape[3]))
         observed = request.observer.begin() if request.observer else None
-        trace = EncoderTrace(grid=grid, tokens=tokens, observed=observed)
+        trace = EncoderTrace(grid=grid, tokens=stream.tokens, observed=observed)
+        if request.mean_attention:
+            patches = grid[0] * grid[1]
+            trace.mean_attention = torch.zeros(
+                len(windows), patches, patches, dtype=torch.float32, device=windows.device
+            )
+        if request.hidden_sum:
+            trace.hidden_sum = torch.zeros_like(stream.tokens)
         if 0 in request.hidden:
-            trace.hidden[0] = tokens
+            trace.hidden[0] = stream.tokens
         for layer in range(1, self.depth):
-            if _needs_attention(request, layer):
-                tokens, attention = self.blocks[layer - 1].forward_with_attention(tokens)
-                tokens = self._use_attention(trace, request, layer, tokens, attention)
-            else:
-                tokens = self.blocks[layer - 1].forward(tokens)
-            if layer in request.hidden:
-                trace.hidden[layer] = tokens
-            if layer in request.hidden_sum:
-                trace.hidden_sum = tokens if trace.hidden_sum is None else trace.hidden_sum + tokens
+            # a block's last sum is made by the one behind it, and so what is kept of a block is complete there
+            summed = trace.hidden_sum if layer - 1 in request.hidden_sum else None
+            kept = self._wanted_attention(trace, request, layer)
+            before, stream = stream, self.blocks[layer - 1].advance(stream, kept, summed)
+            if layer - 1 in request.hidden:
+                trace.hidden[layer - 1] = before.tokens
+            if kept is not None and kept.mean is not None:
+                stream = self._use_attention(trace, request, layer, stream, kept.mean)
+        last = self.depth - 1
+        trace.tokens = stream.joined()
+        if last in request.hidden:
+            trace.hidden[last] = trace.tokens
+        if last in request.hidden_sum and trace.hidden_sum is not None:
+            trace.hidden_sum += trace.tokens
         if trace.mean_attention is not None:
-            trace.mean_attention /= self.depth - 1
-        trace.tokens = tokens
+            trace.mean_attention /= last
         return trace
 
+    def _wanted_attention(
+        self, trace: EncoderTrace, request: TraceRequest, layer: int
+    ) -> KeptAttention | None:
+        """Say what one block shall keep of its attention; None forms no map."""
+        observed = request.observer is not None and request.observer.wants(layer)
+        whole = layer in request.attention_statistics or observed
+        return KeptAttention(whole, trace.mean_attention) if whole or request.mean_attention else None
+
     def _use_attention(
-        self, trace: EncoderTrace, request: TraceRequest, layer: int, tokens: Tensor, attention: Tensor
-    ) -> Tensor:
+        self, trace: EncoderTrace, request: TraceRequest, layer: int, stream: Stream, attention: Tensor
+    ) -> Stream:
         """Keep what is wanted of one block's head-mean attention, and let the observer see it."""
         if layer in request.attention_statistics:
             trace.class_attention[layer] = attention[:, 0, 1:].clone()
             trace.self_attention[layer] = attention.diagonal(dim1=1, dim2=2)[:, 1:].clone()
-        if request.mean_attention:
-            patches = attention[:, 1:, 1:]
-            mean = trace.mean_attention
-            trace.mean_attention = patches.clone() if mean is None else mean.add_(patches)
         if request.observer and request.observer.wants(layer):
-            tokens = request.observer.after_block(trace.observed, layer, tokens, attention, trace.grid)
-        return tokens
+            tokens = stream.joined()
+            return Stream(request.observer.after_block(trace.observed, layer, tokens, attention, trace.grid))
+        return stream
 
     def project(
-        self, tokens: Float[Tensor, "windows tokens width"]
+        self,
+        tokens: Float[Tensor, "windows tokens width"],
+        added: Float[Tensor, "windows tokens width"] | None = None,
     ) -> Float[Tensor, "windows tokens features"]:
-        """Apply ln_post and the projection into the joint space; not normalized."""
-        projected: Tensor = self._visual.ln_post(tokens) @ self._visual.proj
+        """Apply ln_post and the projection into the joint space to tokens (+ added); not normalized."""
+        projected: Tensor = add_norm(tokens, added, self._visual.ln_post)[1] @ self._visual.proj
         return projected
 
     def class_features(
         self, windows: Float[Tensor, "windows 3 height width"], resampling: Resampling = "scale"
     ) -> Float[Tensor, "windows features"]:
         """Return the plain encoder's class-token features, not normalized (as `encode_image`)."""
-        tokens = self.embed(windows, resampling)
+        stream = Stream(self.embed(windows, resampling))
         for block in self.blocks[:-1]:
-            tokens = block.forward(tokens)
-        return self.project(self.blocks[-1].class_token(tokens))[:, 0]
+            stream = block.advance(stream)
+        return self.project(self.blocks[-1].class_token(stream.joined()))[:, 0]
 
     def _positions_for(self, grid: tuple[int, int], resampling: Resampling) -> Tensor:
         key = (grid, resampling)
@@ -133,11 +151,6 @@ class ImageEncoder:
             table = self._visual.positional_embedding.detach()
             self._positions[key] = resample_positions(table, self.base_grid, grid, resampling).to(self.dtype)
         return self._positions[key]
-
-
-def _needs_attention(request: TraceRequest, layer: int) -> bool:
-    observed = request.observer is not None and request.observer.wants(layer)
-    return request.mean_attention or layer in request.attention_statistics or observed
 
 
 def _require_plain_vit(visual: Any) -> None:

@@ -6,9 +6,8 @@ from torch import Tensor
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.dense_heads.base import DenseHead
-from ovss_core.dense_heads.similarity_guided import SimilarityLayers, attend_guided, guide, second_stream
+from ovss_core.dense_heads.similarity_guided import SimilarityLayers, guide, two_streams
 from ovss_core.feature_purification.outliers import local_outlier_factor_outliers
-from ovss_core.feature_purification.similarity import aggregate
 
 
 class ScClipHead(DenseHead):
@@ -26,7 +25,5 @@ class ScClipHead(DenseHead):
         """Repair, aggregate, attend, aggregate again, add the second stream."""
         outliers = local_outlier_factor_outliers(trace.tokens[:, 1:])
         guidance = guide(trace, SimilarityLayers.of(encoder.depth), outliers, attend_before_cut=True)
-        patches = aggregate(guidance.semantic, guidance.patches)
-        attended = attend_guided(encoder, patches, trace.tokens[:, :1], ("key",), guidance.attention)
-        first = aggregate(guidance.spatial, attended)
-        return encoder.project(first + second_stream(encoder, trace, guidance, ("key",)))
+        patches = guidance.semantic.apply(guidance.patches)
+        return two_streams(encoder, trace, guidance, patches, ("key",), ("key",))

@@ -8,7 +8,13 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import SfpConfig
 from ovss_core.dense_heads.base import DenseHead, HeadOptions, class_and_patches, self_attention
-from ovss_core.dense_heads.similarity_guided import SimilarityLayers, attend_guided, guide, second_stream
+from ovss_core.dense_heads.similarity_guided import (
+    SimilarityLayers,
+    attend_guided,
+    guide,
+    second_stream,
+    two_streams,
+)
 from ovss_core.feature_purification.attention_enhancement import enhance_attention
 from ovss_core.feature_purification.attention_integration import integrate_attention
 from ovss_core.feature_purification.mitigation import MitigationNotes, OutlierMitigation, repair_tokens
@@ -17,7 +23,6 @@ from ovss_core.feature_purification.outliers import (
     local_outlier_factor_outliers,
     norm_outliers,
 )
-from ovss_core.feature_purification.similarity import aggregate
 
 RELEASED_FACTOR = 1.5
 RELEASED_LIMIT = 10
@@ -59,14 +64,16 @@ class SfpHead(DenseHead):
         )
         patches = guidance.patches
         if sfp.attention_integration:
-            patches = aggregate(guidance.semantic, patches)
+            patches = guidance.semantic.apply(patches)
+            if sfp.attention_enhancement:
+                return two_streams(encoder, trace, guidance, patches, ("key", "query"), ())
         if sfp.attention_enhancement:
             class_token = trace.tokens[:, :1]
             attended = attend_guided(encoder, patches, class_token, ("key", "query"), guidance.attention)
         else:
             attended = _clearclip_attention(encoder, class_and_patches(trace, patches))
         if sfp.attention_integration:
-            attended = aggregate(guidance.spatial, attended) + second_stream(encoder, trace, guidance, ())
+            attended = guidance.spatial.apply(attended) + second_stream(encoder, trace, guidance, ())
         return encoder.project(attended)
 
     def _paper(self, encoder: ImageEncoder, trace: EncoderTrace) -> Tensor:

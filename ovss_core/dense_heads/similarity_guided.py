@@ -6,17 +6,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.dense_heads.base import proportional_layer
-from ovss_core.feature_purification.attention_enhancement import mixed_attention
 from ovss_core.feature_purification.mitigation import repair_tokens
-from ovss_core.feature_purification.similarity import (
-    aggregate,
-    cut_similarity,
-    patch_similarity,
-    similarity_attention,
-)
+from ovss_core.feature_purification.similarity import Aggregation, guide_attention
+from ovss_core.kernels import use_kernel
+from ovss_core.kernels.attention import attend_by_terms
 
 CLASS_TOKEN_WEIGHT = 0.3
 
@@ -52,15 +49,15 @@ class SimilarityGuidance:
 
     Attributes:
         patches: Repaired patch tokens of block L-1.
-        semantic: Similarity of the repaired semantic layer, cut.
+        semantic: The average by the similarity of the repaired semantic layer.
         attention: The attention derived from that layer's similarity, shared by all heads.
-        spatial: Similarity of the spatial layer, cut.
+        spatial: The average by the similarity of the spatial layer.
     """
 
     patches: Float[Tensor, "windows patches width"]
-    semantic: Float[Tensor, "windows patches patches"]
+    semantic: Aggregation
     attention: Float[Tensor, "windows patches patches"]
-    spatial: Float[Tensor, "windows patches patches"]
+    spatial: Aggregation
 
 
 def guide(
@@ -76,14 +73,14 @@ def guide(
         outliers: Patches to repair in block L-1 and in the semantic layer.
         attend_before_cut: Derive the attention from the similarity before the cut (SC-CLIP) or after (SFP).
     """
-    similarity = patch_similarity(repair_tokens(trace.hidden[layers.semantic][:, 1:], outliers, trace.grid))
-    semantic = cut_similarity(similarity)
-    attended = similarity if attend_before_cut else semantic
+    semantic, attention = guide_attention(
+        trace.hidden[layers.semantic][:, 1:], outliers, trace.grid, attend_before_cut
+    )
     return SimilarityGuidance(
         patches=repair_tokens(trace.tokens[:, 1:], outliers, trace.grid),
         semantic=semantic,
-        attention=similarity_attention(attended),
-        spatial=cut_similarity(patch_similarity(trace.hidden[layers.spatial][:, 1:])),
+        attention=attention,
+        spatial=Aggregation.of(trace.hidden[layers.spatial][:, 1:]),
     )
 
 
@@ -100,13 +97,58 @@ def attend_guided(
         terms: Which of "query" and "key" attend to their like beside the shared map.
     """
     block = encoder.blocks[-1]
-    if terms:
+    return block.output(_attend(block, patches, terms, shared)) + CLASS_TOKEN_WEIGHT * class_token
+
+
+def _attend(
+    block: TransformerBlock, patches: Tensor, terms: tuple[str, ...], shared: Tensor
+) -> Float[Tensor, "windows heads patches depth"]:
+    if not terms:
+        return shared[:, None].to(patches.dtype) @ block.value(patches)
+    query, key, value = block.query_key_value(patches)
+    vectors = {"query": query, "key": key}
+    return attend_by_terms(tuple(vectors[term] for term in terms), block.scale, shared, value)
+
+
+def two_streams(
+    encoder: ImageEncoder,
+    trace: EncoderTrace,
+    guidance: SimilarityGuidance,
+    patches: Float[Tensor, "windows patches width"],
+    terms: tuple[str, ...],
+    second_terms: tuple[str, ...],
+) -> Float[Tensor, "windows patches features"]:
+    """Return the features of the patches, attended and averaged, with those of the second stream.
+
+    On a GPU both streams are added while heads are still apart, and so projected and averaged once: after attention all
+    is linear.
+
+    Args:
+        patches: Repaired and averaged by the semantic similarity.
+        terms, second_terms: Which of "query" and "key" attend to their like beside the guided attention, in the stream
+            of the patches and in the second one.
+    """
+    block, summed = encoder.blocks[-1], trace.hidden_sum
+    if summed is None or block.scales_layers or not use_kernel(patches):
+        attended = attend_guided(encoder, patches, trace.tokens[:, :1], terms, guidance.attention)
+        first = guidance.spatial.apply(attended)
+        return encoder.project(first + second_stream(encoder, trace, guidance, second_terms))
+    if second_terms:
+        heads = _attend(block, patches, terms, guidance.attention)
+        heads = heads + _attend(block, summed[:, 1:], second_terms, guidance.attention)
+    else:
         query, key, value = block.query_key_value(patches)
         vectors = {"query": query, "key": key}
-        attended = mixed_attention(tuple(vectors[term] for term in terms), block.scale, shared, value)
-    else:
-        attended = shared[:, None].to(patches.dtype) @ block.value(patches)
-    return block.output(attended) + CLASS_TOKEN_WEIGHT * class_token
+        heads = attend_by_terms(
+            tuple(vectors[term] for term in terms),
+            block.scale,
+            guidance.attention,
+            value,
+            block.value(summed[:, 1:]),
+        )
+    # one bias has come with the projection; what is the same for all patches passes an average as it is
+    constant = torch.add(block.output_bias, trace.tokens[:, :1] + summed[:, :1], alpha=CLASS_TOKEN_WEIGHT)
+    return encoder.project(guidance.spatial.apply(block.output(heads)), constant.expand_as(patches))
 
 
 def second_stream(
@@ -117,4 +159,4 @@ def second_stream(
         return torch.zeros_like(guidance.patches)
     summed = trace.hidden_sum
     attended = attend_guided(encoder, summed[:, 1:], summed[:, :1], terms, guidance.attention)
-    return aggregate(guidance.spatial, attended)
+    return guidance.spatial.apply(attended)

@@ -33,7 +33,7 @@ from ovss_core.config import SegmenterConfig
 from ovss_core.dense_heads import HeadOptions, build_head
 from ovss_core.engine.finish import Finisher
 from ovss_core.engine.finite import finite_rows, raise_first
-from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals
+from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals, size_in
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.pixels import ImagePixels
 from ovss_core.images.resize import normalize, resize_image
@@ -324,8 +324,7 @@ class SegmentationEngine:
             rows: Of images whose windows have one size.
         """
         config = self.config
-        height, width = rows[0]["resized"]
-        layout = WindowLayout.of(height, width, config.windows)
+        layout = WindowLayout.of(*size_in(rows[0], "resized"), config.windows)
         rows_of_patches, columns = self.encoder.grid_of(layout.window_size)
         patches = rows_of_patches * columns
         return Proposals.from_rows(rows, config.windows, patches, config.purification.crop_size)

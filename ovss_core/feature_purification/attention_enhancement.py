@@ -34,25 +34,3 @@ def enhance_attention(
         heads = patches[:, None].expand(-1, block.heads, -1, -1)
         attended = F.scaled_dot_product_attention(joint, joint, heads, scale=scale).mean(1)
     return patches + block.feed_forward(attended) if config.enhancement_residual else attended
-
-
-def mixed_attention(
-    terms: tuple[Float[Tensor, "windows heads patches depth"], ...],
-    scale: float,
-    shared: Float[Tensor, "windows patches patches"] | None,
-    value: Float[Tensor, "windows heads patches depth"],
-) -> Float[Tensor, "windows heads patches depth"]:
-    """Average several attentions over the same values: softmax(s t t^T) for each term, and a shared map.
-
-    Args:
-        terms: Vectors that attend to themselves, such as keys and queries.
-        scale: Factor on the products, s.
-        shared: A map that all heads share, or None.
-        value: What is averaged; attention is linear in it, so the maps are never added up.
-    """
-    total = torch.zeros_like(value)
-    for term in terms:
-        total += F.scaled_dot_product_attention(term, term, value, scale=scale)
-    if shared is not None:
-        total += shared[:, None].to(value.dtype) @ value
-    return total / (len(terms) + (shared is not None))

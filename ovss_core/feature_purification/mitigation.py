@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ovss_core.feature_purification.outliers import attention_outliers
+from ovss_core.kernels import use_kernel
 
 
 @dataclass
@@ -86,6 +87,11 @@ def repair_tokens(
     first = tokens.shape[1] - outliers.shape[1]
     # every patch is averaged and only outliers take the result: no count of them is waited for on a GPU
     patches = tokens[:, first:]
+    if use_kernel(tokens):
+        from ovss_core.kernels.guidance_triton import launch_repair
+
+        repaired, _ = launch_repair(patches, outliers, grid, norms=False)
+        return torch.cat([tokens[:, :first], repaired], 1) if first else repaired
     weights = _adjacency(grid, tokens.device).to(tokens.dtype) * ~outliers[:, None, :]
     count = weights.sum(2, dtype=torch.float32)[..., None]
     mean = (weights @ patches) / count.clamp_min(1)

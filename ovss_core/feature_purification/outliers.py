@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ovss_core.kernels import use_kernel
+
 LOF_NEIGHBORS = 30
 LOF_SHARE = 0.05
 NORM_DEVIATIONS = 3.0
@@ -24,6 +26,10 @@ def attention_outliers(
             paper, 1.5 in the released code.
         limit: Keep at most so many, those with the largest class attention; None keeps all.
     """
+    if use_kernel(class_attention):
+        from ovss_core.kernels.guidance_triton import launch_outliers
+
+        return launch_outliers(class_attention, self_attention, factor, limit)
     candidates = factor * class_attention > self_attention
     if limit is None or limit >= candidates.shape[1]:
         return candidates

@@ -20,6 +20,19 @@ _FAILURE_KEYS = {"stage", "error_type", "reason"}
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A value of a column that a stage has made for several images at once.
+
+    Attributes:
+        column: The values of those images.
+        place: Where in it this one lies.
+    """
+
+    column: pa.Array
+    place: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """Some rows, in whatever form they came.
 
@@ -86,12 +99,14 @@ class Batch:
         """Return the batch, in the form that it came in, without some columns and with others at its end.
 
         Args:
-            columns: Values and, for Arrow tables, their type, by name.
+            columns: Values, or all of them as `Entry`, and for Arrow tables their type, by name.
         """
+        columns = {name: (_gathered(values), kind) for name, (values, kind) in columns.items()}
         if isinstance(self.data, pa.Table):
             table = self.data.drop_columns([name for name in dropped if name in self.names])
             for name, (values, kind) in columns.items():
-                table = table.append_column(name, pa.array(values, kind))
+                column = values if isinstance(values, pa.Array) else pa.array(values, kind)
+                table = table.append_column(name, column)
             return table
         added = {name: _object_array(_plain(values, kind)) for name, (values, kind) in columns.items()}
         if isinstance(self.data, dict):
@@ -146,8 +161,21 @@ def is_missing(value: Any) -> bool:
     )
 
 
-def _plain(values: list[Any], kind: pa.DataType) -> list[Any]:
+def _gathered(values: list[Any]) -> list[Any] | pa.Array:
+    """Put entries together in their order; where there is none, nothing stands."""
+    parts = {id(value.column): value.column for value in values if isinstance(value, Entry)}
+    if not parts:
+        return values
+    ends = np.cumsum([len(column) for column in parts.values()]).tolist()
+    first = dict(zip(parts, [0, *ends], strict=False))
+    places = [None if value is None else first[id(value.column)] + value.place for value in values]
+    return pa.concat_arrays(parts.values()).take(pa.array(places, pa.int64()))
+
+
+def _plain(values: list[Any] | pa.Array, kind: pa.DataType) -> list[Any]:
     """Turn pairs into dictionaries, which NumPy's and pandas' ways into Arrow take."""
+    if isinstance(values, pa.Array):
+        return list(values.to_pylist())
     return [None if value is None else dict(value) for value in values] if kind.equals(SECONDS) else values
 
 

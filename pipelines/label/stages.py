@@ -23,15 +23,17 @@ from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import PreparedImage, SegmentationEngine, Wave
 from ovss_core.engine.finite import WINDOWS, not_finite
-from ovss_core.engine.proposal import Proposals
+from ovss_core.engine.proposal import Proposals, size_in
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.decode import EncodedImage
 from ovss_core.images.windows import WindowLayout
 from ovss_core.results import Segmentation
 from pipelines.faults import Failure, process_all
-from pipelines.label.batches import PREFIX, Batch, pairs
+from pipelines.label.batches import PREFIX, Batch, Entry, pairs
 from pipelines.label.image_column import Item, OddValue, image_items, to_pixels
-from pipelines.label.table import label_row
+from pipelines.label.masks import encode_mask
+from pipelines.label.proposals import pack, unpack
+from pipelines.label.table import label_column
 from pipelines.run.compute import pick_device, use_threads
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, SECONDS, result_type
@@ -185,12 +187,18 @@ class _EngineStage:
 
     def _finish(self, places: Sequence[int], proposals: Proposals, outcomes: dict[int, Any]) -> None:
         """Label the images of one batch, and turn them into rows."""
-        results = [
-            Failure.of(self.name, result) if isinstance(result, ImageError) else result
-            for result in self.engine.finish(proposals)
-        ]
+        found = dict(zip(places, self.engine.finish(proposals), strict=True))
         start = time.perf_counter()
-        outcomes.update(zip(places, self._threads.map(_row, results), strict=True))
+        labelled: dict[int, Segmentation] = {}
+        for place, result in found.items():
+            if isinstance(result, ImageError):
+                outcomes[place] = Failure.of(self.name, result)
+            else:
+                labelled[place] = result
+        masks = self._threads.map(encode_mask, [result.label_map for result in labelled.values()])
+        margins = self._threads.map(_margins, labelled.values())
+        column = label_column(list(labelled.values()), list(masks), list(margins))
+        outcomes.update({place: Entry(column, row) for row, place in enumerate(labelled)})
         self._count("mask_encoding", start)
 
     def _prepare(self, item: Item) -> PreparedImage | Failure:
@@ -219,7 +227,7 @@ class ProposeStage(_EngineStage):
         """Turn image files into rows of `PROPOSAL`."""
         outcomes: dict[int, Any] = {}
         for places, proposals in self._propose(items, outcomes):
-            rows = proposals.to_rows()
+            rows = self._threads.map(pack, proposals.to_rows())
             for place, row, sound in zip(places, rows, proposals.sound_images, strict=True):
                 outcomes[place] = row if sound else Failure.of(self.name, not_finite(WINDOWS))
         return [outcomes[place] for place in range(len(items))]
@@ -235,7 +243,8 @@ class FinishStage(_EngineStage):
         """Turn rows of `PROPOSAL` into label rows."""
         outcomes: dict[int, Any] = {}
         for places in _batches(items, self.engine):
-            proposals = self.engine.proposals_of_rows([items[place] for place in places])
+            rows = self._threads.map(unpack, [items[place] for place in places])
+            proposals = self.engine.proposals_of_rows(list(rows))
             self._finish(places, proposals, outcomes)
         return [outcomes[place] for place in range(len(items))]
 
@@ -251,22 +260,23 @@ class SegmentStage(_EngineStage):
         return [outcomes[place] for place in range(len(items))]
 
 
-def _row(result: Segmentation | Failure) -> dict[str, Any] | Failure:
-    return result if isinstance(result, Failure) else label_row(result)
+def _margins(result: Segmentation) -> bytes | None:
+    """Encode how sure each pixel is, where that was asked for."""
+    sure = result.confidence
+    return None if sure is None or sure.margins is None else encode_mask(sure.margins)
 
 
 def _batches(items: Sequence[dict[str, Any]], engine: SegmentationEngine) -> Iterator[list[int]]:
     """Put rows together whose windows have one size, cut where label maps would take too much memory."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for place, item in enumerate(items):
-        height, width = item["resized"]
-        size = WindowLayout.of(height, width, engine.config.windows).window_size
+        size = WindowLayout.of(*size_in(item, "resized"), engine.config.windows).window_size
         by_size.setdefault(size, []).append(place)
     for places in by_size.values():
         room = 0
         batch: list[int] = []
         for place in places:
-            height, width = items[place]["size"]
+            height, width = size_in(items[place], "size")
             if batch and height * width > room:
                 yield batch
                 batch = []

@@ -1,16 +1,18 @@
-"""One labelled image as a row of the table ``labels``; free of torch, so that storing workers start fast."""
+"""Labelled images as rows of the table ``labels``; free of torch, so that storing workers start fast."""
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ovss_core.config import ConfidenceDetail
-from ovss_core.results import ScoredClass, ScoredClasses, Segmentation, ignore_index
+from ovss_core.results import PresentClass, ScoredClass, ScoredClasses, Segmentation, ignore_index
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.masks import encode_mask
-from pipelines.run.schema import IMAGE, LABELS
+from pipelines.run.schema import IMAGE, LABELS, result_type
 from pipelines.run.sink import OutputTable
 
 CLASSES, IGNORE = b"ovss_classes", b"ovss_ignore_index"
@@ -44,6 +46,98 @@ def label_row(result: Segmentation) -> dict[str, Any]:
 
 def _listed(classes: Sequence[ScoredClass]) -> list[dict[str, object]]:
     return classes.to_dicts() if isinstance(classes, ScoredClasses) else [vars(entry) for entry in classes]
+
+
+def label_column(
+    results: Sequence[Segmentation], masks: Sequence[bytes], margins: Sequence[bytes | None] | None = None
+) -> pa.StructArray:
+    """Return the values of the column ``result`` for a batch of images, each as `label_row` has it.
+
+    They are made of flat arrays, without an object for every class that is listed: with large vocabularies an image
+    lists thousands.
+
+    Args:
+        results: The images' labels.
+        masks: Their label maps by `encode_mask`.
+        margins: Their pixels' margins by `encode_mask`, where they have some; None where none has.
+    """
+    groups = [group for result in results for group in result.groups]
+    boxes = [box for group in groups for box in group.boxes]
+    present = [sorted(result.present, key=_fewest_last) for result in results]
+    counts = [len(entries) for entries in present]
+    sure = [result.confidence for result in results]
+    kind = result_type(LABELS)
+    columns = {
+        "height": pa.array([result.label_map.shape[0] for result in results], pa.int32()),
+        "width": pa.array([result.label_map.shape[1] for result in results], pa.int32()),
+        "mask": pa.array(masks, pa.binary()),
+        "words": _lists(
+            counts, pa.array([entry.name for entries in present for entry in entries], pa.string())
+        ),
+        "present": _lists(
+            counts,
+            _fields(
+                [entry for entries in present for entry in entries], kind.field("present").type.value_type
+            ),
+        ),
+        "score": pa.array([entry and entry.score for entry in sure], pa.float32()),
+        "margin": pa.array([entry and entry.margin for entry in sure], pa.float32()),
+        "sure": pa.array([entry and entry.sure for entry in sure], pa.float32()),
+        "ignored": pa.array([entry.ignored if entry else 0.0 for entry in sure], pa.float32()),
+        "confidence": pa.array([None] * len(results) if margins is None else margins, pa.binary()),
+        "kept": _scored([result.kept for result in results]),
+        "removed": _scored([result.removed for result in results]),
+        "groups": _lists(
+            [len(result.groups) for result in results],
+            pa.StructArray.from_arrays(
+                [
+                    _lists(
+                        [len(group.classes) for group in groups],
+                        pa.array(chain.from_iterable(group.classes for group in groups), pa.int32()),
+                    ),
+                    _lists([len(group.boxes) for group in groups], _fields(boxes, _BOX)),
+                ],
+                fields=list(_GROUP),
+            ),
+        ),
+    }
+    return pa.StructArray.from_arrays(
+        [columns[field.name].cast(field.type) for field in kind], fields=list(kind)
+    )
+
+
+_GROUP = LABELS.field("groups").type.value_type
+_BOX = _GROUP.field("boxes").type.value_type
+_SCORED = LABELS.field("kept").type.value_type
+
+
+def _fewest_last(entry: PresentClass) -> int:
+    return -entry.pixels
+
+
+def _fields(entries: Sequence[Any], kind: pa.StructType) -> pa.StructArray:
+    """Turn objects into structs of their attributes."""
+    arrays = [pa.array([getattr(entry, field.name) for entry in entries], field.type) for field in kind]
+    return pa.StructArray.from_arrays(arrays, fields=list(kind))
+
+
+def _scored(lists: Sequence[Sequence[ScoredClass]]) -> pa.ListArray:
+    """Turn lists of scored classes into a column; their names are looked up in the vocabulary, where they have one."""
+    filled = [entries for entries in lists if len(entries)]
+    flat = [entries for entries in filled if isinstance(entries, ScoredClasses)]
+    if not flat or len(flat) < len(filled) or any(entries.names is not flat[0].names for entries in flat):
+        values = _fields([entry for entries in lists for entry in entries], _SCORED)
+    else:
+        index = pa.array(np.concatenate([entries.indices for entries in flat]), pa.int32())
+        score = pa.array(np.concatenate([entries.scores for entries in flat]), pa.float32())
+        name = pa.array(flat[0].names, pa.string()).take(index)
+        values = pa.StructArray.from_arrays([index, name, score], fields=list(_SCORED))
+    return _lists([len(entries) for entries in lists], values)
+
+
+def _lists(counts: Sequence[int], values: pa.Array) -> pa.ListArray:
+    """Put values that follow one another into lists of the given lengths."""
+    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *counts]), pa.int32()), values)
 
 
 def summarize_labels(table: pa.Table) -> dict[str, Any]:

@@ -114,20 +114,15 @@ SECONDS = pa.map_(pa.string(), pa.float64())
 
 PROPOSAL = pa.struct(
     [
-        ("size", pa.list_(pa.int32(), 2)),
-        ("resized", pa.list_(pa.int32(), 2)),
-        ("scored", pa.bool_()),
-        ("maps", pa.binary()),
-        ("kept", pa.list_(pa.int32())),
-        ("scores", pa.binary()),
-        ("groups", pa.list_(pa.list_(pa.int32()))),
-        ("region_group", pa.list_(pa.int32())),
-        ("region_window", pa.list_(pa.int32())),
-        ("region_corners", pa.list_(pa.int32())),
-        ("crops", pa.binary()),
+        (name, pa.binary())
+        for name in (
+            *("size", "resized", "scored", "maps", "kept", "scores", "group_sizes", "members"),
+            *("region_group", "region_window", "region_corners", "crops"),
+        )
     ]
 )
-"""Type of the column ``proposal`` between the two labelling stages: a row of `Proposals.to_rows`."""
+"""Type of the column ``proposal`` between the two labelling stages: a row of `Proposals.to_rows`, whose `COLUMNS` say
+what the bytes are; this module stays free of torch. Maps travel compressed (`pipelines.label.proposals`)."""
 
 CARRIER = pa.schema(
     [

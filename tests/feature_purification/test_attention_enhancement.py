@@ -6,7 +6,8 @@ import torch
 
 from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.config import SfpConfig
-from ovss_core.feature_purification.attention_enhancement import enhance_attention, mixed_attention
+from ovss_core.feature_purification.attention_enhancement import enhance_attention
+from ovss_core.kernels.attention import attend_by_terms
 from tests import oracles
 from tests.tiny import slow_tower, tiny_tower
 
@@ -39,8 +40,8 @@ def test_attention_rows_sum_to_one_so_constant_values_stay_constant() -> None:
     query = torch.randn(2, 3, 7, 4, generator=torch.Generator().manual_seed(1))
     ones = torch.ones(2, 3, 7, 4)
     shared = torch.rand(2, 7, 7).softmax(-1)
-    for map_ in (None, shared):
-        assert torch.allclose(mixed_attention((query, 2 * query), 0.5, map_, ones), ones, atol=1e-5)
+    assert torch.allclose(attend_by_terms((query, 2 * query), 0.5, shared, ones), ones, atol=1e-5)
+    assert torch.allclose(attend_by_terms((query,), 0.5, shared, ones, 2 * ones), 3 * ones, atol=1e-5)
 
 
 def test_the_mixture_is_the_mean_of_the_dense_maps() -> None:
@@ -48,7 +49,7 @@ def test_the_mixture_is_the_mean_of_the_dense_maps() -> None:
     first, second, value = (torch.randn(2, 3, 7, 4, generator=generator) for _ in range(3))
     shared = torch.rand(2, 7, 7, generator=generator).softmax(-1)
     dense = (0.5 * first @ first.mT).softmax(-1) + (0.5 * second @ second.mT).softmax(-1) + shared[:, None]
-    assert torch.allclose(mixed_attention((first, second), 0.5, shared, value), dense / 3 @ value, atol=1e-5)
+    assert torch.allclose(attend_by_terms((first, second), 0.5, shared, value), dense / 3 @ value, atol=1e-5)
 
 
 def test_permuting_patches_permutes_the_enhanced_ones() -> None:

@@ -1,16 +1,25 @@
 """What only a GPU shows; run with `make test-gpu`."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ovss_core.api import OpenVocabSegmenter
 from ovss_core.class_purification.regions import box_union
-from ovss_core.config import PurificationConfig, SegmenterConfig
+from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.weights import load_clip
+from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
+from ovss_core.dense_heads import HeadOptions, build_head
+from ovss_core.feature_purification.mitigation import repair_tokens
+from ovss_core.feature_purification.outliers import attention_outliers
+from ovss_core.feature_purification.similarity import Aggregation, guide_attention
 from ovss_core.kernels.attention import attend_with_mean
 from ovss_core.kernels.class_sums import add_class_sums
+from ovss_core.kernels.norms import add_norm
 from pipelines.demonstration.scenes import render_scene
 
 pytestmark = [
@@ -74,16 +83,87 @@ def test_too_little_room_is_made_good_by_counting() -> None:
         assert [entry.index for entry in one.kept] == [entry.index for entry in other.kept]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tokens", [50, 197, 577])
 def test_the_attention_kernel_equals_the_plain_form(dtype: torch.dtype, tokens: int) -> None:
     packed = torch.randn(2, tokens, 3, 12, 64, device="cuda", dtype=dtype)
     query, key, value = packed.permute(2, 0, 3, 1, 4)
-    attended, mean = attend_with_mean(query, key, value, 0.125)
+    total = torch.ones(2, tokens - 1, tokens - 1, device="cuda")
+    attended, mean = attend_with_mean(query, key, value, 0.125, total)
     wide = (query.double() @ key.double().mT * 0.125).softmax(-1)
-    assert torch.allclose(mean.double(), wide.mean(1), atol=1e-5 if dtype == torch.float32 else 1e-4)
+    within = 1e-5 if dtype == torch.float32 else 1e-4
+    assert mean is not None
+    assert torch.allclose(mean.double(), wide.mean(1), atol=within)
+    assert torch.allclose(total.double() - 1, wide.mean(1)[:, 1:, 1:], atol=within)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     assert torch.allclose(attended.double(), wide @ value.double(), atol=tolerance)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [768, 1024, 200])
+def test_the_kernel_of_norms_equals_torchs(dtype: torch.dtype, width: int) -> None:
+    norm = nn.LayerNorm(width).to("cuda", dtype)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    tokens, added = torch.randn(2, 5, 198, width, device="cuda", dtype=dtype)
+    total = torch.ones(5, 197, width, device="cuda", dtype=dtype)
+    summed, normed = add_norm(tokens[:, 1:], added[:, :1].expand(5, 197, width), norm, total)
+    expected = tokens[:, 1:] + added[:, :1]
+    assert torch.equal(summed, expected)
+    assert torch.equal(total, expected + 1)
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-2
+    assert torch.allclose(normed, norm(expected), atol=tolerance, rtol=tolerance)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grid", [(14, 14), (24, 24), (7, 9)])
+def test_the_kernels_of_sfp_equal_the_plain_forms(dtype: torch.dtype, grid: tuple[int, int]) -> None:
+    count = grid[0] * grid[1]
+    chance = torch.Generator().manual_seed(count)
+    tokens = torch.randn(3, count + 1, 768, generator=chance) + torch.randn(3, 1, 768, generator=chance)
+    patches = tokens.to("cuda", dtype)[:, 1:]
+    attention, own = torch.rand(2, 3, count, generator=chance)
+    outliers = attention_outliers(attention, own, 0.3, 10)
+    assert torch.equal(attention_outliers(attention.cuda(), own.cuda(), 0.3, 10).cpu(), outliers)
+    plain = patches.float().cpu()
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    repaired = repair_tokens(patches, outliers.cuda(), grid).float().cpu()
+    assert torch.allclose(repaired, repair_tokens(plain, outliers, grid), atol=tolerance, rtol=tolerance)
+    for before_cut in (True, False):
+        weights, guided = guide_attention(patches, outliers.cuda(), grid, before_cut)
+        expected, expected_guided = guide_attention(plain, outliers, grid, before_cut)
+        assert torch.allclose(guided.float().cpu(), expected_guided, atol=tolerance / 10)
+        averaged = weights.apply(patches).float().cpu()
+        assert torch.allclose(averaged, expected.apply(plain), atol=tolerance)
+    averaged = Aggregation.of(patches).apply(patches).float().cpu()
+    assert torch.allclose(averaged, Aggregation.of(plain).apply(plain), atol=tolerance)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("host", ["sfp", "scclip"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_with_kernels_gives_the_features_of_a_cpu(host: str, dtype: torch.dtype) -> None:
+    visual = load_clip(ModelConfig("demo")).model.visual
+    windows = torch.randn(4, 3, *visual.image_size, generator=torch.Generator().manual_seed(0))
+    head = build_head(host, HeadOptions(purified=True))
+
+    def run(encoder: ImageEncoder) -> tuple[torch.Tensor, torch.Tensor]:
+        request = head.request(encoder.depth).with_mean_attention()
+        trace = encoder.trace(windows.to(encoder.device), request)
+        assert trace.mean_attention is not None
+        features = head.features(encoder, trace).float()
+        return torch.nn.functional.normalize(features, dim=-1).cpu(), trace.mean_attention.cpu()
+
+    expected, expected_mean = run(ImageEncoder(visual))
+    found, mean = run(ImageEncoder(deepcopy(visual).to("cuda", dtype)))
+    likeness = (found * expected).sum(-1)
+    if dtype == torch.float32:
+        assert torch.allclose(mean, expected_mean, atol=1e-5)
+        assert likeness.min() > 0.9999
+    else:
+        assert likeness.median() > 0.99
 
 
 @pytest.mark.parametrize("shape", [(14, 14), (24, 24), (7, 9)])

@@ -1,9 +1,5 @@
 """The kernels in Triton's interpreter against the plain forms, and compiled for a card that is not there."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +7,6 @@ from scipy import ndimage
 
 from ovss_core.class_purification import regions as regions_module
 from ovss_core.class_purification.regions import box_union
-from ovss_core.kernels.attention import attend_with_mean
 from ovss_core.kernels.class_sums import add_class_sums
 
 triton = pytest.importorskip("triton")
@@ -33,16 +28,6 @@ WINDING = """
 
 def _regions(maps: int, height: int, width: int, share: float) -> torch.Tensor:
     return torch.rand(maps, height, width, generator=torch.Generator().manual_seed(height)) < share
-
-
-@pytest.mark.parametrize("tokens", [5, 17, 50])
-def test_the_mean_over_heads_equals_the_plain_form(tokens: int) -> None:
-    from ovss_core.kernels.attention_triton import launch_head_mean
-
-    packed = torch.randn(2, tokens, 3, 3, 8, generator=torch.Generator().manual_seed(tokens))
-    query, key, value = packed.permute(2, 0, 3, 1, 4)
-    _, expected = attend_with_mean(query, key, value, 0.35)
-    assert torch.allclose(launch_head_mean(query, key, 0.35), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (1, 6), (14, 14)])
@@ -97,38 +82,3 @@ def test_the_forms_of_a_gpu_without_triton_give_the_same_boxes(monkeypatch: pyte
     expected = box_union(maps)
     monkeypatch.setattr(regions_module, "use_kernel", lambda tensor: False)
     assert torch.equal(regions_module._union_on_device(maps), expected)
-
-
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ovss_core.kernels import attention_triton, class_sums_triton, parts_triton
-
-def build(kernel, types, constants):
-    names = kernel.arg_names
-    signature = {name: types.get(name, "i32") for name in names if name not in constants}
-    signature |= {name: "constexpr" for name in constants}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
-    print(kernel.__name__, len(compiled.asm["cubin"]))
-
-build(attention_triton.head_mean_kernel, {"query": "*bf16", "key": "*bf16", "mean": "*fp32", "scale": "fp32"},
-      {"ROWS": 64, "COLUMNS": 256, "DEPTH": 64})
-build(class_sums_triton.class_sums_kernel,
-      {"label": "*i64", "confidence": "*fp32", "inside": "*i1", "pixels": "*i64", "sums": "*fp64"},
-      {"MASKED": True, "BLOCK": 4096})
-build(parts_triton.parts_kernel, {"regions": "*i8", "labels": "*i32", "corners": "*i32", "union": "*i8"},
-      {"PLACES": 256, "DIAGONAL": True, "UNION": True})
-"""
-
-
-def test_every_kernel_compiles_for_a_hopper_card() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    sizes = {name: int(size) for name, size in (line.split() for line in done.stdout.splitlines())}
-    assert sizes.keys() == {"head_mean_kernel", "class_sums_kernel", "parts_kernel"}
-    assert min(sizes.values()) > 1000

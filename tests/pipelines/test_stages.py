@@ -20,11 +20,19 @@ from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError
 from ovss_core.images.decode import decode_image
-from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClass, Segmentation
+from ovss_core.results import (
+    AmbiguityGroup,
+    BoxDecision,
+    Confidence,
+    PresentClass,
+    ScoredClass,
+    ScoredClasses,
+    Segmentation,
+)
 from ovss_core.vocabulary import Vocabulary
-from pipelines.label.masks import decode_mask
+from pipelines.label.masks import decode_mask, encode_mask
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
-from pipelines.label.table import label_row, summarize_labels
+from pipelines.label.table import label_column, label_row, summarize_labels
 from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, result_type
 from tests.tiny import WORDS, random_picture, tiny_clip, tiny_config
 
@@ -392,7 +400,10 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
         removed=(ScoredClass(1, "b", 0.125),),
         groups=(AmbiguityGroup((0, 2), (BoxDecision(0, 1, 2, 2, 2), BoxDecision(0, 0, 0, 0, None))),),
     )
-    [row] = pa.array([label_row(result)], result_type(LABELS)).to_pylist()
+    column = label_column([result, result], [encode_mask(label_map)] * 2)
+    assert column.equals(pa.array([label_row(result)] * 2, result_type(LABELS)))
+    assert column.type == result_type(LABELS)
+    row = column.to_pylist()[1]
     np.testing.assert_array_equal(decode_mask(row.pop("mask")), label_map)
     assert row == {
         "height": 2,
@@ -424,3 +435,24 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
         "pixels": 6,
         "classes": {"c": {"images": 2, "pixels": 4}, "a": {"images": 2, "pixels": 2}},
     }
+
+
+@pytest.mark.parametrize("classes", [1, 40])
+def test_scored_classes_of_a_batch_are_listed_as_those_of_each_image_are(classes: int) -> None:
+    names = tuple(f"class {index}" for index in range(classes))
+    chance = np.random.default_rng(0)
+    results = []
+    for kept in (0, classes // 2, classes):
+        indices = np.sort(chance.choice(classes, kept, replace=False))
+        others = np.setdiff1d(np.arange(classes), indices)
+        scores = np.where(chance.random(classes) < 0.1, np.nan, chance.random(classes)).astype(np.float32)
+        listed = [ScoredClasses(names, which, scores[which]) for which in (indices, others)]
+        label_map = np.full((2, 3), classes, np.uint8)
+        sure = Confidence(0.5, 0.25, 0.125, 0.75, label_map) if kept else None
+        present = (PresentClass(0, "a", 1, 0.25, 0.5), PresentClass(2, "c", 2, 0.5, 0.75))[:kept]
+        results.append(Segmentation(label_map, present, listed[0], listed[1], confidence=sure))
+    pictures = [encode_mask(result.label_map) for result in results]
+    column = label_column(results, pictures, [None, *pictures[1:]])
+    expected = pa.array([label_row(result) for result in results], result_type(LABELS))
+    assert str(column.to_pylist()) == str(expected.to_pylist())  # nan is not equal to itself
+    assert label_column([], []).type == column.type

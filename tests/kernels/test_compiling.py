@@ -1,0 +1,79 @@
+"""Every kernel, compiled for a card that need not be there."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import triton
+from ovss_core.kernels import (
+    attention_triton, class_sums_triton, guidance_triton, norms_triton, parts_triton
+)
+
+POINTERS = dict.fromkeys(
+    "query key tokens added weight bias summed normed total repaired weights "
+    "attention".split(), "*bf16"
+) | dict.fromkeys("mean inverse cosines totals class_attention self_attention confidence".split(), "*fp32")
+EVEN = ("_window", "_head", "_token", "depth", "width", "channels")
+NUMBERS = dict.fromkeys("scale epsilon factor cut gain".split(), "fp32")
+
+def build(kernel, constants, warps=8, stages=3, **types):
+    names = kernel.arg_names
+    known = POINTERS | NUMBERS | types
+    signature = {name: known.get(name, "i32") for name in names if name not in constants}
+    signature |= {name: "constexpr" for name in constants}
+    # what a launch finds of its arguments: pointers, and the strides and channels of real towers, are multiples of 16
+    even = [n for n, kind in signature.items() if kind[0] == "*" or n.endswith(EVEN)]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
+    values = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, values, attributes)
+    options = {"num_warps": warps, "num_stages": stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    print(kernel.__name__, len(compiled.asm["cubin"]), compiled.metadata.shared)
+
+for known, tile in ((True, (128, 128)), (False, (64, 256))):
+    build(attention_triton.head_mean_kernel,
+          {"KNOWN": known, "KEEPS": True, "ADDS": True, "ROWS": tile[0], "COLUMNS": tile[1], "DEPTH": 64},
+          mean="*fp32", total="*fp32", log_sums="*fp32", tokens="i32")
+build(norms_triton.add_norm_kernel, {"ADDS": True, "TOTALS": True, "ROWS": 4, "COLUMNS": 1024}, 4)
+build(guidance_triton.outliers_kernel, {"COLUMNS": 256}, 2, outliers="*i8")
+build(guidance_triton.repair_kernel,
+      {"REPAIRS": True, "STORES": True, "NORMS": True, "ROWS": 4, "CHANNELS": 1024}, 4, outliers="*i8")
+for weighs in (True, False):
+    build(guidance_triton.similarity_kernel,
+          {"WEIGHS": weighs, "CUTS": True, "ROWS": 64, "COLUMNS": 256, "STEP": 64}, patches="*bf16")
+build(guidance_triton.guidance_kernel, {"CUTS": True, "ROWS": 16, "COLUMNS": 256}, 4)
+build(class_sums_triton.class_sums_kernel, {"MASKED": True, "BLOCK": 4096},
+      label="*i64", inside="*i1", pixels="*i64", sums="*fp64")
+build(parts_triton.parts_kernel, {"PLACES": 256, "DIAGONAL": True, "UNION": True}, 2,
+      regions="*i8", labels="*i32", corners="*i32", union="*i8")
+"""
+KERNELS = {
+    "head_mean_kernel",
+    "add_norm_kernel",
+    "outliers_kernel",
+    "repair_kernel",
+    "similarity_kernel",
+    "guidance_kernel",
+    "class_sums_kernel",
+    "parts_kernel",
+}
+HOPPER_SHARED = 227 << 10
+
+
+def test_every_kernel_compiles_for_a_hopper_card_and_fits_on_its_chip() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert {name for name, _, _ in rows} == KERNELS
+    assert min(int(size) for _, size, _ in rows) > 1000
+    assert max(int(shared) for _, _, shared in rows) <= HOPPER_SHARED
