@@ -452,7 +452,10 @@ def test_scored_classes_of_a_batch_are_listed_as_those_of_each_image_are(classes
         present = (PresentClass(0, "a", 1, 0.25, 0.5), PresentClass(2, "c", 2, 0.5, 0.75))[:kept]
         results.append(Segmentation(label_map, present, listed[0], listed[1], confidence=sure))
     pictures = [encode_mask(result.label_map) for result in results]
-    column = label_column(results, pictures, [None, *pictures[1:]])
+    margins = [
+        picture if result.confidence else None for result, picture in zip(results, pictures, strict=True)
+    ]
+    column = label_column(results, pictures, margins)
     expected = pa.array([label_row(result) for result in results], result_type(LABELS))
     assert str(column.to_pylist()) == str(expected.to_pylist())  # nan is not equal to itself
     assert label_column([], []).type == column.type
