@@ -1,13 +1,14 @@
 """Label a corpus: what the job is made of, the checks before it starts, and its one call."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
+from ovss_core.errors import ConfigError
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.card import write_card
 from pipelines.label.options import OutputOptions
@@ -23,7 +24,8 @@ from pipelines.run.progress import announced
 from pipelines.run.runner import ActorStage
 from pipelines.run.schema import LABELS
 from pipelines.run.sink import OutputTable
-from pipelines.sources import Source
+from pipelines.sources import FolderSource, ParquetSource, Source, WebDatasetSource
+from pipelines.sources.carried import FIELDS, TEXT, CarriedColumns, parse_columns
 from pipelines.storage import Folder
 
 
@@ -46,10 +48,15 @@ class LabelJob:
     pools: PoolOptions = field(default_factory=PoolOptions)
     columns: OutputOptions = field(default_factory=OutputOptions)
 
-    @property
-    def table(self) -> OutputTable:
-        """The table that the run writes."""
-        return label_table(self.vocabulary, self.segmenter.labels.confidence, self.columns.embed_images)
+    def table(self, source: Source) -> OutputTable:
+        """Return the table that the run writes.
+
+        Raises:
+            ConfigError: The source has no such columns as are to be carried.
+        """
+        carried = carried_columns(source, self.columns.carry) if self.columns.carry else None
+        confidence = self.segmenter.labels.confidence
+        return label_table(self.vocabulary, confidence, self.columns.embed_images, carried)
 
 
 def run_label(job: LabelJob) -> dict[str, Any]:
@@ -66,13 +73,15 @@ def run_label(job: LabelJob) -> dict[str, Any]:
     say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.descriptions)])
     options = job.source
     source = open_source(options.images or options.parquet or options.webdataset, options.open, job.run)
-    purification = job.segmenter.purification
+    table, purification = job.table(source), job.segmenter.purification
+    if table.carried and isinstance(source, WebDatasetSource):
+        source.fields = replace(source.fields, beside=(TEXT, FIELDS))
     summary, manifest = carry_out(
         Course(
             source=source,
             run=job.run,
             pools=job.pools,
-            table=job.table,
+            table=table,
             model=job.segmenter.model,
             encode=encode_text,
             encode_arguments=(job.segmenter, job.vocabulary, job.descriptions),
@@ -82,13 +91,28 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             two_stages=purification.needs_crops,
             max_bytes=options.max_bytes,
             fetch_timeout_s=options.fetch_timeout_s,
-            begin=partial(write_card, schema=job.table.schema, vocabulary=job.vocabulary),
+            begin=partial(write_card, schema=table.schema, vocabulary=job.vocabulary),
         )
     )
     if job.run.previews:
         with announced("ovss: drawing previews", job.run.progress_s), stopping_in_one_line():
             write_previews(Folder(job.run.output), source, manifest, job.vocabulary, job.run.previews)
     return summary
+
+
+def carried_columns(source: Source, text: str) -> CarriedColumns:
+    """Find the columns of a source that are to be carried.
+
+    Raises:
+        ConfigError: It has no such columns, or none at all.
+    """
+    if isinstance(source, ParquetSource):
+        return CarriedColumns(source.uri, parse_columns(text, LABELS.names, source.column_type))
+    if isinstance(source, FolderSource | WebDatasetSource):
+        return CarriedColumns(source.uri, parse_columns(text, LABELS.names))
+    raise ConfigError(
+        "--carry takes columns of --parquet, and files beside images in --webdataset and folders"
+    )
 
 
 def encode_text(

@@ -14,6 +14,7 @@ from ovss_core.vocabulary import Vocabulary
 from pipelines.label.masks import encode_mask
 from pipelines.run.schema import IMAGE, LABELS, result_type
 from pipelines.run.sink import OutputTable
+from pipelines.sources.carried import CarriedColumns
 
 CLASSES, IGNORE = b"ovss_classes", b"ovss_ignore_index"
 """Keys in a file's metadata: the classes' names by their value in the mask, as a JSON list; the value of no label."""
@@ -154,7 +155,10 @@ def summarize_labels(table: pa.Table) -> dict[str, Any]:
 
 
 def label_table(
-    vocabulary: Vocabulary, confidence: ConfidenceDetail = "image", embed_images: bool = False
+    vocabulary: Vocabulary,
+    confidence: ConfidenceDetail = "image",
+    embed_images: bool = False,
+    carried: CarriedColumns | None = None,
 ) -> OutputTable:
     """Return the table that a run writes: `LABELS` without the columns that are not asked for.
 
@@ -162,6 +166,7 @@ def label_table(
         vocabulary: Its names go into every file's metadata.
         confidence: Whether each pixel has one.
         embed_images: Store the images' own bytes.
+        carried: Columns of the source.
     """
     left_out = {"confidence"} if confidence != "pixel" else set()
     if not embed_images:
@@ -171,5 +176,6 @@ def label_table(
         CLASSES: json.dumps(vocabulary.names, ensure_ascii=False).encode(),
         IGNORE: str(ignore_index(len(vocabulary))).encode(),
     }
-    schema = pa.schema([entry for entry in LABELS if entry.name not in left_out], metadata)
-    return OutputTable("labels", schema, summarize_labels)
+    kept = [entry for entry in LABELS if entry.name not in left_out]
+    schema = pa.schema([*kept, *(carried.fields if carried else ())], metadata)
+    return OutputTable("labels", schema, summarize_labels, carried)

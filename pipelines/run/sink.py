@@ -21,6 +21,7 @@ from pipelines.run.manifest_files import read_part
 from pipelines.run.publish import part_file, read_published, take_back
 from pipelines.run.schema import FAILURES, IMAGE, LOCATION, ORIGINAL, ROW_NAMES
 from pipelines.run.state_files import DamagedFileError, read_json, read_table, write_json
+from pipelines.sources.carried import CarriedColumns
 from pipelines.storage import Folder
 
 DONE = "_done"
@@ -57,16 +58,19 @@ class OutputTable:
         name: Folder of the files, such as "labels".
         schema: Columns; the first are those of `ROW_NAMES`.
         summarize: Turns the rows of a part into statistics, JSON-ready.
+        carried: Columns at the end of the schema that come from the source when a part is finished.
     """
 
     name: str
     schema: pa.Schema
     summarize: Callable[[pa.Table], Statistics]
+    carried: CarriedColumns | None = None
 
     @property
     def schemas(self) -> dict[str, pa.Schema]:
         """The schemas of both kinds of fragments by the name of their folder: what the manifest knows comes later."""
-        stored = [entry for entry in self.schema if entry.name not in LOCATION]
+        late = [*LOCATION, *(entry.name for entry in self.carried.fields)] if self.carried else LOCATION
+        stored = [entry for entry in self.schema if entry.name not in late]
         return {self.name: pa.schema(stored, self.schema.metadata), FAILED: FAILURES}
 
     @property
@@ -129,7 +133,7 @@ def merge_part(output_uri: str, part: str, table: OutputTable) -> dict[str, Any]
     if missing:
         return {"part": part, "missing": missing}
     if _is_located(table.schema):
-        labelled = _located(labelled, listed, table.schema)
+        labelled = _located(labelled, listed, table)
     files = {
         name: {"rows": rows.num_rows, "bytes": _publish(output, finished_file(name, part), rows)}
         for name, rows in ((table.name, labelled), (FAILED, failed))
@@ -225,13 +229,17 @@ def _is_located(schema: pa.Schema) -> bool:
     return all(name in schema.names for name in LOCATION)
 
 
-def _located(rows: pa.Table, listed: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Add where each image lies in a larger file, from the part's list."""
+def _located(rows: pa.Table, listed: pa.Table, table: OutputTable) -> pa.Table:
+    """Add where each image lies in a larger file, from the part's list, and what is carried of the source."""
+    schema = table.schema
     place = {image_id: row for row, image_id in enumerate(listed["image_id"].to_pylist())}
     mine = listed.take(np.array([place[image_id] for image_id in rows["image_id"].to_pylist()], np.int64))
     for name in LOCATION:
         inside = pc.is_in(mine["container"], pa.array(_HOLDERS[name]))
         rows = rows.append_column(schema.field(name), pc.if_else(inside, mine[name], None))
+    if table.carried is not None:
+        for entry, values in zip(table.carried.fields, table.carried.read(mine.to_pylist()), strict=True):
+            rows = rows.append_column(entry, values)
     return rows.select(schema.names).cast(schema)
 
 

@@ -17,6 +17,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("container", pa.string(), nullable=False),
         pa.field("path", pa.string()),
         pa.field("member", pa.string()),
+        pa.field("carried", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
         pa.field("row_group", pa.int32()),
@@ -41,7 +42,9 @@ class ImageRecord:
             to read: `reason` says why; it becomes a failure row).
         path: Path inside the source's file system; for "uri" the address to open.
         annotation: Address of a reference mask, for evaluations.
-        member: Name of the image's file in a tar.
+        member: Name of the image's file in a tar; where a table names the image's address, that table's path, and
+            `row_group` and `row` are the image's there.
+        carried: What lies beside the image in a tar and is wanted, as a JSON object (`pipelines.sources.carried`).
     """
 
     image_id: str
@@ -55,6 +58,7 @@ class ImageRecord:
     annotation: str | None = None
     reason: str | None = None
     member: str | None = None
+    carried: str | None = None
 
     def __post_init__(self) -> None:
         if self.reason:  # it may be a library's, which repeats addresses
