@@ -10,6 +10,7 @@ COMMANDS = {
     "label": ("jobs.label", "label every image of a corpus"),
     "evaluate": ("jobs.evaluate", "measure mIoU on a benchmark or on your own masks"),
     "select": ("jobs.select", "choose what to train on, of labels that are there"),
+    "export": ("jobs.export", "write labels for a trainer or an annotation tool"),
     "verify": ("jobs.verify", "check that an output is whole"),
     "scenes": ("jobs.scenes", "paint synthetic scenes with exact labels"),
     "train-demo": ("jobs.train_demo", "train the small model that ships with ovss"),

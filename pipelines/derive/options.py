@@ -1,6 +1,7 @@
 """What a user may set about selections and exports."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from ovss_core.errors import ConfigError
 
@@ -86,3 +87,39 @@ class SelectOptions:
                 raise ConfigError(f"{name} is {value}; give at least 0")
         if self.min_share and not self.words:
             raise ConfigError("--min-share is the share of --words; give those, too")
+
+
+ExportFormat = Literal[
+    "coco-instances",
+    "coco-panoptic",
+    "mmseg",
+    "yolo-seg",
+    "huggingface",
+    "webdataset",
+    "label-studio",
+    "cvat",
+]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What labels are turned into.
+
+    Attributes:
+        format: The format: JSON of COCO, folders for MMSegmentation or YOLO, Parquet for the Hugging Face Hub, shards for
+            WebDataset, or pre-annotations for Label Studio or CVAT.
+        val_share: Share of the images that go into the split "val", by a hash of their ids; the others are "train".
+        images_per_file: Formats with one index of all images get several where there are more.
+    """
+
+    format: ExportFormat
+    val_share: float = 0.0
+    images_per_file: int = 50_000
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(ExportFormat):
+            raise ConfigError(f"format is {self.format!r}; give one of {', '.join(get_args(ExportFormat))}")
+        if not 0.0 <= self.val_share <= 1.0:
+            raise ConfigError(f"val_share is {self.val_share}; give a number from 0 to 1")
+        if self.images_per_file < 1:
+            raise ConfigError(f"images_per_file is {self.images_per_file}; give at least 1")

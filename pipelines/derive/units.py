@@ -48,12 +48,14 @@ class Unit:
         file: The file, relative to the output of labels.
         groups: Its row groups.
         rows: How many rows they have.
+        first: Rows of the units before it.
     """
 
     number: int
     file: str
     groups: tuple[int, ...]
     rows: int
+    first: int = 0
 
     @property
     def name(self) -> str:
@@ -134,11 +136,14 @@ class Task(Protocol):
 def plan_units(labels: LabelFiles, groups: int | None) -> list[Unit]:
     """Cut labels into units: whole files, or so many row groups each."""
     found: list[Unit] = []
+    before = 0
     for name, counts in labels.groups.items():
         size = groups or len(counts)
         for first in range(0, len(counts), max(1, size)):
             chosen = tuple(range(first, min(first + size, len(counts))))
-            found.append(Unit(len(found), name, chosen, sum(counts[group] for group in chosen)))
+            rows = sum(counts[group] for group in chosen)
+            found.append(Unit(len(found), name, chosen, rows, before))
+            before += rows
     return found
 
 
