@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/ovss scenes --count 24 --seed 7 --size 336 --format folder --output $(DEMO_OUTPUT)/scenes
 	$(BIN)/ovss label --images $(DEMO_OUTPUT)/scenes/images --vocabulary demo --model demo $(DEMO_METHOD) \
 		--output $(DEMO_OUTPUT)/labels --previews 24 --overwrite
-	@echo "Open $(DEMO_OUTPUT)/labels/previews/index.html"
+	@echo "Open $(DEMO_OUTPUT)/labels/_previews/index.html"
 
 test: setup check
 	$(BIN)/pytest -n 2

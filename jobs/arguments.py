@@ -53,6 +53,8 @@ JOB_HOMES = {
     "variant": QUALITY,
     "refine": QUALITY,
     "descriptions": QUALITY,
+    "confidence": QUALITY,
+    "min_confidence": QUALITY,
     "purification.redundancy": QUALITY,
     "purification.ambiguity": QUALITY,
     "purification.thresholds": QUALITY,
@@ -69,6 +71,8 @@ _NAMES = {
     "proxy.name": "proxy",
     "proxy.pretrained": "proxy_pretrained",
     "proxy.scale": "proxy_scale",
+    "labels.confidence": "confidence",
+    "labels.min_confidence": "min_confidence",
 }
 """Flags that do not have the name of their field."""
 

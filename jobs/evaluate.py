@@ -1,9 +1,11 @@
 """``ovss evaluate``: measure mIoU on a benchmark or on your own masks."""
 
+import sys
 from dataclasses import replace
 
 from jsonargparse import Namespace
 
+from jobs import corrections
 from jobs.arguments import (
     IMAGES,
     JOB_HOMES,
@@ -58,7 +60,8 @@ def build_parser() -> CommandParser:
         "--benchmark NAME --root FOLDER | --images PATH --masks FOLDER --vocabulary WORDS [flags]",
         "Measure mIoU on a benchmark, or on your own images and masks.\n\n"
         "  ovss evaluate --benchmark voc21 --root VOCdevkit/VOC2012\n"
-        "  ovss evaluate --images images/ --masks masks/ --vocabulary words.txt --output out/mine",
+        "  ovss evaluate --images images/ --masks masks/ --vocabulary words.txt --output out/mine\n"
+        "  ovss evaluate --labels out/photos --masks corrected/  (what people changed in labels)",
         [*pairs.values(), *run, descriptions_flag(), *segmenter_flags()],
         _START,
         JOB_HOMES,
@@ -68,6 +71,10 @@ def build_parser() -> CommandParser:
 @reported
 def main(arguments: Arguments = None) -> int:
     """Run the job and return the exit status."""
+    given = [str(text) for text in (sys.argv[1:] if arguments is None else arguments)]
+    if any(text.partition("=")[0] == "--labels" for text in given):
+        status: int = corrections.main(given)
+        return status
     values, vocabulary = parse_with_protocol(build_parser(), arguments)
     values.output = values.output or _default_output(values)
     pairs, run = take_fields(values, PairOptions), take_fields(values, RunOptions)

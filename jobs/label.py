@@ -4,6 +4,7 @@ from jobs.arguments import (
     IMAGES,
     JOB_HOMES,
     QUALITY,
+    RUN,
     benchmark_flag,
     descriptions_flag,
     make_parser,
@@ -18,6 +19,7 @@ from jobs.arguments import (
 from jobs.flags import flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
+from pipelines.label.options import OutputOptions
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.kinds import SOURCE_KINDS
 
@@ -40,6 +42,7 @@ def build_parser() -> CommandParser:
             *run_flags(),
             benchmark_flag("Take the vocabulary and the constants of this benchmark.", QUALITY),
             descriptions_flag(),
+            *flags_of(OutputOptions, RUN),
             *segmenter_flags(),
         ],
         _START,
@@ -65,7 +68,8 @@ def main(arguments: Arguments = None) -> int:
     with announced("ovss: loading torch and Ray"):
         from pipelines.label.job import LabelJob, describe_result, run_label
 
-    job = LabelJob(source, run, vocabulary, segmenter, descriptions, pools)
+    columns = take_fields(values, OutputOptions)
+    job = LabelJob(source, run, vocabulary, segmenter, descriptions, pools, columns)
     return describe_result(job, run_label(job))
 
 

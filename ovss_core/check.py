@@ -204,7 +204,10 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
     """Yield the settings that were changed and that nothing of this run will read."""
     purification, purifying = config.purification, config.purification.active
     if purifying:
-        changed = _changed(config.labels, LabelConfig(background=config.labels.background), "labels")
+        acting = {
+            name: getattr(config.labels, name) for name in ("background", "confidence", "min_confidence")
+        }
+        changed = _changed(config.labels, LabelConfig(**acting), "labels")
         yield from (f"{name} (it goes with --purify none)" for name in changed)
         if purification.thresholds == "auto" and purification.redundancy_threshold is not None:
             yield "purification.redundancy_threshold (it goes with purification.thresholds published or fixed)"

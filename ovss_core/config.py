@@ -18,6 +18,7 @@ PurificationVariant = Literal["image", "released", "paper"]
 Thresholds = Literal["published", "fixed", "auto"]
 ResClipBase = Literal["naclip", "clearclip", "sclip"]
 PearlAlignment = Literal["polar", "svd"]
+ConfidenceDetail = Literal["none", "image", "pixel"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -517,14 +518,29 @@ class LabelConfig:
         min_area: Classes whose share of the foreground area is not above this are dropped; None keeps all.
         background: "first_class": the background class competes as any other; "residual": 1 - max of the
             purified maps competes; "none": every pixel gets a foreground class; "auto": by vocabulary and method.
+        confidence: How sure labels are, for each image ("image": mean score, mean margin over the second class, share
+            of sure pixels), for each pixel as well ("pixel": the margin as an 8-bit picture), or not at all ("none").
+        min_confidence: Pixels whose margin over the second class is below get no label: their value is 255, or 65535
+            above 255 classes. Larger leaves out more; 0 labels every pixel.
     """
 
     logit_scale: float = 40.0
     min_probability: float = 0.0
     min_area: float | None = None
     background: Background = "auto"
+    confidence: ConfidenceDetail = "image"
+    min_confidence: float = 0.0
 
     def __post_init__(self) -> None:
+        _require_choice("labels.confidence", self.confidence, ConfidenceDetail)
+        _require(
+            0.0 <= self.min_confidence <= 1.0,
+            f"labels.min_confidence is {self.min_confidence}; give a margin from 0 to 1",
+        )
+        _require(
+            self.min_confidence == 0.0 or self.confidence != "none",
+            "labels.min_confidence needs the margins that labels.confidence none leaves out; give image or pixel",
+        )
         _require_choice("labels.background", self.background, Background)
         _require(
             0.0 <= self.min_probability <= 1.0,

@@ -106,12 +106,44 @@ class AmbiguityGroup:
     boxes: tuple[BoxDecision, ...]
 
 
+SURE_MARGIN = 0.2
+"""A pixel counts as sure where the winning class is at least so far ahead of the second one."""
+
+
+def ignore_index(classes: int) -> int:
+    """Return the value of pixels that have no label: 255, or 65535 above 255 classes."""
+    return 255 if classes <= 255 else 65_535
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure the labels of one image are, over all its pixels, those without a label included.
+
+    A pixel's score is the winning class's, and its margin how far that is ahead of the second class's, both in [0, 1]
+    after purification: see ``docs/output.md``.
+
+    Attributes:
+        score: Mean score.
+        margin: Mean margin.
+        sure: Share of pixels whose margin is at least `SURE_MARGIN`.
+        ignored: Share of pixels that have no label, for their margin is below `labels.min_confidence`.
+        margins: The margin of every pixel times 255, rounded, uint8 [height, width]; None unless asked for.
+    """
+
+    score: float
+    margin: float
+    sure: float
+    ignored: float = 0.0
+    margins: np.ndarray | None = None
+
+
 @dataclass(frozen=True)
 class Segmentation:
     """The labels of one image, at its own size, and how they came about.
 
     Attributes:
-        label_map: Class index of every pixel [height, width], uint8, or uint16 above 255 classes.
+        label_map: Class index of every pixel [height, width], uint8, or uint16 above 255 classes; `ignore_index` where a
+            pixel has no label.
         present: The classes in the label map, by index.
         kept: The purified vocabulary, by index; empty without purification.
         removed: The classes that purification removed as redundant, by index.
@@ -121,6 +153,7 @@ class Segmentation:
         regions: How the regions of the image's region map voted; empty without a vote. Pixels of regions that did not
             agree enough are `ignored_label` in the label map and in no class. A class's confidence is that of the
             pixels that had it before the vote.
+        confidence: How sure the labels are; None where that was not asked for.
     """
 
     label_map: np.ndarray
@@ -130,3 +163,4 @@ class Segmentation:
     groups: tuple[AmbiguityGroup, ...] = ()
     facts: Mapping[str, float | int | None] = field(default_factory=dict)
     regions: tuple[RegionVote, ...] = ()
+    confidence: Confidence | None = None

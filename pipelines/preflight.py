@@ -30,9 +30,9 @@ NO_DESCRIPTIONS = "none"
 _WILD = re.compile(r"[*?\[{]")
 _WRITTEN = (
     ("run.json",),
-    ("labels", "part-00000.parquet"),
-    ("failures", "part-00000.parquet"),
-    ("previews", "00000-mask.png"),
+    ("labels", "labels-00000.parquet"),
+    ("_failures", "part-00000.pq"),
+    ("_previews", "00000-mask.png"),
 )
 """Files of kinds that a run writes and that a pattern of images or tables may take for input."""
 _log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TypeVar
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ovss_core.errors import StorageError
@@ -114,6 +115,12 @@ class Folder:
 
         return self._call(f"read {name} under", read, may_miss=True)
 
+    def open(self, name: str) -> pa.NativeFile:
+        """Open a file for random access; FileNotFoundError where there is none."""
+        return self._call(
+            f"open {name} under", lambda: self.filesystem.open_input_file(self._at(name)), may_miss=True
+        )
+
     def write(self, name: str, data: bytes) -> None:
         """Write the whole file at once, replacing what was there; nobody sees it half written.
 
@@ -139,6 +146,11 @@ class Folder:
         return sorted(
             entry.base_name for entry in entries if entry.is_file and not entry.base_name.startswith(".")
         )
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Return the bytes of the files directly in a folder by name, sorted; hidden ones are left out."""
+        files = {entry.base_name: entry.size or 0 for entry in self._list(folder) if entry.is_file}
+        return {name: files[name] for name in sorted(files) if not name.startswith(".")}
 
     def folders(self, folder: str = "") -> list[str]:
         """Return the sorted names of the folders directly in a folder."""

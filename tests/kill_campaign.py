@@ -181,7 +181,7 @@ def _trial(seed: int, share: float, source: str, reference: Reference, folder: P
         victim if killed else NOBODY,
         round(moment, 2),
         starts,
-        **compare_rows(reference.masks, _rows(output, "labels"), _rows(output, "failures")),
+        **compare_rows(reference.masks, _rows(output, "labels"), _rows(output, "_failures")),
         left=left,
         verified=verify.returncode == 0,
     )
@@ -281,7 +281,7 @@ def _end_all(run: subprocess.Popen[bytes]) -> None:
 
 
 def _rows(output: Path, table: str) -> list[dict[str, Any]]:
-    files = sorted((output / table).glob("*.parquet"))
+    files = sorted((output / table).glob("*.p*q*"))
     return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 

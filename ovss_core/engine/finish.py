@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ovss_core.config import BackgroundPolicy, SegmenterConfig
 from ovss_core.engine.crops import encode_crops
 from ovss_core.engine.facts import of_image
 from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
-from ovss_core.engine.labels import PhraseRule, budget, label_by_probability, label_by_purified_maps
+from ovss_core.engine.labels import Labels, PhraseRule, budget, label_by_probability, label_by_purified_maps
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.engine.refined import RefinedScores
 from ovss_core.errors import ImageError
@@ -27,14 +28,49 @@ from ovss_core.images.stitch import Stitcher, chunk_by_area
 from ovss_core.images.windows import PatchGrid
 from ovss_core.refiners import Guide, ScoreMaps, build_refiner
 from ovss_core.regions import RegionMap, vote
-from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
+from ovss_core.results import (
+    AmbiguityGroup,
+    BoxDecision,
+    Confidence,
+    PresentClass,
+    ScoredClasses,
+    Segmentation,
+)
 from ovss_core.transfer import Download, upload
 
 CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
-_Labels = tuple[np.ndarray, tuple[PresentClass, ...]]
-"""A label map and its classes."""
 _Decided = tuple[ScoredClasses, ScoredClasses, tuple[AmbiguityGroup, ...]]
 """Kept and removed classes, and ambiguous groups."""
+
+
+class _Labelled(NamedTuple):
+    """One image, labelled, without how its words came about."""
+
+    label_map: np.ndarray
+    present: tuple[PresentClass, ...]
+    confidence: Confidence | None
+
+
+def _tables(labels: Labels) -> list[Tensor]:
+    margins = [] if labels.margins is None else labels.margins.tensors()
+    return [labels.label_maps, labels.pixels, labels.confidence_sums, *margins]
+
+
+def _confidence(
+    margins: Sequence[np.ndarray], image: int, size: tuple[int, ...], labelled: int
+) -> Confidence | None:
+    """Average the tables of `Margins` over one image's pixels; None where there are none."""
+    if not margins:
+        return None
+    (height, width), (scores, sums, sure, *pictures) = size, margins
+    pixels = height * width
+    return Confidence(
+        float(scores[image] / pixels),
+        float(sums[image] / pixels),
+        float(sure[image] / pixels),
+        1 - labelled / pixels,
+        pictures[0][image, :height, :width].copy() if pictures else None,
+    )
 
 
 class Finisher:
@@ -92,7 +128,13 @@ class Finisher:
             else:
                 kept, removed, groups = decided[image] if decided else ((), (), ())
                 facts = of_image(proposals.facts, image)
-                outcomes.append(Segmentation(*found, kept, removed, groups, facts))
+                outcomes.append(
+                    Segmentation(
+                        *(found.label_map, found.present, kept, removed, groups),
+                        facts=facts,
+                        confidence=found.confidence,
+                    )
+                )
         if proposals.region_maps is None:
             return outcomes
         return [
@@ -130,7 +172,7 @@ class Finisher:
         candidates = upload({"members": members}, device)["members"]
         return pick_winners(features, self._descriptions, candidates), finite_rows(features)
 
-    def _finish_phrases(self, proposals: Proposals) -> list[_Labels | ImageError]:
+    def _finish_phrases(self, proposals: Proposals) -> list[_Labelled | ImageError]:
         chunks, downloads = self._chunks(proposals.sizes, len(self._phrases)), []
         for part in chunks:
             maps = proposals.maps[proposals.windows_of(part)].to(self._encoder.device)
@@ -139,7 +181,7 @@ class Finisher:
             tiled = stitcher.tile(cosines)
             refined = self._refined(proposals, part, tiled, stitcher, self._phrases)
             labels = label_by_probability(tiled, self._rule, stitcher, self._config.labels, refined)
-            downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
+            downloads.append(Download(_tables(labels)))
         return [
             found
             for part, download in zip(chunks, downloads, strict=True)
@@ -148,7 +190,7 @@ class Finisher:
 
     def _finish_purified(
         self, proposals: Proposals, decisions: Decisions
-    ) -> tuple[list[_Labels | ImageError], list[_Decided]]:
+    ) -> tuple[list[_Labelled | ImageError], list[_Decided]]:
         device = self._encoder.device
         classes = upload({"classes": decisions.classes}, device)["classes"]
         winners, finite = self.winners(proposals)
@@ -173,6 +215,7 @@ class Finisher:
                 self._residual,
                 stitcher,
                 edits.of_images(part) if edits else None,
+                self._config.labels,
                 self._refined(
                     proposals,
                     part,
@@ -181,7 +224,7 @@ class Finisher:
                     self._descriptions[classes[part.start, :count]],
                 ),
             )
-            downloads.append(Download([labels.label_maps, labels.pixels, labels.confidence_sums]))
+            downloads.append(Download(_tables(labels)))
         found = [
             image
             for part, download in zip(chunks, downloads, strict=True)
@@ -220,11 +263,11 @@ class Finisher:
         grid = self._cells.of(proposals.layouts[0].window_size)
         return Stitcher(proposals.layouts[part], grid, proposals.sizes[part], self._encoder.device)
 
-    def _present(self, download: Download, sizes: Sequence[tuple[int, int]]) -> list[_Labels | ImageError]:
+    def _present(self, download: Download, sizes: Sequence[tuple[int, int]]) -> list[_Labelled | ImageError]:
         """Await label maps and counts, and list the classes of each image."""
-        maps, pixels, sums = download.wait()
+        maps, pixels, sums, *margins = download.wait()
         names, dtype = self._vocabulary.names, self._vocabulary.mask_dtype
-        found: list[_Labels | ImageError] = []
+        found: list[_Labelled | ImageError] = []
         for image, (height, width) in enumerate(sizes):
             if not np.isfinite(sums[image]).all():
                 found.append(not_finite(SCORES))
@@ -239,7 +282,11 @@ class Finisher:
                 )
                 for index in np.flatnonzero(pixels[image])
             )
-            found.append((maps[image, :height, :width].astype(dtype), present))
+            label_map = maps[image, :height, :width].astype(dtype)
+            labelled = int(pixels[image].sum())
+            found.append(
+                _Labelled(label_map, present, _confidence(margins, image, label_map.shape, labelled))
+            )
         return found
 
     def _describe(

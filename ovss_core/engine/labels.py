@@ -1,9 +1,10 @@
 """From stitched scores to one class a pixel, for a batch of images, strip by strip, so that memory is bounded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch import Tensor
 
 from ovss_core.class_purification.class_maps import NOBODY
@@ -12,6 +13,7 @@ from ovss_core.config import LabelConfig
 from ovss_core.engine.refined import RefinedScores
 from ovss_core.images.stitch import Stitcher
 from ovss_core.kernels.class_sums import add_class_sums
+from ovss_core.results import SURE_MARGIN, ignore_index
 
 CPU_BUDGET, DEVICE_BUDGET = 1_000_000, 1 << 28
 """Numbers of one strip: as many as a CPU's caches hold, or as fill a GPU."""
@@ -25,11 +27,35 @@ class Labels:
         label_maps: Class index of every pixel; uint8 up to 255 classes, int32 above. Padding holds anything.
         pixels: Pixels of each class.
         confidence_sums: Sum of the winning scores over each class's pixels.
+        margins: How sure they are, where that is asked for.
     """
 
     label_maps: Integer[Tensor, "images height width"]
     pixels: Int[Tensor, "images classes"]
     confidence_sums: Float[Tensor, "images classes"]
+    margins: "Margins | None" = None
+
+
+@dataclass(frozen=True)
+class Margins:
+    """How far the winning class is ahead of the second one, for each image of a batch.
+
+    Attributes:
+        scores: Sum of the winning scores over all pixels, those that are left out included.
+        sums: Sum of the margins over the same pixels.
+        sure: Pixels whose margin is at least `SURE_MARGIN`.
+        pictures: The margin of every pixel in 255 steps, where that is asked for. Padding holds anything.
+    """
+
+    scores: Float[Tensor, " images"]
+    sums: Float[Tensor, " images"]
+    sure: Int[Tensor, " images"]
+    pictures: UInt8[Tensor, "images height width"] | None
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tables, the pictures last, in the order of the fields."""
+        pictures = [] if self.pictures is None else [self.pictures]
+        return [self.scores, self.sums, self.sure, *pictures]
 
 
 def budget(device: torch.device) -> int:
@@ -38,23 +64,66 @@ def budget(device: torch.device) -> int:
 
 
 class _Collector:
-    """Takes the labels of strips, and counts pixels and confidences by class as they come."""
+    """Takes the labels of strips, and counts pixels and confidences by class as they come.
 
-    def __init__(self, stitcher: Stitcher, classes: int, device: torch.device) -> None:
+    Attributes:
+        ranks: Whether the second best score is wanted.
+    """
+
+    def __init__(
+        self, stitcher: Stitcher, classes: int, device: torch.device, config: LabelConfig | None = None
+    ) -> None:
+        config = config or LabelConfig(confidence="none")
         images, (height, width) = len(stitcher.sizes), stitcher.size
         dtype = torch.uint8 if classes <= 255 else torch.int32
+        self.ranks = config.confidence != "none"
+        self._floor = config.min_confidence
+        self._ignore = ignore_index(classes)
+        self._scores = torch.zeros(images, dtype=torch.float64, device=device)
+        self._margins = torch.zeros_like(self._scores)
+        self._sure = torch.zeros(images, dtype=torch.int64, device=device)
+        self._pictures = None
+        if config.confidence == "pixel":
+            self._pictures = torch.empty(images, height, width, dtype=torch.uint8, device=device)
         self.label_maps = torch.empty(images, height, width, dtype=dtype, device=device)
         self._inside = None if all(size == stitcher.size for size in stitcher.sizes) else stitcher.inside
         self._pixels = torch.zeros(images, classes, dtype=torch.int64, device=device)
         self._sums = torch.zeros(images, classes, dtype=torch.float64, device=device)
 
-    def add(self, rows: slice, label: Tensor, confidence: Tensor) -> None:
-        self.label_maps[:, rows] = label.to(self.label_maps.dtype)
+    def add(self, rows: slice, label: Tensor, confidence: Tensor, second: Tensor | None = None) -> None:
+        """Take up some rows.
+
+        Args:
+            second: The best score that another class has, where it is wanted.
+        """
         inside = None if self._inside is None else self._inside[:, rows]
-        add_class_sums(label, confidence, inside, self._pixels, self._sums)
+        counted = inside
+        if second is not None:
+            margin = (confidence - second).clamp_(0, 1)
+            self._add_margin(rows, confidence, margin, inside)
+            if self._floor > 0:
+                unsure = (margin * 255).round_() < 255 * self._floor  # as a reader of the picture finds it
+                counted = ~unsure if inside is None else inside & ~unsure
+                # a place that is not counted may have any class below the number of classes
+                self.label_maps[:, rows] = label.masked_fill(unsure, self._ignore).to(self.label_maps.dtype)
+                add_class_sums(label, confidence, counted, self._pixels, self._sums)
+                return
+        self.label_maps[:, rows] = label.to(self.label_maps.dtype)
+        add_class_sums(label, confidence, counted, self._pixels, self._sums)
+
+    def _add_margin(self, rows: slice, score: Tensor, margin: Tensor, inside: Tensor | None) -> None:
+        if self._pictures is not None:
+            self._pictures[:, rows] = (margin * 255).round_().to(torch.uint8)
+        sure = margin >= SURE_MARGIN
+        if inside is not None:
+            score, margin, sure = torch.where(inside, score, 0), torch.where(inside, margin, 0), sure & inside
+        self._scores += score.sum((1, 2), dtype=torch.float64)
+        self._margins += margin.sum((1, 2), dtype=torch.float64)
+        self._sure += sure.sum((1, 2))
 
     def labels(self) -> Labels:
-        return Labels(self.label_maps, self._pixels, self._sums)
+        margins = Margins(self._scores, self._margins, self._sure, self._pictures) if self.ranks else None
+        return Labels(self.label_maps, self._pixels, self._sums, margins)
 
 
 def label_by_purified_maps(
@@ -64,6 +133,7 @@ def label_by_purified_maps(
     background: int | None,
     stitcher: Stitcher,
     edits: LabelEdits | None = None,
+    config: LabelConfig | None = None,
     refined: RefinedScores | None = None,
 ) -> Labels:
     """Assign each pixel the kept class with the largest purified map (FreeCP's rule).
@@ -76,23 +146,39 @@ def label_by_purified_maps(
             is all background. None: every image must keep a class.
         stitcher: Of the same images.
         edits: Boxes in which a group's members are renamed to its winner.
+        config: `confidence` and `min_confidence` apply; None does without.
         refined: What takes the place of the stitched maps; of one image, all of whose places are used.
     """
-    collector = _Collector(stitcher, classes, tiled.device)
+    collector = _Collector(stitcher, classes, tiled.device, config)
     used = place_classes != NOBODY
     tiled = tiled.masked_fill(~used[:, :, None, None], -1)  # below any score, so that nobody never wins
     names = place_classes.clamp_min(0)
     for rows in _strips(stitcher, tiled, refined):
-        confidence, place = refined.largest() if refined else stitcher.stitch(tiled, rows).max(1)
+        others = second = None
+        if refined is not None:
+            confidence, place = refined.largest()
+            if collector.ranks:  # members of a group that was settled stay rivals here
+                second = refined.largest_of_others(place, torch.arange(tiled.shape[1], device=place.device))
+        else:
+            scores = stitcher.stitch(tiled, rows)
+            confidence, place = scores.max(1)
+            if collector.ranks:
+                others = scores.scatter_(1, place[:, None], -1)
         confidence.clamp_min_(0)
         if edits is not None:
-            _rename(place, confidence > 0, edits, rows)
+            _rename(place, confidence > 0, edits, rows, others)
+        if others is not None:
+            second = others.amax(1)
+        if second is not None:
+            second.clamp_min_(0)
         label = names.gather(1, place.flatten(1)).view_as(place)
         if background is not None:
             is_background = 1 - confidence >= confidence
             label = torch.where(is_background, background, label)
+            if second is not None:
+                second = torch.where(is_background, confidence, torch.maximum(second, 1 - confidence))
             confidence = torch.where(is_background, 1 - confidence, confidence)
-        collector.add(rows, label, confidence)
+        collector.add(rows, label, confidence, second)
     return collector.labels()
 
 
@@ -103,10 +189,15 @@ def _strips(stitcher: Stitcher, tiled: Tensor, refined: RefinedScores | None) ->
     return stitcher.strips(tiled.shape[1], budget(tiled.device))
 
 
-def _rename(place: Tensor, positive: Tensor, edits: LabelEdits, rows: slice) -> None:
+def _rename(
+    place: Tensor, positive: Tensor, edits: LabelEdits, rows: slice, others: Tensor | None = None
+) -> None:
     """Let each winner take the pixels of its group inside its box, where anybody claims them at all.
 
     The winner gets the largest score of its group, and that is the score already there: only names change.
+
+    Args:
+        others: Scores without the winner's. The group that won counts as one class: there its members get -1.
     """
     device = place.device
     y = torch.arange(rows.start, rows.stop, device=device)
@@ -126,6 +217,12 @@ def _rename(place: Tensor, positive: Tensor, edits: LabelEdits, rows: slice) -> 
         inside = lines[:, :, None] & ((x >= x0) & (x < x1))[:, None, :] & positive[area]
         new = renamed.gather(1, now.flatten(1)).view_as(now)
         place[area] = torch.where(inside, new, now)
+        if others is not None:
+            moved = renamed != torch.arange(renamed.shape[1], device=device)
+            member = moved | (torch.zeros_like(renamed).scatter_add_(1, renamed, moved.long()) > 0)
+            won = inside & member.gather(1, now.flatten(1)).view_as(now)
+            scores = others[:, :, area[1], area[2]]
+            scores.masked_fill_(won[:, None] & member[:, :, None, None], -1)
 
 
 @dataclass(frozen=True)
@@ -141,6 +238,13 @@ class PhraseRule:
     phrase_class: Int[Tensor, " phrases"]
     classes: int
     background: int | None
+
+    @cached_property
+    def spans(self) -> tuple[Int[Tensor, " classes"], Int[Tensor, " classes"], int]:
+        """First and last phrase of each class, and the phrases of the one that has most; made once."""
+        counts = torch.bincount(self.phrase_class, minlength=self.classes)
+        ends = counts.cumsum(0)
+        return ends - counts, ends - 1, int(counts.max())
 
 
 def label_by_probability(
@@ -161,10 +265,9 @@ def label_by_probability(
         rule: Whose phrases they are.
         stitcher: Of the same images.
         config: `logit_scale`, `min_area` and `min_probability` apply; with background "none" the background's phrases
-            count in the softmax and never win.
+            count in the softmax and never win. `confidence` and `min_confidence` apply.
         refined: What takes the place of the stitched cosines; of one image.
     """
-    scale = float(config.logit_scale)
     never = rule.background if config.background == "none" else None
     allowed = torch.ones(len(tiled), len(rule.phrase_class), dtype=torch.bool, device=tiled.device)
     if never is not None:
@@ -173,37 +276,47 @@ def label_by_probability(
     everyone = never is None
     if config.min_area is not None:
         # a second pass: how large a class is shows only when every pixel has been labelled once
-        first = _assign(tiled, rule, stitcher, scale, allowed, everyone, 0.0, refined)
+        plain = replace(config, confidence="none", min_confidence=0.0)
+        first = _assign(tiled, rule, stitcher, allowed, everyone, 0.0, plain, refined)
         large = ~_small_classes(first.pixels, rule.background, config.min_area)[:, rule.phrase_class]
         remaining = allowed & large
         allowed = torch.where(remaining.any(1, keepdim=True), remaining, allowed)
         everyone = False
-    return _assign(tiled, rule, stitcher, scale, allowed, everyone, floor, refined)
+    return _assign(tiled, rule, stitcher, allowed, everyone, floor, config, refined)
 
 
 def _assign(
     tiled: Tensor,
     rule: PhraseRule,
     stitcher: Stitcher,
-    scale: float,
     allowed: Bool[Tensor, "images phrases"],
     everyone: bool,
     floor: float,
+    config: LabelConfig,
     refined: RefinedScores | None,
 ) -> Labels:
     """Give each pixel its best allowed class, and that class's probability among all phrases."""
-    collector = _Collector(stitcher, rule.classes, tiled.device)
+    collector, scale = _Collector(stitcher, rule.classes, tiled.device, config), float(config.logit_scale)
     if refined is None:
         tiled = tiled * scale
     for rows in _strips(stitcher, tiled, refined):
         if refined is not None:
-            probability, phrase = refined.most_probable(scale, allowed[0])
+            probability, phrase, best = refined.most_probable(scale, allowed[0])
+            label = rule.phrase_class[phrase]
         else:
-            probability, phrase = _most_probable(stitcher.stitch(tiled, rows), allowed, everyone)
-        label = rule.phrase_class[phrase]
+            logits = stitcher.stitch(tiled, rows)
+            probability, phrase, best = _most_probable(logits, allowed, everyone)
+            label = rule.phrase_class[phrase]
+        second = None
+        if collector.ranks:
+            if refined is not None:
+                others = scale * refined.largest_of_others(label, rule.phrase_class)
+            else:
+                others = _without_class(logits, label, rule).amax(1)
+            second = probability * (others - best).exp_()
         if floor > 0 and rule.background is not None:
             label = torch.where(probability < floor, rule.background, label)
-        collector.add(rows, label, probability)
+        collector.add(rows, label, probability, second)
     return collector.labels()
 
 
@@ -211,14 +324,28 @@ def _most_probable(
     logits: Float[Tensor, "images phrases height width"],
     allowed: Bool[Tensor, "images phrases"],
     everyone: bool,
-) -> tuple[Float[Tensor, "images height width"], Int[Tensor, "images height width"]]:
-    """Return the probability of each pixel's best allowed phrase, and that phrase."""
+) -> tuple[
+    Float[Tensor, "images height width"],
+    Int[Tensor, "images height width"],
+    Float[Tensor, "images height width"],
+]:
+    """Return the probability of each pixel's best allowed phrase, that phrase, and its logit."""
     peak, phrase = logits.max(1)
     total = (logits - peak[:, None]).exp_().sum(1)
+    best = peak
     if not everyone:
         best, phrase = logits.masked_fill_(~allowed[:, :, None, None], -torch.inf).max(1)
         total = total * (peak - best).exp_()
-    return total.reciprocal_(), phrase
+    return total.reciprocal_(), phrase, best
+
+
+def _without_class(logits: Tensor, label: Tensor, rule: PhraseRule) -> Tensor:
+    """Strike out, in place, the phrases of each pixel's class."""
+    first, last, most = rule.spans
+    first, last = first[label], last[label]
+    for offset in range(most):
+        logits.scatter_(1, torch.minimum(first + offset, last)[:, None], -torch.inf)
+    return logits
 
 
 def _small_classes(

@@ -41,8 +41,10 @@ class RefinedScores:
 
     def most_probable(
         self, scale: float, allowed: Bool[Tensor, " maps"]
-    ) -> tuple[Float[Tensor, "1 height width"], Int[Tensor, "1 height width"]]:
-        """Return the probability of each pixel's best allowed map, and that map.
+    ) -> tuple[
+        Float[Tensor, "1 height width"], Int[Tensor, "1 height width"], Float[Tensor, "1 height width"]
+    ]:
+        """Return the probability of each pixel's best allowed map, that map, and its score times `scale`.
 
         Args:
             scale: Factor on the scores before the softmax, in which all maps take part.
@@ -59,7 +61,23 @@ class RefinedScores:
             better = value > best[area]
             best[area] = torch.where(better, value, best[area])
             place[area] = torch.where(better, here + piece.maps.start, place[area])
-        return (best - peak).exp_().div_(total)[None], place[None]
+        return (best - peak).exp_().div_(total)[None], place[None], best[None]
+
+    def largest_of_others(
+        self, owner: Int[Tensor, "1 height width"], owners: Int[Tensor, " maps"]
+    ) -> Float[Tensor, "1 height width"]:
+        """Return each pixel's largest value among the maps that are not its owner's; -inf where there is none.
+
+        Args:
+            owner: Whose maps a pixel leaves out.
+            owners: Whose each map is.
+        """
+        best = self._empty(-torch.inf)
+        for piece in self._pieces():
+            area = piece.rows, piece.columns
+            own = owners[piece.maps][:, None, None] == owner[0][area]
+            best[area] = torch.maximum(best[area], piece.values.masked_fill(own, -torch.inf).amax(0))
+        return best[None]
 
     def _empty(self, value: float) -> Float[Tensor, "height width"]:
         return torch.full(self.scores.size, value, device=self.guide.pixels.device)

@@ -32,6 +32,10 @@ def check_evaluate(
     else:
         warnings = validate(segmenter, vocabulary, choose_descriptions(descriptions, vocabulary, segmenter))
     waits = check_run(run, pools, pairs.fetch_timeout_s)
+    if segmenter.labels.min_confidence > 0:
+        raise ConfigError(
+            "--min-confidence leaves pixels without a label, and a measurement counts all; leave it out here"
+        )
     require_region_maps(pairs.region_maps, segmenter)
     if segmenter.regions.min_agreement:
         raise ConfigError(

@@ -1,19 +1,22 @@
 """Label a corpus: what the job is made of, the checks before it starts, and its one call."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from ovss_core.api import encode_words
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
+from ovss_core.errors import ConfigError
 from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Vocabulary
+from pipelines.label.card import write_card
 from pipelines.label.checks import check_label
+from pipelines.label.options import OutputOptions
 from pipelines.label.pictures import write_previews
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
-from pipelines.label.table import LABEL_TABLE
+from pipelines.label.table import label_table
 from pipelines.preflight import check_model, check_proxy, say_once
 from pipelines.preflight import read_descriptions as read_descriptions
 from pipelines.run.lifecycle import Course, carry_out, open_source, stopping_in_one_line
@@ -23,8 +26,10 @@ from pipelines.run.progress import announced
 from pipelines.run.record import proxy_facts
 from pipelines.run.runner import ActorStage
 from pipelines.run.schema import LABELS
+from pipelines.run.sink import OutputTable
 from pipelines.run.weight_hashes import WeightHashes, hash_weights
-from pipelines.sources import Source
+from pipelines.sources import FolderSource, ParquetSource, Source, WebDatasetSource
+from pipelines.sources.carried import FIELDS, TEXT, CarriedColumns, parse_columns
 from pipelines.sources.region_maps import described_regions
 from pipelines.storage import Folder
 
@@ -37,6 +42,7 @@ class LabelJob:
         vocabulary: The classes.
         descriptions: Sentences by class name for the ambiguity step; "shipped" takes those of a shipped vocabulary.
         segmenter: What decides the masks.
+        columns: What is stored beside them.
     """
 
     source: SourceOptions
@@ -45,6 +51,17 @@ class LabelJob:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     descriptions: DescriptionChoice = "shipped"
     pools: PoolOptions = field(default_factory=PoolOptions)
+    columns: OutputOptions = field(default_factory=OutputOptions)
+
+    def table(self, source: Source) -> OutputTable:
+        """Return the table that the run writes.
+
+        Raises:
+            ConfigError: The source has no such columns as are to be carried.
+        """
+        carried = carried_columns(source, self.columns.carry) if self.columns.carry else None
+        confidence = self.segmenter.labels.confidence
+        return label_table(self.vocabulary, confidence, self.columns.embed_images, carried)
 
     @property
     def sentences(self) -> Mapping[str, Sequence[str]] | None:
@@ -67,13 +84,15 @@ def run_label(job: LabelJob) -> dict[str, Any]:
     check_proxy(job.segmenter)
     options = job.source
     source = open_source(options.place, options.open, job.run)
-    purification = job.segmenter.purification
+    table, purification = job.table(source), job.segmenter.purification
+    if table.carried and isinstance(source, WebDatasetSource):
+        source.fields = replace(source.fields, beside=(TEXT, FIELDS))
     summary, manifest = carry_out(
         Course(
             source=source,
             run=job.run,
             pools=job.pools,
-            table=LABEL_TABLE,
+            table=table,
             model=job.segmenter.model,
             encode=encode_text,
             encode_arguments=(job.segmenter, job.vocabulary, job.sentences),
@@ -88,12 +107,28 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             two_stages=purification.needs_crops,
             max_bytes=options.max_bytes,
             fetch_timeout_s=options.fetch_timeout_s,
+            begin=partial(write_card, schema=table.schema, vocabulary=job.vocabulary),
         )
     )
     if job.run.previews:
         with announced("ovss: drawing previews", job.run.progress_s), stopping_in_one_line():
             write_previews(Folder(job.run.output), source, manifest, job.vocabulary, job.run.previews)
     return summary
+
+
+def carried_columns(source: Source, text: str) -> CarriedColumns:
+    """Find the columns of a source that are to be carried.
+
+    Raises:
+        ConfigError: It has no such columns, or none at all.
+    """
+    if isinstance(source, ParquetSource):
+        return CarriedColumns(source.uri, parse_columns(text, LABELS.names, source.column_type))
+    if isinstance(source, FolderSource | WebDatasetSource):
+        return CarriedColumns(source.uri, parse_columns(text, LABELS.names))
+    raise ConfigError(
+        "--carry takes columns of --parquet, and files beside images in --webdataset and folders"
+    )
 
 
 def encode_text(
@@ -131,6 +166,7 @@ def _identity(job: LabelJob, source: Source, hashes: WeightHashes) -> dict[str, 
     return {
         "job": "label",
         "schema": LABELS.metadata[b"ovss_schema"].decode(),
+        "columns": asdict(job.columns),
         "source": source.describe(),
         **described_regions(job.source.region_maps),
         "config": job.segmenter.deciding(),
@@ -156,7 +192,7 @@ def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:
     )
     print(f"labels: {place}/labels, summary: {place}/summary.json")
     if summary["failed"]:
-        print(f"why images failed: {place}/failures; try them again with --retry-failed")
+        print(f"why images failed: {place}/_failures; try them again with --retry-failed")
     if job.run.previews:
-        print(f"previews: {place}/previews/index.html")
+        print(f"previews: {place}/_previews/index.html")
     return 0 if summary["labelled"] else 1

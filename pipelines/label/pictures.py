@@ -23,9 +23,10 @@ from ovss_core.vocabulary import Vocabulary
 from pipelines.faults import Failure
 from pipelines.label.masks import decode_mask
 from pipelines.run.manifest_files import Manifest, read_part, shard_of
+from pipelines.run.publish import read_part_rows, read_published
 from pipelines.run.record import PREVIEWS
 from pipelines.run.shards import images_of_shard
-from pipelines.run.sink import FAILED
+from pipelines.run.sink import FAILED, finished_file
 from pipelines.run.summary import read_markers
 from pipelines.sources import Source, WebDatasetSource
 from pipelines.storage import Folder
@@ -54,7 +55,7 @@ td,th{text-align:left;padding:3px 14px 3px 0;vertical-align:top;overflow-wrap:an
 def write_previews(
     output: Folder, source: Source, manifest: Manifest, vocabulary: Vocabulary, count: int
 ) -> int:
-    """Write pictures of up to `count` labelled images, spread over the corpus, and ``previews/index.html``.
+    """Write pictures of up to `count` labelled images, spread over the corpus, and ``_previews/index.html``.
 
     The run is finished before: whatever goes wrong here is a line of the log, never an error.
 
@@ -139,10 +140,10 @@ def _choose(
     fetcher = source.fetcher(_MAX_BYTES, _FETCH_S)
     parts = [marker["part"] for marker in read_markers(output, manifest) if marker["labelled"]]
     chosen = sorted({round(place) for place in np.linspace(0, len(parts) - 1, min(len(parts), count))})
-    left = count
+    left, published = count, read_published(output, "labels")
     with ThreadPoolExecutor(4) as threads:
         for position, place in enumerate(chosen):
-            rows = _read(output, f"labels/{parts[place]}.parquet")
+            rows = read_part_rows(output, parts[place], published)
             wanted = min(rows.num_rows, -(-left // (len(chosen) - position)))
             spread = sorted({round(row) for row in np.linspace(0, max(rows.num_rows - 1, 0), wanted)})
             picked = rows.take(np.array(spread, np.int64)).to_pylist()
@@ -190,7 +191,7 @@ def _failures(output: Folder, manifest: Manifest) -> list[dict[str, Any]]:
     for part in manifest.parts:
         if len(shown) >= _FAILURES_SHOWN:
             break
-        shown += _read(output, f"{FAILED}/{part}.parquet").to_pylist()
+        shown += _read(output, finished_file(FAILED, part)).to_pylist()
     return shown[:_FAILURES_SHOWN]
 
 

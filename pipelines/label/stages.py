@@ -247,7 +247,8 @@ class _EngineStage:
             else:
                 labelled[place] = result
         masks = self._threads.map(encode_mask, [result.label_map for result in labelled.values()])
-        column = label_column(list(labelled.values()), list(masks))
+        margins = self._threads.map(_margins, labelled.values())
+        column = label_column(list(labelled.values()), list(masks), list(margins))
         outcomes.update({place: Entry(column, row) for row, place in enumerate(labelled)})
         self._count("mask_encoding", start)
 
@@ -311,6 +312,12 @@ class SegmentStage(_EngineStage):
         for places, proposals in self._propose(items, outcomes):
             self._finish(places, proposals, outcomes)
         return [outcomes[place] for place in range(len(items))]
+
+
+def _margins(result: Segmentation) -> bytes | None:
+    """Encode how sure each pixel is, where that was asked for."""
+    sure = result.confidence
+    return None if sure is None or sure.margins is None else encode_mask(sure.margins)
 
 
 def _batches(items: Sequence[dict[str, Any]], engine: SegmentationEngine) -> Iterator[list[int]]:

@@ -1,5 +1,6 @@
 """Labelled images as rows of the table ``labels``; free of torch, so that storing workers start fast."""
 
+import json
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -7,22 +8,35 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ovss_core.config import ConfidenceDetail
 from ovss_core.engine.facts import FACTS
-from ovss_core.results import PresentClass, ScoredClass, ScoredClasses, Segmentation
+from ovss_core.results import PresentClass, ScoredClass, ScoredClasses, Segmentation, ignore_index
+from ovss_core.vocabulary import Vocabulary
 from pipelines.label.masks import encode_mask
-from pipelines.run.schema import LABELS, result_type
+from pipelines.run.schema import IMAGE, LABELS, result_type
 from pipelines.run.sink import OutputTable
+from pipelines.sources.carried import CarriedColumns
+
+CLASSES, IGNORE = b"ovss_classes", b"ovss_ignore_index"
+"""Keys in a file's metadata: the classes' names by their value in the mask, as a JSON list; the value of no label."""
 
 
 def label_row(result: Segmentation) -> dict[str, Any]:
-    """Return the columns of `LABELS` for one image, without its names."""
+    """Return the columns of `LABELS` for one image that its labels decide."""
     height, width = result.label_map.shape
     present = sorted(result.present, key=lambda entry: -entry.pixels)
+    sure = result.confidence
     return {
         "height": height,
         "width": width,
         "mask": encode_mask(result.label_map),
+        "words": [entry.name for entry in present],
         "present": [vars(entry) for entry in present],
+        "score": None if sure is None else sure.score,
+        "margin": None if sure is None else sure.margin,
+        "sure": None if sure is None else sure.sure,
+        "ignored": 0.0 if sure is None else sure.ignored,
+        "confidence": None if sure is None or sure.margins is None else encode_mask(sure.margins),
         "kept": _listed(result.kept),
         "removed": _listed(result.removed),
         "groups": [
@@ -38,7 +52,9 @@ def _listed(classes: Sequence[ScoredClass]) -> list[dict[str, object]]:
     return classes.to_dicts() if isinstance(classes, ScoredClasses) else [vars(entry) for entry in classes]
 
 
-def label_column(results: Sequence[Segmentation], masks: Sequence[bytes]) -> pa.StructArray:
+def label_column(
+    results: Sequence[Segmentation], masks: Sequence[bytes], margins: Sequence[bytes | None] | None = None
+) -> pa.StructArray:
     """Return the values of the column ``result`` for a batch of images, each as `label_row` has it.
 
     They are made of flat arrays, without an object for every class that is listed: with large vocabularies an image
@@ -47,21 +63,32 @@ def label_column(results: Sequence[Segmentation], masks: Sequence[bytes]) -> pa.
     Args:
         results: The images' labels.
         masks: Their label maps by `encode_mask`.
+        margins: Their pixels' margins by `encode_mask`, where they have some; None where none has.
     """
     groups = [group for result in results for group in result.groups]
     boxes = [box for group in groups for box in group.boxes]
+    present = [sorted(result.present, key=_fewest_last) for result in results]
+    counts = [len(entries) for entries in present]
+    sure = [result.confidence for result in results]
     kind = result_type(LABELS)
     columns = {
         "height": pa.array([result.label_map.shape[0] for result in results], pa.int32()),
         "width": pa.array([result.label_map.shape[1] for result in results], pa.int32()),
         "mask": pa.array(masks, pa.binary()),
+        "words": _lists(
+            counts, pa.array([entry.name for entries in present for entry in entries], pa.string())
+        ),
         "present": _lists(
-            [len(result.present) for result in results],
+            counts,
             _fields(
-                [entry for result in results for entry in sorted(result.present, key=_fewest_last)],
-                kind.field("present").type.value_type,
+                [entry for entries in present for entry in entries], kind.field("present").type.value_type
             ),
         ),
+        "score": pa.array([entry and entry.score for entry in sure], pa.float32()),
+        "margin": pa.array([entry and entry.margin for entry in sure], pa.float32()),
+        "sure": pa.array([entry and entry.sure for entry in sure], pa.float32()),
+        "ignored": pa.array([entry.ignored if entry else 0.0 for entry in sure], pa.float32()),
+        "confidence": pa.array([None] * len(results) if margins is None else margins, pa.binary()),
         "kept": _scored([result.kept for result in results]),
         "removed": _scored([result.removed for result in results]),
         "groups": _lists(
@@ -144,4 +171,28 @@ def summarize_labels(table: pa.Table) -> dict[str, Any]:
     return {"pixels": pixels, "classes": classes}
 
 
-LABEL_TABLE = OutputTable("labels", LABELS, summarize_labels)
+def label_table(
+    vocabulary: Vocabulary,
+    confidence: ConfidenceDetail = "image",
+    embed_images: bool = False,
+    carried: CarriedColumns | None = None,
+) -> OutputTable:
+    """Return the table that a run writes: `LABELS` without the columns that are not asked for.
+
+    Args:
+        vocabulary: Its names go into every file's metadata.
+        confidence: Whether each pixel has one.
+        embed_images: Store the images' own bytes.
+        carried: Columns of the source.
+    """
+    left_out = {"confidence"} if confidence != "pixel" else set()
+    if not embed_images:
+        left_out.add(IMAGE)
+    metadata = {
+        **LABELS.metadata,
+        CLASSES: json.dumps(vocabulary.names, ensure_ascii=False).encode(),
+        IGNORE: str(ignore_index(len(vocabulary))).encode(),
+    }
+    kept = [entry for entry in LABELS if entry.name not in left_out]
+    schema = pa.schema([*kept, *(carried.fields if carried else ())], metadata)
+    return OutputTable("labels", schema, summarize_labels, carried)

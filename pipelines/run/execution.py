@@ -15,6 +15,7 @@ from pipelines.run.capacity import READ_CPUS, WRITE_CPUS, Pool
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.manifest import is_streamed
 from pipelines.run.options import FETCH_SHARE
+from pipelines.run.publish import publish
 from pipelines.run.reading import ReadImages
 from pipelines.run.sink import OutputTable, WriteFragments, merge_part
 from pipelines.run.work_units import Unit, pack_units
@@ -23,6 +24,7 @@ from pipelines.storage import Folder
 
 _MAX_BLOCKS = 4096
 _MERGES_AT_ONCE = 4
+_FILES_AT_ONCE = 2
 _BLOCK_BYTES, _STREAM_BLOCK_BYTES = 16 << 20, 2 << 20
 """A block goes to one actor; those of a streamed shard are smaller, for its few readers feed all actors."""
 _COLORS = re.compile(r"\x1b\[\d+m")
@@ -56,6 +58,7 @@ class Job:
         fetch_timeout_s: Seconds that one file may take to arrive; at most a third of `no_progress_s`, as a table of
             files that all fail may take twice as long.
         shard_size: Images of a part of a shard that is listed while it is read.
+        file_bytes: Parts are put together in files of about so many bytes at the end.
         fragment_rows: Images that are stored together while a part is unfinished; what a kill can cost.
         no_progress_s: Give up when Ray moves nothing for so long.
     """
@@ -68,6 +71,7 @@ class Job:
     fetch_timeout_s: float = 60.0
     shard_size: int = 256
     fragment_rows: int = 16
+    file_bytes: int = 1 << 28
     no_progress_s: float = 300.0
 
 
@@ -80,8 +84,11 @@ class Execution(Protocol):
     def merge(self, part: str) -> None:
         """Begin to merge a part whose rows are all stored."""
 
+    def publish(self, number: int, parts: Mapping[str, int]) -> None:
+        """Begin to write a file for readers: rows of each part, in order."""
+
     def wait(self) -> None:
-        """Wait until every part that `merge` was called for is merged."""
+        """Wait until all that `merge` and `publish` were called for is there."""
 
     def finished(self) -> int:
         """Return how many images the last stage has finished, stored or not."""
@@ -97,6 +104,7 @@ class RayExecution:
         self.job = job
         self._ledger = AttemptLedger.start()
         self._merge = ray.remote(num_cpus=0, max_retries=3)(merge_part)
+        self._publish = ray.remote(num_cpus=0, max_retries=3)(publish)
         self._table = ray.put(job.table)
         self._merges: list[Any] = []
 
@@ -109,6 +117,7 @@ class RayExecution:
             fields=getattr(job.source, "fields", None),
             shard_size=job.shard_size,
             ledger=self._ledger,
+            keep_images=job.table.keeps_images,
         )
         writer = WriteFragments(job.output.uri, job.table)
         with _reported(), _context(job):
@@ -139,8 +148,18 @@ class RayExecution:
                 ray.get(ready)
             self._merges.append(self._merge.remote(self.job.output.uri, part, self._table))
 
+    def publish(self, number: int, parts: Mapping[str, int]) -> None:
+        """Write in a task; two at once, for each holds its file in memory."""
+        table = self.job.table
+        with _reported():
+            while len(self._merges) >= _FILES_AT_ONCE:
+                ready, self._merges = ray.wait(self._merges, num_returns=1)
+                ray.get(ready)
+            output = self.job.output.uri
+            self._merges.append(self._publish.remote(output, table.name, table.schema, number, dict(parts)))
+
     def wait(self) -> None:
-        """Wait for the merges."""
+        """Wait for merges and files."""
         with _reported():
             ray.get(self._merges)
         self._merges = []

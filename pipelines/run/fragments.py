@@ -18,7 +18,8 @@ from pipelines.storage import Folder
 
 FRAGMENTS = "_fragments"
 _LOG = logging.getLogger(__name__)
-_ROW_GROUP = 128
+ROW_GROUP = 128
+"""Rows of a row group of every file with rows of images."""
 _SECONDS = b"ovss_seconds"
 _NO_ROWS = pa.schema([pa.field("image of this run", pa.string(), nullable=False)])
 
@@ -35,7 +36,7 @@ def write_fragment(
             stamped = table.replace_schema_metadata(
                 {**(table.schema.metadata or {}), _SECONDS: json.dumps(times).encode()}
             )
-            output.write(f"{FRAGMENTS}/{part}/{key}.{name}.parquet", encode_parquet(stamped))
+            output.write(f"{FRAGMENTS}/{part}/{key}.{name}.pq", encode_parquet(stamped))
             times = {}
 
 
@@ -49,7 +50,7 @@ def read_fragments(
     """
     folder = f"{FRAGMENTS}/{part}"
     for name in output.names(folder):
-        kind = name.partition(".")[2].removesuffix(".parquet")
+        kind = name.partition(".")[2].removesuffix(".pq")
         try:
             rows = read_table(output, f"{folder}/{name}", schemas.get(kind, _NO_ROWS), grown=True)
             yield kind, rows, _seconds(rows)
@@ -77,8 +78,8 @@ def encode_parquet(table: pa.Table) -> bytes:
     pq.write_table(
         table,
         sink,
-        row_group_size=_ROW_GROUP,
-        compression=_compression(table.schema),
+        row_group_size=ROW_GROUP,
+        compression=column_compression(table.schema),
         write_page_checksum=True,
     )
     data: bytes = sink.getvalue().to_pybytes()
@@ -86,7 +87,8 @@ def encode_parquet(table: pa.Table) -> bytes:
 
 
 @lru_cache(maxsize=16)
-def _compression(schema: pa.Schema) -> dict[str, str]:
+def column_compression(schema: pa.Schema) -> dict[str, str]:
+    """Return how each column is stored: bytes hold compressed images already, and stay as they are."""
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema

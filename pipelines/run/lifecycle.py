@@ -65,8 +65,9 @@ class Course:
         max_bytes: Image files with more bytes are refused.
         fetch_timeout_s: Seconds that one image may take to arrive.
         patience: Factor on the seconds in which something must move.
-        reports: Files that the job writes at its end, removed when it starts anew.
         proxy: The second tower whose weights decide the results as well, or None.
+        begin: Called with the output once it is known to be the run's.
+        reports: Files of the job beside its table, removed when it starts anew.
     """
 
     source: Source
@@ -84,6 +85,7 @@ class Course:
     max_bytes: int = 1 << 28
     fetch_timeout_s: float = 60.0
     patience: float = 1.0
+    begin: Callable[[Folder], None] = lambda output: None
     reports: tuple[str, ...] = ()
     proxy: ProxyConfig | None = None
 
@@ -124,6 +126,7 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
                 for name in course.reports:
                     output.remove(name)
             write_run(output, identity, _details(course, plan, nodes))
+            course.begin(output)
             manifest = manifest or _list(course)
             return _work(course, manifest, plan, text)
 
@@ -259,6 +262,7 @@ def _work(
         max_bytes=course.max_bytes,
         fetch_timeout_s=course.fetch_timeout_s,
         shard_size=run.shard_size,
+        file_bytes=run.file_bytes,
         fragment_rows=2 * plan.batch_size,
         no_progress_s=run.no_progress_s * course.patience,
     )

@@ -30,6 +30,7 @@ from pipelines.run.manifest_files import (
     write_part,
 )
 from pipelines.run.manifest_repair import KnownImages, shard_names
+from pipelines.run.publish import read_published
 from pipelines.run.record import stored_identity
 from pipelines.run.sink import DONE
 from pipelines.run.state_files import DamagedFileError
@@ -111,7 +112,8 @@ def _kept(output: Folder) -> tuple[Manifest | None, bool]:
             return None, True  # a listing that was cut short, or none at all
         _LOG.warning("%s; it is made again from the other files", error)
     places = [output.names(folder) for folder in output.folders() if folder != FRAGMENTS]
-    stems = {name.partition(".")[0] for name in chain(output.folders(FRAGMENTS), *places)}
+    held = [read_published(output, folder).places for folder in output.folders()]
+    stems = {name.partition(".")[0] for name in chain(output.folders(FRAGMENTS), *places, *held)}
     names = sorted(name for name in stems if PART.fullmatch(name))
     return Manifest(dict.fromkeys(names, 0)), False
 

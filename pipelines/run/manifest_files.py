@@ -19,7 +19,7 @@ from pipelines.run.state_files import DamagedFileError, read_json, read_table, w
 from pipelines.sources.record import MANIFEST_SCHEMA, ImageRecord
 from pipelines.storage import Folder
 
-FOLDER = "manifest"
+FOLDER = "_manifest"
 COMPLETE = f"{FOLDER}/complete.json"
 PART = re.compile(r"part-(\d{5,})(?:-(\d{5,}))?")
 _VERSION = 2
@@ -28,7 +28,7 @@ _COLUMNS = [entry.name for entry in fields(ImageRecord)]
 
 @dataclass(frozen=True)
 class ShardListing:
-    """What ``manifest/shard-00003.json`` says once a worker has listed that shard to its end.
+    """What ``_manifest/shard-00003.json`` says once a worker has listed that shard to its end.
 
     Attributes:
         shard: The shard's name.
@@ -99,7 +99,7 @@ def shard_of(part: str) -> int | None:
 
 def part_file(part: str) -> str:
     """Return the path of a part's list of images."""
-    return f"{FOLDER}/{part}.parquet"
+    return f"{FOLDER}/{part}.pq"
 
 
 def read_part(output: Folder, part: str, columns: Sequence[str] | None = None) -> pa.Table:

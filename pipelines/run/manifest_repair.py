@@ -5,9 +5,11 @@ image; the part's other images are listed again as new ones.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from pipelines.run.manifest_files import (
     shard_of,
     write_part,
 )
-from pipelines.run.sink import DONE
+from pipelines.run.publish import PARTS, read_part_rows, read_published
+from pipelines.run.sink import DONE, FAILED
 from pipelines.run.state_files import DamagedFileError, read_table
 from pipelines.sources.record import ImageRecord, Source
 from pipelines.storage import Folder, join_uri, redact
@@ -137,17 +140,23 @@ def _sizes(part: str, ids: np.ndarray, kept: Manifest) -> tuple[str, int, int]:
 
 def stored_addresses(output: Folder, part: str) -> dict[str, str]:
     """Return the addresses by id of all rows that a part has in finished files and fragments."""
-    names = [f"{folder}/{part}.parquet" for folder in output.folders() if folder not in (FOLDER, FRAGMENTS)]
+    names = [f"{folder}/{part}.pq" for folder in (PARTS, FAILED)]
     names += [f"{FRAGMENTS}/{part}/{name}" for name in output.names(f"{FRAGMENTS}/{part}")]
+    columns = ["image_id", "uri"]
     rows: dict[str, str] = {}
-    for name in names:
-        if not output.exists(name):
-            continue
-        try:
-            table: pa.Table = read_table(output, name, columns=["image_id", "uri"])
+
+    def take(read: Callable[[], pa.Table]) -> None:
+        with suppress(DamagedFileError):
+            table = read()
             rows.update(zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True))
-        except DamagedFileError:
-            continue
+
+    for name in names:
+        if output.exists(name):
+            take(partial(read_table, output, name, columns=columns))
+    for folder in output.folders():
+        published = read_published(output, folder)
+        if part in published.places:
+            take(partial(read_part_rows, output, part, published, columns))
     return rows
 
 

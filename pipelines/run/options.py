@@ -89,8 +89,9 @@ class RunOptions:
         output: Folder for everything the run writes; local path or URI. A run that was interrupted goes on.
         overwrite: Remove what an earlier run of ovss wrote into the output folder, and start anew.
         retry_failed: Try the images again that failed before.
-        shard_size: Images of one output file.
-        previews: How many images to show on the page previews/index.html.
+        shard_size: Images of one part, the unit in which work is finished.
+        file_bytes: Bytes of one file of finished rows, about; parts are put together at the end.
+        previews: How many images to show on the page _previews/index.html.
         address: Ray cluster to join ("auto": the one on this machine); the default starts one here, unless
             RAY_ADDRESS says otherwise.
         cluster_wait_s: Wait up to so many seconds for nodes that are still to join; the workers are planned from
@@ -104,6 +105,7 @@ class RunOptions:
     overwrite: bool = False
     retry_failed: bool = False
     shard_size: int = 256
+    file_bytes: int = 1 << 28
     previews: int = 0
     address: str | None = None
     cluster_wait_s: float = 0.0
@@ -116,6 +118,8 @@ class RunOptions:
             raise ConfigError(
                 f"shard_size is {self.shard_size} and previews {self.previews}; give at least 1 and 0"
             )
+        if self.file_bytes < 1:
+            raise ConfigError(f"file_bytes is {self.file_bytes}; give at least 1")
         if not self.cluster_wait_s >= 0:
             raise ConfigError(f"cluster_wait_s is {self.cluster_wait_s}; give at least 0 seconds")
         for name in ("no_progress_s", "progress_s"):

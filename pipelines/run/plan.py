@@ -6,6 +6,7 @@ same run are made alike.
 
 import logging
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,9 @@ import numpy as np
 
 from pipelines.run.fragments import FRAGMENTS, finished_ids
 from pipelines.run.manifest_files import Manifest, digest, part_name, read_part, shard_file, shard_of
+from pipelines.run.publish import Published, read_published
 from pipelines.run.shards import shard_bytes
-from pipelines.run.sink import DONE, OutputTable, reopen_part
+from pipelines.run.sink import DONE, OutputTable, reopen_parts
 from pipelines.run.state_files import DamagedFileError
 from pipelines.run.verify import check_part
 from pipelines.run.work_units import ShardTask, Slice, Unit
@@ -189,6 +191,8 @@ def _shard_tasks(
     output: Folder, manifest: Manifest, shards: Sequence[int], table: OutputTable
 ) -> Iterator[tuple[ShardTask, dict[str, int]]]:
     done, begun = _chunks(output.names(DONE), ".json"), _chunks(output.folders(FRAGMENTS), "")
+    published = read_published(output, table.name) if shards else Published()
+    taking_back = threading.Lock()
 
     def task(number: int) -> tuple[ShardTask, dict[str, int]]:
         finished, images = [], {}
@@ -196,12 +200,13 @@ def _shard_tasks(
         for chunk in done[number]:
             part = part_name(number, chunk)
             try:
-                images[chunk] = check_part(output, part, table.name)
+                images[chunk] = check_part(output, part, table.name, published)
                 finished += read_part(output, part, ["image_id"])["image_id"].to_pylist()
             except DamagedFileError as error:
                 _LOG.warning("%s; the part is done again as far as its files do not hold it", error)
                 images.pop(chunk, None)
-                reopen_part(output, part, table, keep_failures=True)
+                with taking_back:  # two parts may lie in one published file
+                    reopen_parts(output, [part], table, keep_failures=True)
                 open_chunks.add(chunk)
         stored = {}
         for chunk in sorted(open_chunks - images.keys()):

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipelines.faults import Attempts, Failure, process_all
 from pipelines.run.manifest_files import read_part
-from pipelines.run.schema import CARRIER
+from pipelines.run.schema import CARRIER, ORIGINAL
 from pipelines.run.shards import ShardReader
 from pipelines.run.work_units import ShardTask, Slice, unpack_units
 from pipelines.sources.fetch import ROWS, STAGE, Fetched, ImageFetcher, Row
@@ -29,6 +29,7 @@ class ReadImages:
         fields: Which members of a shard are images.
         shard_size: Images of a part of a shard.
         ledger: Finds images whose reading kills the worker; None outside `run_job`.
+        keep_images: Hand the bytes on a second time, in the column `ORIGINAL`, which no stage touches.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class ReadImages:
         fields: ImageFields | None = None,
         shard_size: int = 256,
         ledger: Attempts | None = None,
+        keep_images: bool = False,
     ) -> None:
         self.output = Folder(output)
         self.fetcher = fetcher
         self.threads = threads
+        self.keep_images = keep_images
         self.ledger = ledger
         self.shards = ShardReader(
             self.output,
@@ -58,10 +61,9 @@ class ReadImages:
         """Yield the images of each unit."""
         with ThreadPoolExecutor(self.threads) as pool:
             for unit in unpack_units(batch):
-                if isinstance(unit, ShardTask):
-                    yield from self.shards.read(unit)
-                else:
-                    yield from self._slices(unit, pool)
+                read = self.shards.read(unit) if isinstance(unit, ShardTask) else self._slices(unit, pool)
+                for table in read:
+                    yield table.append_column(ORIGINAL, table["image"]) if self.keep_images else table
 
     def _slices(self, slices: Sequence[Slice], pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
         for slice_ in slices:

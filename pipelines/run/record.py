@@ -20,15 +20,20 @@ from ovss_core.proxy_families.registry import find_tower
 from pipelines.run.fragments import FRAGMENTS
 from pipelines.run.manifest_files import COMPLETE
 from pipelines.run.manifest_files import FOLDER as MANIFEST
+from pipelines.run.publish import PARTS
 from pipelines.run.sink import DONE, FAILED
 from pipelines.run.state_files import DamagedFileError, read_json, write_json
 from pipelines.storage import Folder
 
 RUN = "run.json"
 SUMMARY = "summary.json"
-PREVIEWS = "previews"
+PREVIEWS = "_previews"
+CARD, CARD_MARK = "README.md", b"<!-- Written by ovss"
+"""The data set's card, and what a card has that a run wrote and that nobody replaced."""
 CLEARING = "_ovss_clearing.json"
 PROBE = "_ovss_probe_"
+OLDER = "manifest/complete.json"
+"""What an output of the first layout has, in which lists, failures and previews lay in folders like data."""
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("ovss", "ray", "torch", "open_clip_torch", "timm", "pyarrow", "pillow", "numpy", "fsspec")
 
@@ -42,6 +47,11 @@ def check_identity(output: Folder, identity: Mapping[str, Any], but: Collection[
     """
     if output.is_file():
         raise StorageError(f"cannot write under {output.public_uri}: it is a file; give a folder as --output")
+    if output.exists(OLDER) and not output.exists(CLEARING):
+        raise OutputMismatchError(
+            f"{output.public_uri} was begun by an older version of ovss, in another layout (labels/1); its labels stay "
+            "readable, but a run cannot go on there: give another --output, or --overwrite to replace it"
+        )
     if output.exists(CLEARING):
         return  # `write_run` ends the clearing that an --overwrite began; nothing of that run is left to compare
     try:
@@ -134,7 +144,7 @@ def continues_run(output: Folder, identity: Mapping[str, Any], but: Collection[s
 def holds_images(output: Folder) -> bool:
     """Say whether a run has stored any image in an output, labelled or failed; if not, another may take its place."""
     parts = [f"{FRAGMENTS}/{part}" for part in output.folders(FRAGMENTS)]
-    return any(output.names(folder) for folder in (DONE, FAILED, *_tables(output), *parts))
+    return any(output.names(folder) for folder in (DONE, PARTS, FAILED, "failures", *_tables(output), *parts))
 
 
 def table_name(identity: Mapping[str, Any]) -> str | None:
@@ -149,7 +159,11 @@ def _tables(output: Folder) -> list[str]:
         named = table_name(read_json(output, RUN, {"identity": dict})["identity"])
     except DamagedFileError:
         named = None
-    return [named] if named else [name for name in output.folders() if name not in (MANIFEST, PREVIEWS)]
+    return (
+        [named]
+        if named
+        else [name for name in output.folders() if name not in (MANIFEST, PREVIEWS, "manifest", "previews")]
+    )
 
 
 def write_run(output: Folder, identity: Mapping[str, Any], details: Mapping[str, Any]) -> None:
@@ -184,21 +198,25 @@ def remove_run(output: Folder, table: str) -> None:
     A file `CLEARING` is there from the first to the last moment: whatever start comes next ends the clearing before
     it does anything else. Markers go before the files that they vouch for.
     """
-    if not any(output.exists(name) for name in (RUN, COMPLETE, CLEARING)):
+    if not any(output.exists(name) for name in (RUN, COMPLETE, OLDER, CLEARING)):
         return
-    output.write(CLEARING, json.dumps({"table": table}).encode())
+    if not output.exists(CLEARING):
+        output.write(CLEARING, json.dumps({"table": table, "older": output.exists(OLDER)}).encode())
     clear(output)
 
 
 def clear(output: Folder) -> None:
     """End the clearing of an output."""
     try:
-        table = read_json(output, CLEARING, {"table": str})["table"]
+        begun = read_json(output, CLEARING, {"table": str})
     except DamagedFileError:
-        table = "labels"
+        begun = {}
     output.remove(COMPLETE)
-    for folder in (DONE, FRAGMENTS, MANIFEST, table, FAILED, PREVIEWS):
+    older = ("manifest", "failures", "previews") if begun.get("older") else ()
+    for folder in (DONE, FRAGMENTS, MANIFEST, begun.get("table", "labels"), PARTS, FAILED, PREVIEWS, *older):
         output.remove_folder(folder)
+    if output.exists(CARD) and CARD_MARK in output.read(CARD):
+        output.remove(CARD)
     for name in (SUMMARY, RUN, CLEARING):
         output.remove(name)
 

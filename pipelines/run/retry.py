@@ -13,7 +13,7 @@ from pipelines.run.manifest_files import (
     write_part,
 )
 from pipelines.run.record import stored_identity
-from pipelines.run.sink import DONE, FAILED, OutputTable, finished_file, read_marker, reopen_part
+from pipelines.run.sink import DONE, FAILED, OutputTable, finished_file, read_marker, reopen_parts
 from pipelines.run.state_files import DamagedFileError
 from pipelines.sources import ImageRecord, Source
 from pipelines.storage import Folder
@@ -36,8 +36,8 @@ def reopen_failed(
         except DamagedFileError:
             continue  # whoever checks the markers takes it back
         if failed or shard_of(part) in broken:
-            reopen_part(output, part, table)
             reopened.append(part)
+    reopen_parts(output, reopened, table)
     for number in sorted(broken):
         output.remove(shard_file(number))
     if manifest.streamed:

@@ -22,9 +22,11 @@ from pipelines.run.manifest_files import FOLDER as MANIFEST
 from pipelines.run.manifest_files import Manifest, read_part
 from pipelines.run.plan import Plan, plan_work
 from pipelines.run.progress import ProgressReport
+from pipelines.run.publish import PARTS, free_numbers, plan_files, read_published
 from pipelines.run.record import PREVIEWS
 from pipelines.run.sink import DONE, FAILED, read_marker
 from pipelines.run.state_files import DamagedFileError
+from pipelines.run.summary import read_markers
 from pipelines.run.verify import foreign_files, reopen_damaged
 from pipelines.run.work_units import ShardTask
 
@@ -71,6 +73,7 @@ def run_job(
     else:
         raise OvssError(_left_behind(job, plan, execution))
     progress.expect(manifest.images, final=True)
+    _publish(job, manifest, lambda: execution or start(job))
     _tidy(job, manifest, time.monotonic() - begun)
     if not manifest.images:
         raise OvssError(
@@ -194,12 +197,40 @@ def _left_behind(job: Job, plan: Plan, execution: Execution | None) -> str:
     )
 
 
+def _publish(job: Job, manifest: Manifest, execution: Callable[[], Execution]) -> None:
+    """Put the finished parts that lie by themselves together in files for readers.
+
+    Raises:
+        OvssError: Rows of a part are in no such file afterwards.
+    """
+    output, table = job.output, job.table.name
+    for name in foreign_files(output, manifest, table):  # first of all: a reader must see no row twice
+        _LOG.warning("%s belongs to no part of the manifest; it is removed", name)
+        output.remove(name)
+    labelled = {
+        marker["part"]: (marker["labelled"], (marker.get("files") or {}).get(table, {}).get("bytes", 0))
+        for marker in read_markers(output, manifest)
+        if marker["labelled"]
+    }
+    places = read_published(output, table).places
+    left = [(part, size) for part, (_, size) in labelled.items() if part not in places]
+    if left:
+        work, numbers = execution(), free_numbers(output, table)
+        for parts in plan_files(left, job.file_bytes):
+            work.publish(next(numbers), {part: labelled[part][0] for part in parts})
+        work.wait()
+        places = read_published(output, table).places
+    lost = [part for part in labelled if part not in places]
+    if lost:
+        raise OvssError(
+            f"{len(lost)} parts are in no file of {table}/, such as {lost[0]}; run the same command again"
+        )
+    output.remove_folder(PARTS)
+
+
 def _tidy(job: Job, manifest: Manifest, seconds: float) -> None:
     """Remove what nobody needs any more: rows that are merged, and halves of files from before this start."""
     output = job.output
     output.remove_folder(FRAGMENTS)
-    for name in foreign_files(output, manifest, job.table.name):
-        _LOG.warning("%s belongs to no part of the manifest; it is removed", name)
-        output.remove(name)
     for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS):
         output.remove_leftovers(folder, older_than_s=seconds)

@@ -20,6 +20,7 @@ def _documented(name: str, kind: pa.DataType, nullable: bool, meaning: str) -> p
 
 
 _SCORED = pa.list_(pa.struct([("index", pa.int32()), ("name", pa.string()), ("score", pa.float32())]))
+_WORDS = pa.list_(pa.string())
 _PRESENT = pa.list_(
     pa.struct(
         [
@@ -41,7 +42,7 @@ _REGIONS = pa.list_(
 )
 
 LABELS = _schema(
-    "labels/1",
+    "labels/2",
     [
         _documented("image_id", pa.string(), False, "stable name of the image, unique in the run"),
         _documented("uri", pa.string(), False, "where the image was read"),
@@ -51,15 +52,30 @@ LABELS = _schema(
             "mask",
             pa.binary(),
             False,
-            "PNG with one channel; a pixel's value is its class's position in the vocabulary; 8 bits up to 255 "
-            "classes, 16 above",
+            "PNG with one channel; a pixel's value is its class's position in the vocabulary, or 255 (65535 above 255 "
+            "classes) where it has no label; 8 bits up to 255 classes, 16 above",
         ),
+        _documented("words", _WORDS, False, "names of the classes in the mask, by pixels descending"),
         _documented(
             "present",
             _PRESENT,
             False,
             "classes in the mask, by pixels descending: share of the image's pixels in [0, 1], mean confidence "
             "over the class's pixels in [0, 1]",
+        ),
+        _documented(
+            "score", pa.float32(), True, "mean score of the winning class over all pixels, in [0, 1]"
+        ),
+        _documented(
+            "margin", pa.float32(), True, "mean of how far that is ahead of the second class's, in [0, 1]"
+        ),
+        _documented("sure", pa.float32(), True, "share of pixels whose margin is at least 0.2, in [0, 1]"),
+        _documented("ignored", pa.float32(), True, "share of pixels without a label, in [0, 1]"),
+        _documented(
+            "confidence",
+            pa.binary(),
+            True,
+            "with `--confidence pixel`: PNG with one channel of 8 bits, each pixel's margin times 255",
         ),
         _documented("kept", _SCORED, False, "vocabulary after redundancy purification, with scores"),
         _documented("removed", _SCORED, False, "classes removed as redundant, with scores"),
@@ -78,6 +94,18 @@ LABELS = _schema(
             "how each region of the image's region map voted: its number there, its pixels, the class that most of them "
             "had, and their share of the region in (0, 1]; null without a vote",
         ),
+        _documented(
+            "container",
+            pa.string(),
+            True,
+            "tar or parquet where the file at `uri` holds the image among others",
+        ),
+        _documented("member", pa.string(), True, "name of the image's file in a tar"),
+        _documented("offset", pa.int64(), True, "where its bytes begin in a tar that is not compressed"),
+        _documented("length", pa.int64(), True, "how many bytes of a tar they are"),
+        _documented("row_group", pa.int32(), True, "row group of a Parquet file that holds it"),
+        _documented("row", pa.int64(), True, "its row in that row group, from 0"),
+        _documented("image", pa.binary(), True, "with `--embed-images`: the image's file, as it was read"),
     ],
 )
 
@@ -130,8 +158,15 @@ of a part that was listed while it was read); each actor stage replaces the payl
 
 def result_type(schema: pa.Schema) -> pa.StructType:
     """Return the type of the column ``result``, which the last actor stage fills for one output table."""
-    return pa.struct([pa.field(entry.name, entry.type) for entry in schema if entry.name not in ROW_NAMES])
+    beside = (*ROW_NAMES, *LOCATION, IMAGE)
+    return pa.struct([pa.field(entry.name, entry.type) for entry in schema if entry.name not in beside])
 
 
 ROW_NAMES = ("image_id", "uri")
 """Columns that every output table begins with; they come from the carrier, not from the result."""
+
+LOCATION = ("container", "member", "offset", "length", "row_group", "row")
+"""Columns that say where in a larger file an image lies; they come from the manifest when a part is finished."""
+
+IMAGE, ORIGINAL = "image", "original"
+"""The column of the images' own bytes, and its name between stages, beside the payload that each stage replaces."""

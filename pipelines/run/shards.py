@@ -6,6 +6,7 @@ a whole becomes its last row, a failure with the shard's name; the images before
 """
 
 import io
+import json
 import logging
 from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from pipelines.run.manifest_files import ShardListing, part_name, read_part, wri
 from pipelines.run.schema import CARRIER
 from pipelines.run.state_files import DamagedFileError
 from pipelines.run.work_units import ShardTask
+from pipelines.sources.carried import read_beside
 from pipelines.sources.record import ImageRecord
 from pipelines.sources.tar_stream import ImageFields, TarEnd, TarImage, stream_tar
 from pipelines.storage import Folder, join_uri, open_storage, redact
@@ -193,7 +195,14 @@ class _Reading:
     def _record(self, image: TarImage) -> ImageRecord:
         image_id = f"{self.task.name}/{image.key}"
         return ImageRecord(
-            image_id, self.uri, "tar", path=self.path, offset=image.offset, length=image.length
+            image_id,
+            self.uri,
+            "tar",
+            path=self.path,
+            offset=image.offset,
+            length=image.length,
+            member=image.name,
+            carried=_carried(image),
         )
 
     def _content(self, image: TarImage) -> Content | None:
@@ -293,6 +302,11 @@ def shard_bytes(source: str, name: str) -> int | None:
     except (OSError, pa.ArrowException):
         return None
     return size
+
+
+def _carried(image: TarImage) -> str | None:
+    """Turn what was wanted of the image's sample into the text that its list keeps."""
+    return json.dumps(read_beside(image.beside)) if image.beside else None
 
 
 def _listed_ids(output: Folder, part: str) -> list[str] | None:

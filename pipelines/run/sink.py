@@ -1,13 +1,13 @@
-"""From rows to finished files: fragments as work comes in, one file a manifest part when all of it is there.
+"""From rows to finished parts: fragments as work comes in, one file a manifest part when all of it is there.
 
 A part's rows are merged in the order of the manifest; only then its marker under ``_done/`` is written, and only
-after that its fragments go. Whatever moment the run is killed at, the files that exist are whole, and say what is
+after that its fragments go. At the end parts are put together (`pipelines.run.publish`). Whatever moment the run is killed at, the files that exist are whole, and say what is
 missing. A marker holds the rows and bytes of its files, so that one that is cut or gone is found (`pipelines.run.verify`).
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,12 +18,14 @@ import pyarrow.compute as pc
 
 from pipelines.run.fragments import FRAGMENTS, encode_parquet, read_fragments, write_fragment
 from pipelines.run.manifest_files import read_part
-from pipelines.run.schema import FAILURES, ROW_NAMES
+from pipelines.run.publish import part_file, read_published, take_back
+from pipelines.run.schema import FAILURES, IMAGE, LOCATION, ORIGINAL, ROW_NAMES
 from pipelines.run.state_files import DamagedFileError, read_json, read_table, write_json
+from pipelines.sources.carried import CarriedColumns
 from pipelines.storage import Folder
 
 DONE = "_done"
-FAILED = "failures"
+FAILED = "_failures"
 _LOG = logging.getLogger(__name__)
 _MARKER: dict[str, type | tuple[type, ...]] = {
     "part": (str, int),
@@ -33,6 +35,13 @@ _MARKER: dict[str, type | tuple[type, ...]] = {
     "seconds": dict,
     "statistics": dict,
 }
+
+_HOLDERS = {
+    "container": ("tar", "parquet"),
+    **dict.fromkeys(("member", "offset", "length"), ("tar",)),
+    **dict.fromkeys(("row_group", "row"), ("parquet",)),
+}
+"""The containers in whose records each column of `LOCATION` says where an image lies."""
 
 Statistics = dict[str, Any]
 WRITTEN = pa.schema(
@@ -49,16 +58,25 @@ class OutputTable:
         name: Folder of the files, such as "labels".
         schema: Columns; the first are those of `ROW_NAMES`.
         summarize: Turns the rows of a part into statistics, JSON-ready.
+        carried: Columns at the end of the schema that come from the source when a part is finished.
     """
 
     name: str
     schema: pa.Schema
     summarize: Callable[[pa.Table], Statistics]
+    carried: CarriedColumns | None = None
 
     @property
     def schemas(self) -> dict[str, pa.Schema]:
-        """The schemas of both kinds of rows by the name of their folder."""
-        return {self.name: self.schema, FAILED: FAILURES}
+        """The schemas of both kinds of fragments by the name of their folder: what the manifest knows comes later."""
+        late = [*LOCATION, *(entry.name for entry in self.carried.fields)] if self.carried else LOCATION
+        stored = [entry for entry in self.schema if entry.name not in late]
+        return {self.name: pa.schema(stored, self.schema.metadata), FAILED: FAILURES}
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether the images' own bytes are stored."""
+        return IMAGE in self.schema.names
 
 
 class WriteFragments:
@@ -78,7 +96,7 @@ class WriteFragments:
         for part in sorted(set(batch["part"].to_pylist())):
             rows = batch.filter(pc.equal(batch["part"], part))
             failed = pc.is_valid(rows["failure"])
-            labelled = _unpack(rows.filter(pc.invert(failed)), "result", self.table.schema)
+            labelled = _unpack(rows.filter(pc.invert(failed)), "result", self.table.schemas[self.table.name])
             failures = _unpack(rows.filter(failed), "failure", FAILURES)
             write_fragment(self.output, part, {self.table.name: labelled, FAILED: failures}, _seconds(rows))
             counts = {"labelled": labelled.num_rows, "failed": failures.num_rows}
@@ -96,9 +114,10 @@ def merge_part(output_uri: str, part: str, table: OutputTable) -> dict[str, Any]
         DamagedFileError: The part's list of images cannot be read.
     """
     output = Folder(output_uri)
-    order = read_part(output, part, ["image_id"])["image_id"].to_pylist()
+    listed = read_part(output, part, None if _is_located(table.schema) else ["image_id"])
+    order = listed["image_id"].to_pylist()
     fragments = list(read_fragments(output, part, table.schemas))
-    labelled = _in_order(fragments, table.name, table.schema, order)
+    labelled = _in_order(fragments, table.name, table.schemas[table.name], order)
     got = set(labelled["image_id"].to_pylist())
     failed = _in_order(fragments, FAILED, FAILURES, [image_id for image_id in order if image_id not in got])
     strangers = {i for _, rows, _ in fragments for i in rows["image_id"].to_pylist()} - set(order)
@@ -113,6 +132,8 @@ def merge_part(output_uri: str, part: str, table: OutputTable) -> dict[str, Any]
     missing = len(order) - labelled.num_rows - failed.num_rows
     if missing:
         return {"part": part, "missing": missing}
+    if _is_located(table.schema):
+        labelled = _located(labelled, listed, table)
     files = {
         name: {"rows": rows.num_rows, "bytes": _publish(output, finished_file(name, part), rows)}
         for name, rows in ((table.name, labelled), (FAILED, failed))
@@ -138,8 +159,8 @@ def marker_file(part: str) -> str:
 
 
 def finished_file(table: str, part: str) -> str:
-    """Return the path of a part's finished rows."""
-    return f"{table}/{part}.parquet"
+    """Return the path of a part's finished rows: the failures', or the table's while they are not published."""
+    return f"{FAILED}/{part}.pq" if table == FAILED else part_file(part)
 
 
 def read_marker(output: Folder, part: str) -> dict[str, Any]:
@@ -157,15 +178,27 @@ def read_marker(output: Folder, part: str) -> dict[str, Any]:
     return marker
 
 
-def reopen_part(output: Folder, part: str, table: OutputTable, keep_failures: bool = False) -> None:
-    """Take back the marker of a finished part, so that what its files do not hold is done (again).
+def reopen_parts(
+    output: Folder, parts: Sequence[str], table: OutputTable, keep_failures: bool = False
+) -> None:
+    """Take back the markers of finished parts, so that what their files do not hold is done (again).
 
-    The rows go back to the fragments first, as far as they can be read; the finished files stay until the part is
-    finished anew.
+    Published files with their rows are taken apart, which leaves the other parts there finished. The rows go back to
+    the fragments then, as far as they can be read; the parts' files stay until they are finished anew.
 
     Args:
         keep_failures: Do not try the failed images again.
     """
+    if not parts:
+        return
+    published = read_published(output, table.name)
+    for name in sorted({published.places[part] for part in parts if part in published.places}):
+        take_back(output, table.schema, name, published.files[name])
+    for part in parts:
+        _reopen(output, part, table, keep_failures)
+
+
+def _reopen(output: Folder, part: str, table: OutputTable, keep_failures: bool) -> None:
     try:
         seconds = read_marker(output, part)["seconds"]
     except DamagedFileError:
@@ -192,10 +225,29 @@ def _publish(output: Folder, path: str, table: pa.Table) -> int:
     return len(data)
 
 
+def _is_located(schema: pa.Schema) -> bool:
+    return all(name in schema.names for name in LOCATION)
+
+
+def _located(rows: pa.Table, listed: pa.Table, table: OutputTable) -> pa.Table:
+    """Add where each image lies in a larger file, from the part's list, and what is carried of the source."""
+    schema = table.schema
+    place = {image_id: row for row, image_id in enumerate(listed["image_id"].to_pylist())}
+    mine = listed.take(np.array([place[image_id] for image_id in rows["image_id"].to_pylist()], np.int64))
+    for name in LOCATION:
+        inside = pc.is_in(mine["container"], pa.array(_HOLDERS[name]))
+        rows = rows.append_column(schema.field(name), pc.if_else(inside, mine[name], None))
+    if table.carried is not None:
+        for entry, values in zip(table.carried.fields, table.carried.read(mine.to_pylist()), strict=True):
+            rows = rows.append_column(entry, values)
+    return rows.select(schema.names).cast(schema)
+
+
 def _unpack(rows: pa.Table, payload: str, schema: pa.Schema) -> pa.Table:
     column = rows[payload].combine_chunks()
+    beside = {IMAGE: ORIGINAL, **{name: name for name in ROW_NAMES}}
     arrays = [
-        rows[entry.name] if entry.name in ROW_NAMES else pc.struct_field(column, entry.name)
+        rows[beside[entry.name]] if entry.name in beside else pc.struct_field(column, entry.name)
         for entry in schema
     ]
     return pa.table(arrays, schema=schema)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ovss_core.errors import OvssError
 from pipelines.run.manifest_files import Manifest
+from pipelines.run.publish import published_sizes
 from pipelines.run.record import SUMMARY
 from pipelines.run.sink import DONE, read_marker
 from pipelines.storage import Folder
@@ -47,6 +48,7 @@ def write_summary(output: Folder, manifest: Manifest, run: Mapping[str, Any]) ->
         "failed": totals["failed"],
         "files_passed_over": manifest.ignored,
         "parts": len(manifest.parts),
+        "files": published_sizes(output),
         "seconds_by_stage": {name: round(value, 3) for name, value in seconds.items()},
         "this_start": dict(run),
         "statistics": statistics,

@@ -22,8 +22,25 @@ from pipelines.run.manifest_files import (
     shard_file,
     shard_of,
 )
-from pipelines.run.record import CLEARING, RUN, SUMMARY, table_name
-from pipelines.run.sink import DONE, FAILED, OutputTable, finished_file, marker_file, read_marker, reopen_part
+from pipelines.run.publish import (
+    PARTS,
+    Published,
+    is_published_name,
+    published_sizes,
+    read_part_rows,
+    read_published,
+    take_back,
+)
+from pipelines.run.record import CLEARING, OLDER, RUN, SUMMARY, table_name
+from pipelines.run.sink import (
+    DONE,
+    FAILED,
+    OutputTable,
+    finished_file,
+    marker_file,
+    read_marker,
+    reopen_parts,
+)
 from pipelines.run.state_files import DamagedFileError, read_json, read_table
 from pipelines.storage import Folder
 from pipelines.transport.causes import one_line
@@ -42,15 +59,16 @@ def damaged_parts(
         content: Read every page of every file and compare the ids with the manifest's, too.
     """
     done = {name.removesuffix(".json") for name in output.names(DONE)}
+    published = read_published(output, table)
 
     def check(part: str) -> str | None:
         try:
-            check_part(output, part, table, manifest.parts[part])
+            check_part(output, part, table, published, manifest.parts[part])
         except DamagedFileError as error:
             return str(error)
         try:
             if content:
-                _check_content(output, part, table)
+                _check_content(output, part, table, published)
         except (
             DamagedFileError
         ) as error:  # the next start, which looks at sizes and footers, would not see it
@@ -65,25 +83,36 @@ def damaged_parts(
 
 
 def is_whole(output: Folder, manifest: Manifest, table: str) -> bool:
-    """Say whether every part is finished and its marker tells the truth."""
+    """Say whether every part is finished and published, and its marker tells the truth."""
     done = set(output.names(DONE))
     finished = not manifest.unlisted and all(f"{part}.json" in done for part in manifest.parts)
+    finished = finished and not output.names(PARTS) and not foreign_files(output, manifest, table)
     return finished and next(damaged_parts(output, manifest, table), None) is None
 
 
 def reopen_damaged(output: Folder, manifest: Manifest, table: OutputTable) -> list[str]:
     """Take back the markers that do not tell the truth; return their parts, which are to be done again."""
+    _take_back_unmarked(output, table)
     found = list(damaged_parts(output, manifest, table.name))
     for part, problem in found:
         _LOG.warning("%s; %s is done again as far as its files do not hold it", problem, part)
-        reopen_part(output, part, table, keep_failures=True)
+    reopen_parts(output, [part for part, _ in found], table, keep_failures=True)
     return [part for part, _ in found]
 
 
-def check_part(output: Folder, part: str, table: str, images: int | None = None) -> int:
+def _take_back_unmarked(output: Folder, table: OutputTable) -> None:
+    """Take published files apart that hold a part without a marker, such as one that somebody removed."""
+    done = {name.removesuffix(".json") for name in output.names(DONE)}
+    for name, held in read_published(output, table.name).files.items():
+        if not held.keys() <= done:
+            take_back(output, table.schema, name, held)
+
+
+def check_part(output: Folder, part: str, table: str, published: Published, images: int | None = None) -> int:
     """Check that a finished part's files hold what its marker says; return its number of images.
 
     Args:
+        published: What `read_published` found.
         images: Images of the part, where it is listed.
 
     Raises:
@@ -95,8 +124,12 @@ def check_part(output: Folder, part: str, table: str, images: int | None = None)
         raise DamagedFileError(output, marker_file(part), reason)
     files = marker.get("files") or {}
     sizes = {name: entry.get("bytes") for name, entry in files.items() if isinstance(entry, dict)}
-    for name, rows in ((table, marker["labelled"]), (FAILED, marker["failed"])):
-        _check_file(output, finished_file(name, part), rows, sizes.get(name))
+    if (found := published.rows_of(part)) is None:
+        _check_file(output, finished_file(table, part), marker["labelled"], sizes.get(table))
+    elif found != marker["labelled"]:
+        reason = f"it has {found} rows of {part} instead of {marker['labelled']}"
+        raise DamagedFileError(output, published.places[part], reason)
+    _check_file(output, finished_file(FAILED, part), marker["failed"], sizes.get(FAILED))
     counted: int = marker["images"]
     _check_file(output, part_file(part), counted, None)
     return counted
@@ -117,14 +150,18 @@ def _check_file(output: Folder, name: str, rows: int, size: int | None) -> None:
         raise DamagedFileError(output, name, f"it has {found} rows instead of {rows}")
 
 
-def _check_content(output: Folder, part: str, table: str) -> None:
+def _check_content(output: Folder, part: str, table: str, published: Published) -> None:
     ids: list[str] = []
     for name in (table, FAILED):
-        if file_info(output, finished_file(name, part)).is_file:
+        if name == table and part in published.places:
+            rows = read_part_rows(output, part, published)
+        elif file_info(output, finished_file(name, part)).is_file:
             rows = read_table(output, finished_file(name, part))
-            if "image_id" not in rows.column_names:
-                raise DamagedFileError(output, finished_file(name, part), "it has no column 'image_id'")
-            ids += rows["image_id"].to_pylist()
+        else:
+            continue
+        if "image_id" not in rows.column_names:
+            raise DamagedFileError(output, finished_file(name, part), "it has no column 'image_id'")
+        ids += rows["image_id"].to_pylist()
     listed = read_part(output, part)["image_id"].to_pylist()
     if len(set(listed)) != len(listed):
         raise DamagedFileError(output, part_file(part), "an image comes twice")
@@ -166,12 +203,21 @@ def footer_rows(output: Folder, name: str) -> int:
 
 
 def foreign_files(output: Folder, manifest: Manifest, table: str) -> list[str]:
-    """Return files named like parts that no part of the manifest has; readers of the folder would take their rows."""
+    """Return files named like a run's that hold nothing of it; readers of the folder would take their rows."""
+    published = read_published(output, table)
     return [
-        f"{folder}/{name}"
-        for folder, ending in ((table, ".parquet"), (FAILED, ".parquet"), (DONE, ".json"))
-        for name in output.names(folder)
-        if _is_foreign(name.removesuffix(ending), manifest)
+        *(
+            f"{table}/{name}"
+            for name in output.names(table)
+            if f"{table}/{name}" not in published.files
+            and (is_published_name(table, name) or PART.fullmatch(name.removesuffix(".parquet")))
+        ),
+        *(
+            f"{folder}/{name}"
+            for folder, ending in ((FAILED, ".pq"), (DONE, ".json"))
+            for name in output.names(folder)
+            if _is_foreign(name.removesuffix(ending), manifest)
+        ),
     ]
 
 
@@ -205,9 +251,14 @@ def verify_output(output: Folder, content: bool = False) -> Verdict:
     Raises:
         StorageError: There is no output of a run.
     """
-    if not any(output.exists(name) for name in (RUN, COMPLETE, CLEARING)):
+    if not any(output.exists(name) for name in (RUN, COMPLETE, OLDER, CLEARING)):
         raise StorageError(f"{output.public_uri} is no output of ovss: there is neither {RUN} nor {COMPLETE}")
     verdict = Verdict()
+    if output.exists(OLDER) and not output.exists(CLEARING):
+        verdict.problems.append(
+            "an older version of ovss wrote this, in another layout; only that version verifies it"
+        )
+        return verdict
     if output.exists(CLEARING):
         verdict.problems.append(
             "an --overwrite was cut short while it removed this run; the next start ends that and begins anew"
@@ -223,9 +274,13 @@ def verify_output(output: Folder, content: bool = False) -> Verdict:
     for part, problem in damaged_parts(output, manifest, table, content):
         verdict.problems.append(f"{part}: {problem}")
     _count(output, manifest, verdict)
+    damaged = read_published(output, table).damaged
     verdict.problems += [
-        f"{name} belongs to no part of the manifest" for name in foreign_files(output, manifest, table)
+        f"{name} belongs to no part of the manifest"
+        for name in foreign_files(output, manifest, table)
+        if name not in damaged
     ]
+    verdict.problems += damaged.values()
     return verdict
 
 
@@ -249,8 +304,28 @@ def _count(output: Folder, manifest: Manifest, verdict: Verdict) -> None:
                 continue  # is among the problems
             verdict.labelled += marker["labelled"]
             verdict.failed += marker["failed"]
+    if not open_parts and (hidden := output.names(PARTS)):
+        told = f"{len(hidden)} parts are not put together in files for readers yet, such as {hidden[0]}"
+        verdict.problems.append(f"the run is not finished: {told}")
+    if not open_parts and not manifest.unlisted:
+        verdict.problems += _changed_files(output)
     if not open_parts and not manifest.unlisted and not verdict.problems:
         verdict.problems += _summary_problems(output, verdict)
+
+
+def _changed_files(output: Folder) -> list[str]:
+    """Name the published files that are gone or of another size than when the run ended."""
+    with suppress(DamagedFileError):
+        written = read_json(output, SUMMARY, {"files": dict})["files"]
+        there = published_sizes(output)
+        return [
+            f"{name} is gone"
+            if name not in there
+            else f"{name} has {there[name]:,} bytes instead of {size:,}"
+            for name, size in written.items()
+            if there.get(name) != size
+        ]
+    return []
 
 
 def _summary_problems(output: Folder, verdict: Verdict) -> list[str]:

@@ -138,6 +138,10 @@ class ParquetSource:
         if not found:
             raise StorageError(f"no readable Parquet file in {redact(self.pattern)}: {reason}")
 
+    def column_type(self, name: str) -> pa.DataType | None:
+        """Return the type of a column; None where the first readable files have none of that name."""
+        return next((kind for schema in self._some_schemas() for kind in _types(name, [schema])), None)
+
     @property
     def uri(self) -> str:
         """The root that opens the file system of the records' paths."""

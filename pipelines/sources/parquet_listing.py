@@ -188,7 +188,10 @@ class FileListing:
             return cell, place
         if address is not None and has_secrets(address):  # the address stays in the table
             return replace(cell, uri=redact(address)), place
-        return self._address_record(image_id, address), place
+        found = self._address_record(image_id, address)
+        if found.container == "broken":
+            return found, place
+        return replace(found, member=self._path, row_group=group.number, row=row), place
 
     def _address_record(self, image_id: str, address: str | None) -> ImageRecord:
         if address is None or not address.strip():

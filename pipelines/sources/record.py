@@ -17,6 +17,8 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("uri", pa.string(), nullable=False),
         pa.field("container", pa.string(), nullable=False),
         pa.field("path", pa.string()),
+        pa.field("member", pa.string()),
+        pa.field("carried", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
         pa.field("row_group", pa.int32()),
@@ -42,6 +44,9 @@ class ImageRecord:
             row), or a word that the source's own fetcher understands.
         path: Path inside the source's file system; for "uri" the address to open.
         annotation: Address of a reference mask, for evaluations.
+        member: Name of the image's file in a tar; where a table names the image's address, that table's path, and
+            `row_group` and `row` are the image's there.
+        carried: What lies beside the image in a tar and is wanted, as a JSON object (`pipelines.sources.carried`).
     """
 
     image_id: str
@@ -54,6 +59,8 @@ class ImageRecord:
     row: int | None = None
     annotation: str | None = None
     reason: str | None = None
+    member: str | None = None
+    carried: str | None = None
 
     def __post_init__(self) -> None:
         if self.reason:  # it may be a library's, which repeats addresses

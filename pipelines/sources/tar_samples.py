@@ -19,9 +19,11 @@ class ImageFields:
     Attributes:
         names: Fields by name, in lower case, such as "jpg" or "image.png"; empty for the extension of an image
             right behind the key, which passes over ``x.mask.png`` and the like.
+        beside: Fields whose bytes are wanted with the picture, such as "json" and "txt".
     """
 
     names: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str | None) -> "ImageFields":

@@ -2,19 +2,21 @@
 
 import posixpath
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import BinaryIO
 
 from pipelines.sources.tar_bytes import DamagedShardError, ShardBytes
 from pipelines.sources.tar_faults import Notes, cut_short, shown
-from pipelines.sources.tar_samples import ImageFields, Samples
+from pipelines.sources.tar_samples import ImageFields, Samples, split_member
 from pipelines.sources.tar_sparse import expand
 from pipelines.sources.tar_walk import Member, TarWalk
 
 __all__ = ["ImageFields", "TarEnd", "TarImage", "stream_tar"]
 
 _KEPT_BYTES = 1 << 25
+_FIELD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class TarImage:
         length: Bytes of the image.
         data: Its bytes; None where they were not wanted or cannot be had.
         problem: Why it cannot be had.
+        beside: Bytes of the sample's other fields that were asked for, by field.
     """
 
     key: str
@@ -38,6 +41,7 @@ class TarImage:
     length: int
     data: bytes | None
     problem: str | None = None
+    beside: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +89,15 @@ def stream_tar(
     try:
         source = ShardBytes(stream)
         shard = _Shard(source, samples, max_bytes, wanted)
-        for member in TarWalk(source, notes).members():
-            for image in shard.images(member):
-                images += 1
-                yield image
+        members = TarWalk(source, notes).members()
+        found = (
+            _with_fields(shard, members, fields.beside)
+            if fields.beside
+            else chain.from_iterable(map(shard.images, members))
+        )
+        for image in found:
+            images += 1
+            yield image
         if fault := samples.fault():
             notes.add(fault)
     except DamagedShardError as error:
@@ -97,6 +106,39 @@ def stream_tar(
         images += 1
         yield image
     yield TarEnd(images, samples.ignored, notes.summary())
+
+
+def _with_fields(shard: "_Shard", members: Iterator[Member], wanted: Sequence[str]) -> Iterator[TarImage]:
+    """Yield the images of members, each as soon as its sample ends, with the sample's wanted fields.
+
+    Raises:
+        DamagedShardError: The shard cannot be read on; what was held back came before.
+    """
+    held: list[TarImage] = []
+    beside: dict[str, bytes] = {}
+    current: str | None = None
+
+    def release() -> Iterator[TarImage]:
+        for image in held:
+            parts = split_member(image.name)
+            mine = parts is not None and parts[0] == current
+            yield replace(image, beside=dict(beside)) if mine else image
+        held.clear()
+        beside.clear()
+
+    try:
+        for member in members:
+            parts = split_member(member.name)
+            if parts is not None and parts[0] != current:
+                yield from release()
+                current = parts[0]
+            held.extend(shard.images(member))
+            if parts is not None and parts[1] in wanted and (data := shard.field(member)) is not None:
+                beside[parts[1]] = data
+    except DamagedShardError:
+        yield from release()
+        raise
+    yield from release()
 
 
 _Named = tuple[str | None, Member]
@@ -136,6 +178,21 @@ class _Shard:
         for image_key, entry in named:
             if image_key is not None:
                 yield self._image(image_key, entry.name, file, data)
+
+    def field(self, member: Member) -> bytes | None:
+        """Return the bytes of a small file at hand, after `images` of it; None for links and what is too large."""
+        if (
+            member.target is not None
+            or member.problem
+            or member.sparse is not None
+            or member.size > _FIELD_BYTES
+        ):
+            return None
+        if not self._source.seekable:
+            return self._kept.get(member.offset)
+        self._source.move_to(member.offset)
+        data = self._source.read(member.stored)
+        return data if len(data) == member.stored else None
 
     def dangling(self) -> Iterator[TarImage]:
         """Yield the links that point to nothing in the shard, as problems."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from ovss_core.engine import labels
 from ovss_core.engine.labels import Labels, PhraseRule, label_by_probability, label_by_purified_maps
 from ovss_core.images.stitch import Stitcher
 from ovss_core.images.windows import WindowLayout
+from ovss_core.results import SURE_MARGIN
 from tests import oracles
 
 PHRASE_CLASS = [0, 0, 1, 2, 2, 2, 3, 4]
@@ -223,3 +226,113 @@ def test_a_pixel_that_nobody_claims_is_not_renamed() -> None:
     edits = _edits(stitcher).of_images(slice(0, 1))
     found = label_by_purified_maps(tiled, torch.tensor([[0, 1, 2]]), 3, None, stitcher, edits)
     assert (found.label_maps == 0).all()
+
+
+def _assert_margins(
+    found: Labels,
+    image: int,
+    size: tuple[int, int],
+    best: np.ndarray,
+    second: np.ndarray,
+    labels_: np.ndarray,
+) -> None:
+    """Compare with the winning and the second score of every pixel, [height, width]."""
+    height, width = size
+    assert found.margins is not None
+    assert found.margins.pictures is not None
+    margin = best - second
+    picture = found.margins.pictures[image, :height, :width].numpy()
+    np.testing.assert_allclose(picture / 255, margin, atol=0.5 / 255 + 1e-5)
+    np.testing.assert_allclose(float(found.margins.scores[image]), best.sum(), rtol=1e-5)
+    np.testing.assert_allclose(float(found.margins.sums[image]), margin.sum(), rtol=1e-4)
+    near = np.abs(margin - SURE_MARGIN) < 1e-5
+    assert abs(int(found.margins.sure[image]) - int((margin >= SURE_MARGIN).sum())) <= near.sum()
+    ignored = found.label_maps[image, :height, :width].numpy() == 255
+    assert np.array_equal(ignored, picture < 0.1 * 255)
+    for index in range(found.pixels.shape[1]):
+        assert int(found.pixels[image, index]) == ((labels_ == index) & ~ignored).sum()
+
+
+UNSURE = LabelConfig(confidence="pixel", min_confidence=0.1, logit_scale=30.0)
+
+
+@pytest.mark.parametrize("background", [None, 0])
+def test_the_margin_of_a_pixel_is_how_far_its_class_is_ahead_of_the_second_one(
+    background: int | None,
+) -> None:
+    stitcher = _stitcher(SIZES)
+    classes = torch.tensor([[1, 4, 5], [2, 6, -1], [3, -1, -1]])
+    tiled = 0.8 * _purified(stitcher, 3)
+    found = label_by_purified_maps(tiled, classes, 7, background, stitcher, config=UNSURE)
+    stitched = stitcher.stitch(tiled).double().numpy()
+    for image, (height, width) in enumerate(SIZES):
+        kept = [index for index in classes[image].tolist() if index >= 0]
+        scores = stitched[image, : len(kept), :height, :width]
+        if background is not None:
+            scores = np.concatenate([1 - scores.max(0, keepdims=True), scores])
+            kept = [background, *kept]
+        ranked = np.sort(np.concatenate([np.zeros_like(scores[:1]), scores]), axis=0)
+        _assert_margins(
+            found, image, (height, width), ranked[-1], ranked[-2], np.array(kept)[scores.argmax(0)]
+        )
+
+
+def test_a_group_that_was_settled_counts_as_one_class_for_the_margin() -> None:
+    stitcher = _stitcher(SIZES)
+    tiled, classes = _purified(stitcher, 3), torch.tensor([[0, 1, 2]] * 3)
+    boxes = np.array([[[3, 2, 30, 25], [0, 0, 20, 30], [0, 0, 0, 0]]])
+    edits = LabelEdits(boxes, torch.from_numpy(boxes), torch.tensor([[[2, 1, 2], [0, 0, 2], [0, 1, 2]]]))
+    found = label_by_purified_maps(tiled, classes, 3, None, stitcher, edits, UNSURE)
+    groups = [(0, 2, 2), (0, 1, 0), (0, 0, 0)]
+    stitched = stitcher.stitch(tiled).double().numpy()
+    for image, (height, width) in enumerate(SIZES):
+        scores = stitched[image, :, :height, :width]
+        best, second, label = scores.max(0), np.zeros((height, width)), scores.argmax(0)
+        x0, y0, x1, y1 = boxes[0, image]
+        first, other, winner = groups[image]
+        for y in range(height):
+            for x in range(width):
+                taken = {int(label[y, x])}
+                if y0 <= y < y1 and x0 <= x < x1 and label[y, x] in (first, other):
+                    taken, label[y, x] = {first, other}, winner
+                second[y, x] = max((scores[k, y, x] for k in range(3) if k not in taken), default=0.0)
+        _assert_margins(found, image, (height, width), best, second, label)
+
+
+@pytest.mark.parametrize("min_area", [None, 0.15])
+def test_synonyms_of_the_winner_are_no_second_class(min_area: float | None) -> None:
+    stitcher, rule = _stitcher(SIZES), _rule()
+    config = replace(UNSURE, min_area=min_area)
+    found = label_by_probability(10 * _cosines(stitcher), rule, stitcher, config)
+    plain = label_by_probability(
+        10 * _cosines(stitcher), rule, stitcher, LabelConfig(logit_scale=30.0, min_area=min_area)
+    )
+    logits = 30.0 * stitcher.stitch(10 * _cosines(stitcher)).double().numpy()
+    for image, (height, width) in enumerate(SIZES):
+        each = logits[image, :, :height, :width]
+        probability = np.exp(each - each.max(0)) / np.exp(each - each.max(0)).sum(0)
+        by_class = np.stack([probability[np.array(PHRASE_CLASS) == k].max(0) for k in range(5)])
+        label = plain.label_maps[image, :height, :width].numpy()
+        assert plain.margins is not None
+        assert plain.margins.pictures is None
+        candidates = np.arange(5) if min_area is None else np.unique(label)
+        allowed = by_class[candidates]
+        place = np.searchsorted(candidates, label)[None]
+        best = np.take_along_axis(allowed, place, 0)[0]
+        np.put_along_axis(allowed, place, 0, 0)
+        _assert_margins(found, image, (height, width), best, allowed.max(0), label)
+
+
+def test_margins_do_not_depend_on_strips_and_cost_nothing_where_they_are_not_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stitcher = _stitcher(SIZES)
+    tiled, classes = _purified(stitcher, 3), torch.tensor([[0, 1, 2]] * 3)
+    whole = label_by_purified_maps(tiled, classes, 3, None, stitcher, _edits(stitcher), UNSURE)
+    assert label_by_purified_maps(tiled, classes, 3, None, stitcher).margins is None
+    monkeypatch.setattr(labels, "CPU_BUDGET", 3 * 3 * 60 * 7)
+    parts = label_by_purified_maps(tiled, classes, 3, None, stitcher, _edits(stitcher), UNSURE)
+    assert whole.margins is not None
+    assert parts.margins is not None
+    for found, expected in zip(parts.margins.tensors(), whole.margins.tensors(), strict=True):
+        torch.testing.assert_close(found, expected)

@@ -75,7 +75,7 @@ def _check_run(job: Job) -> None:
     """Run a job: each image that is listed has one row, and each failure one line that says why."""
     _start(job)
     require(not (problems := verify_output(job.output, content=True).problems), f"{problems[:3]}")
-    for row in rows_of(job.output, "failures"):
+    for row in rows_of(job.output, "_failures"):
         reason = row["reason"]
         short = 0 < len(reason) <= _LONGEST_REASON and reason.isprintable()
         require(short, f"the reason is no short line: {reason[:300]!r}")

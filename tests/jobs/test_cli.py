@@ -177,7 +177,7 @@ def test_the_command_labels_and_reports(
     assert cli.main(flags.split()) == 0
     printed = capsys.readouterr()
     assert "2 images: 1 labelled, 1 failed" in printed.out
-    assert f"{output}/failures" in printed.out
+    assert f"{output}/_failures" in printed.out
     assert "2 of 2 images (100 %)" in printed.err
 
     (images / "a.jpg").unlink()

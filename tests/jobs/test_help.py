@@ -16,6 +16,7 @@ from jobs.parser import HELP_SECTION, CommandParser
 from ovss_core import config
 from ovss_core.config import SegmenterConfig
 from pipelines.evaluate.options import PairOptions
+from pipelines.label.options import OutputOptions
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 
 COMMANDS = sorted(cli.COMMANDS)
@@ -105,6 +106,7 @@ def test_literals_of_the_settings_are_choices_of_their_flags() -> None:
         "purify": config.PurificationMethod,
         "variant": config.PurificationVariant,
         "labels.background": config.Background,
+        "confidence": config.ConfidenceDetail,
         "purification.thresholds": config.Thresholds,
         "sfp.variant": config.SfpVariant,
         "sfp.outlier_rule": config.OutlierRule,
@@ -116,9 +118,10 @@ def test_literals_of_the_settings_are_choices_of_their_flags() -> None:
 
 def test_every_setting_is_a_flag_of_its_job() -> None:
     label = {flag.dest for flag in parser_of("label").settings}
-    for kind in (SourceOptions, RunOptions, PoolOptions):
+    for kind in (SourceOptions, RunOptions, PoolOptions, OutputOptions):
         assert {entry.name for entry in fields(kind)} <= label
     groups = {name: hint for name, hint in get_type_hints(SegmenterConfig).items() if name != "model"}
+    label |= {f"labels.{name}" for name in ("confidence", "min_confidence") if name in label}
     for prefix in ("windows", "sfp", "labels"):
         assert {f"{prefix}.{entry.name}" for entry in fields(groups[prefix])} <= label
     assert {entry.name for entry in fields(PairOptions)} <= {

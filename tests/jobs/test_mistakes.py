@@ -187,7 +187,7 @@ def test_whatever_is_typed_gives_values_or_one_line(words: list[str]) -> None:
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_every_flag_of_every_command_refuses_nonsense_in_one_line(command: str) -> None:
     parser = import_module(cli.COMMANDS[command][0]).build_parser()
-    required = [f"{flag.option}=1" for flag in parser.settings if flag.required]
+    required = [f"{flag.option}={(*flag.choices, 1)[0]}" for flag in parser.settings if flag.required]
     for flag in parser.settings:
         if flag.switch or flag.kinds[0] in (str, Path):
             continue

@@ -11,6 +11,7 @@ from pipelines.run.ledger import AttemptRecord
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.manifest_files import Manifest
 from pipelines.run.progress import ProgressReport
+from pipelines.run.publish import publish
 from pipelines.run.reading import ReadImages
 from pipelines.run.record import check_identity, remove_run, write_run
 from pipelines.run.retry import reopen_failed
@@ -38,6 +39,7 @@ class PlainExecution:
             fields=getattr(job.source, "fields", None),
             shard_size=job.shard_size,
             ledger=self.record,
+            keep_images=job.table.keeps_images,
         )
         for row in pack_units(units):
             yield from reader.read(pa.Table.from_pylist([row]))
@@ -55,6 +57,9 @@ class PlainExecution:
 
     def merge(self, part: str) -> None:
         merge_part(self.job.output.uri, part, self.job.table)
+
+    def publish(self, number: int, parts: Mapping[str, int]) -> None:
+        publish(self.job.output.uri, self.job.table.name, self.job.table.schema, number, parts)
 
     def wait(self) -> None:
         pass

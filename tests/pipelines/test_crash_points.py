@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from ovss_core.errors import OvssError, StorageError
@@ -57,7 +58,8 @@ def folder_job(folder: Path, output: Path) -> Job:
 
 
 def shards_job(folder: Path, output: Path) -> Job:
-    return replace(mean_job(str(output), WebDatasetSource(str(folder))), shard_size=3, fragment_rows=2)
+    job = mean_job(str(output), WebDatasetSource(str(folder)))
+    return replace(job, shard_size=3, fragment_rows=2, file_bytes=1)  # each part gets a file of its own
 
 
 def make_input(kind: str, folder: Path) -> Callable[[Path, Path], Job]:
@@ -75,10 +77,17 @@ def make_input(kind: str, folder: Path) -> Callable[[Path, Path], Job]:
 def assert_whole(job: Job) -> None:
     summary = json.loads(job.output.read("summary.json"))
     assert (summary["images"], summary["labelled"], summary["failed"]) == (6, 5, 1)
-    rows = [row["image_id"] for table in ("means", "failures") for row in rows_of(job.output, table)]
+    rows = [row["image_id"] for table in ("means", "_failures") for row in rows_of(job.output, table)]
     assert len(rows) == len(set(rows)) == 6
     assert verify_output(job.output, content=True).problems == []
     assert not job.output.exists("_fragments")
+
+
+def assert_no_row_twice(output: Path) -> None:
+    """Read as somebody who knows nothing of runs: whatever Parquet files there are below the output."""
+    files = sorted(output.rglob("*.parquet"))
+    ids = [row["image_id"] for file in files for row in pq.read_table(file).to_pylist()]
+    assert len(ids) == len(set(ids))
 
 
 def crash_everywhere(
@@ -105,6 +114,7 @@ def crash_everywhere(
                 begin(job)
             if not clock.dead:
                 return deadly - 1
+        assert_no_row_twice(output)
         run_plain(job)
         assert_whole(job)
 

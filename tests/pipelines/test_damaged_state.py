@@ -66,7 +66,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, Pat
         run_plain(build(root / kind, root / f"{kind}-finished"))
         with pytest.raises(Killed):
             run_plain(build(root / kind, root / f"{kind}-interrupted"), execution=KilledLate)
-        assert list((root / f"{kind}-interrupted/_fragments").rglob("*.parquet"))
+        assert list((root / f"{kind}-interrupted/_fragments").rglob("*.pq"))
 
     def copy(kind: str, state: str, output: Path) -> Job:
         shutil.copytree(root / f"{kind}-{state}", output)
@@ -110,9 +110,9 @@ def test_a_list_in_the_place_of_another_is_found_out(
     names = [
         name
         for name in state_files(Path(outputs("folder", state, tmp_path / "names").output.uri))
-        if name.endswith(".parquet")
+        if name.endswith((".parquet", ".pq"))
     ]
-    lists = [name for name in names if name.startswith("manifest")]
+    lists = [name for name in names if name.startswith("_manifest")]
     pairs = [(name, other) for name in lists for other in names if other != name]
     assert len(pairs) > 5
     for number, (name, other) in enumerate(pairs):
@@ -124,11 +124,11 @@ def test_a_list_in_the_place_of_another_is_found_out(
 @pytest.mark.parametrize(
     ("output", "name", "before", "after"),
     [
-        ("shards finished", "manifest/complete.json", b"a.tar", b"c.tar"),
-        ("shards interrupted", "manifest/complete.json", b"a.tar", b"c.tar"),
-        ("shards interrupted", "manifest/complete.json", b'"streamed": true', b'"streamed": false'),
-        ("folder finished", "manifest/complete.json", b'"part-00001"', b'"part-00007"'),
-        ("shards finished", "manifest/shard-00000.json", b'"0": 3', b'"2": 3'),
+        ("shards finished", "_manifest/complete.json", b"a.tar", b"c.tar"),
+        ("shards interrupted", "_manifest/complete.json", b"a.tar", b"c.tar"),
+        ("shards interrupted", "_manifest/complete.json", b'"streamed": true', b'"streamed": false'),
+        ("folder finished", "_manifest/complete.json", b'"part-00001"', b'"part-00007"'),
+        ("shards finished", "_manifest/shard-00000.json", b'"0": 3', b'"2": 3'),
         ("shards finished", "_done/part-00000-00000.json", b'"labelled": 3', b'"labelled": 7'),
         ("folder finished", "_done/part-00000.json", b'"rows": 3', b'"rows": 1'),
         ("folder interrupted", "run.json", b'"job": "means"', b'"job": "beans"'),
@@ -165,7 +165,7 @@ def test_any_two_files_that_are_damaged_are_made_good_or_named(
         for name in pair:
             DAMAGES[damage](tmp_path / f"{number}" / name)
         refusal = start(job)
-        if pair == ("manifest/complete.json", "run.json"):
+        if pair == ("_manifest/complete.json", "run.json"):
             assert refusal is not None
             assert "run.json" in refusal
             assert "--overwrite" in refusal
@@ -180,7 +180,7 @@ def test_an_output_whose_settings_nothing_tells_any_more_is_refused_in_one_line_
     outputs: Callable[[str, str, Path], Job], tmp_path: Path, kind: str, damage: str
 ) -> None:
     job = outputs(kind, "finished", tmp_path / "out")
-    for name in ("run.json", "manifest/complete.json"):
+    for name in ("run.json", "_manifest/complete.json"):
         DAMAGES[damage](tmp_path / "out" / name)
     before = {name: (tmp_path / "out" / name).read_bytes() for name in state_files(tmp_path / "out")}
     refusal = start(job)
@@ -217,7 +217,7 @@ def test_verify_finds_every_damage_and_says_nothing_of_a_whole_output(
 
 def test_verify_reads_everything_on_demand(outputs: Callable[[str, str, Path], Job], tmp_path: Path) -> None:
     job = outputs("folder", "finished", tmp_path / "out")
-    path = tmp_path / "out/means/part-00000.parquet"
+    path = tmp_path / "out/means/means-00000.parquet"
     table = pq.read_table(path)
     place = path.read_bytes().index(table["image_id"][0].as_py().encode())
     data = bytearray(path.read_bytes())
@@ -225,7 +225,7 @@ def test_verify_reads_everything_on_demand(outputs: Callable[[str, str, Path], J
     path.write_bytes(bytes(data))
     assert verify_output(job.output).problems == []
     [problem] = verify_output(job.output, content=True).problems
-    assert "means/part-00000.parquet" in problem
+    assert "means/means-00000.parquet" in problem
     assert problem.endswith("; remove _done/part-00000.json, and the same command does the part again")
     (tmp_path / "out/_done/part-00000.json").unlink()
     assert start(job) is None
@@ -245,10 +245,10 @@ def test_files_of_no_part_are_named_and_removed(
     outputs: Callable[[str, str, Path], Job], tmp_path: Path
 ) -> None:
     job = outputs("folder", "finished", tmp_path / "out")
-    shutil.copy(tmp_path / "out/means/part-00000.parquet", tmp_path / "out/means/part-00099.parquet")
+    shutil.copy(tmp_path / "out/means/means-00000.parquet", tmp_path / "out/means/means-00099.parquet")
     (tmp_path / "out/means/mine.parquet").write_bytes(other_table())
     [problem] = verify_output(job.output).problems
-    assert problem == "means/part-00099.parquet belongs to no part of the manifest"
+    assert problem == "means/means-00099.parquet belongs to no part of the manifest"
     (tmp_path / "out/means/mine.parquet").unlink()
     run_plain(job)
     assert_whole(job)
@@ -260,7 +260,7 @@ def test_a_damaged_list_keeps_the_rows_of_images_that_the_source_has_lost(
     job = outputs("folder", "finished", tmp_path / "out")
     shutil.copytree(job.source.uri, tmp_path / "in")
     (tmp_path / "in/000.jpg").unlink()
-    (tmp_path / "out/manifest/part-00000.parquet").write_bytes(b"")
+    (tmp_path / "out/_manifest/part-00000.pq").write_bytes(b"")
     from tests.pipelines.test_crash_points import folder_job
 
     moved = folder_job(tmp_path / "in", tmp_path / "out")
@@ -282,7 +282,7 @@ def test_an_older_marker_without_sizes_is_checked_by_its_footer(
         del marker["files"], marker["checksum"]
         path.write_text(json.dumps(marker))
     run_plain(job)
-    path = tmp_path / "out/means/part-00000.parquet"
+    path = tmp_path / "out/means/means-00000.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
     run_plain(job)
     assert_whole(job)

@@ -122,7 +122,7 @@ def test_unusable_pairs_become_failures_and_a_second_run_does_nothing_anew(pairs
     assert (report["measured"], report["failed"]) == (3, 5)
     reasons = {
         row["image_id"]: row["reason"]
-        for file in (pairs / "out" / "failures").glob("*.parquet")
+        for file in (pairs / "out" / "_failures").glob("*.pq")
         for row in pq.read_table(file).to_pylist()
     }
     assert set(reasons) == {f"{number}.jpg" for number in range(1, 6)}

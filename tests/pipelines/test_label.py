@@ -98,7 +98,7 @@ def test_a_folder_with_every_kind_of_bad_file_is_labelled_and_the_rest_of_the_li
     assert (summary["images"], summary["labelled"], summary["failed"]) == (16, 12, 4)
     assert summary == json.loads((output / "summary.json").read_text())
     rows = labels(output)
-    failures = [row for file in (output / "failures").iterdir() for row in pq.read_table(file).to_pylist()]
+    failures = [row for file in (output / "_failures").iterdir() for row in pq.read_table(file).to_pylist()]
     assert {row["image_id"] for row in failures} == bad
     assert {row["stage"] for row in failures} == {"decode"}
     assert rows.keys() | bad == {str(path.relative_to(images)) for path in images.rglob("*.*")}
@@ -107,9 +107,9 @@ def test_a_folder_with_every_kind_of_bad_file_is_labelled_and_the_rest_of_the_li
     for name in ("0001.jpg", "below/0002.jpg", "sixteen_bits.png", "mislabelled.jpg"):
         expected = segmenter.segment(images / name).label_map
         np.testing.assert_array_equal(decode_mask(rows[name]["mask"]), expected)  # type: ignore[arg-type]
-    page = (output / "previews/index.html").read_text()
+    page = (output / "_previews/index.html").read_text()
     assert "<b>grass</b>" not in page
-    assert sorted(path.name for path in (output / "previews").iterdir())[:2] == [
+    assert sorted(path.name for path in (output / "_previews").iterdir())[:2] == [
         "00000-image.png",
         "00000-mask.png",
     ]
@@ -139,8 +139,8 @@ def test_a_folder_with_every_kind_of_bad_file_is_labelled_and_the_rest_of_the_li
     assert replaced["labelled"] == 3
     assert len(labels(output)) == 3
     assert (output / "mine.txt").exists()
-    assert not (output / "failures").exists()
-    assert not (output / "previews").exists()
+    assert not (output / "_failures").exists()
+    assert not (output / "_previews").exists()
 
 
 def test_parquet_and_webdataset_and_a_vocabulary_above_255_classes(ray_session: None, tmp_path: Path) -> None:
@@ -196,10 +196,10 @@ def test_input_and_output_may_lie_in_an_object_store(ray_session: None, bucket: 
     work = job(uri.format("in"), output.uri, run=RunOptions(output.uri, shard_size=4, previews=2))
     summary = run_label(work)
     assert (summary["labelled"], summary["failed"]) == (6, 1)
-    table = pq.read_table(pa.BufferReader(output.read("labels/part-00000.parquet")))
+    table = pq.read_table(pa.BufferReader(output.read("labels/labels-00000.parquet")))
     assert table["uri"].to_pylist()[0] == "s3://corpus/in/a%20b/0.jpg"
     assert "secret" not in output.read("run.json").decode()
-    assert output.exists("previews/index.html")
+    assert output.exists("_previews/index.html")
     output.remove("_done/part-00001.json")
     assert run_label(work)["this_start"]["images"] == 3
 

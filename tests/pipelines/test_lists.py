@@ -110,7 +110,7 @@ def test_secrets_of_listed_addresses_stay_in_the_list(tmp_path: Path, server: Lo
     plain = f"http://{server.host}/good"
     assert read(source, tmp_path / "out") == dict.fromkeys((plain, f"{plain}#2", f"{plain}#3"), BODY)
     assert "/good?sig=S2GN" in server.targets
-    for part in (tmp_path / "out/manifest").glob("*.parquet"):
+    for part in (tmp_path / "out/_manifest").glob("*.pq"):
         told = str(pq.read_table(part).to_pylist())
         assert not any(secret in told for secret in ("S3CR3T", "S1GN", "S2GN", "T0KEN"))
     path.write_text(path.read_text().replace("S2GN", "S4GN"))
@@ -132,7 +132,7 @@ def test_images_written_into_a_list_are_decoded_and_never_repeated(tmp_path: Pat
         "DATA:image/jpeg;base64": BODY[: len(base64.b64decode(encoded[:-4]))],
         "data:": "a data: address without base64; ovss takes data:image/...;base64 or bytes",
     }
-    for part in (tmp_path / "out/manifest").glob("*.parquet"):
+    for part in (tmp_path / "out/_manifest").glob("*.pq"):
         assert encoded[:12] not in str(pq.read_table(part).to_pylist())
 
 
@@ -145,9 +145,7 @@ def test_secrets_of_addresses_in_a_table_stay_in_the_table(tmp_path: Path, serve
             parquet=str(tmp_path / "t.parquet"), image_column="url", id_column=id_column
         ).open()
         assert list(read(source, tmp_path / name).values()) == [BODY] * 3
-        told = str(
-            [pq.read_table(part).to_pylist() for part in (tmp_path / name / "manifest").glob("*.parquet")]
-        )
+        told = str([pq.read_table(part).to_pylist() for part in (tmp_path / name / "_manifest").glob("*.pq")])
         assert not any(secret in told for secret in ("S3CR3T", "S1GN", "S2GN"))
         assert told.count(f"'uri': '{plain}'") == 3
 

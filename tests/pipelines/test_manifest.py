@@ -46,7 +46,7 @@ class Listed:
 
 
 def ids_of(output: Folder) -> list[str]:
-    names = [name.removesuffix(".parquet") for name in output.names("manifest") if name.startswith("part-")]
+    names = [name.removesuffix(".pq") for name in output.names("_manifest") if name.startswith("part-")]
     return [i for name in names for i in read_part(output, name)["image_id"].to_pylist()]
 
 
@@ -180,7 +180,7 @@ def test_a_fifo_in_the_place_of_an_image_or_a_shard_is_a_failure_and_nobody_wait
     os.mkfifo(tmp_path / "in/001.jpg")
     summary = run_plain(job)[2]
     assert (summary["labelled"], summary["failed"]) == (2, 1)
-    assert "FIFO" in rows_of(job.output, "failures")[0]["reason"]
+    assert "FIFO" in rows_of(job.output, "_failures")[0]["reason"]
 
     write_shard(tmp_path / "s/a.tar", images(2))
     shards = mean_job(str(tmp_path / "out2"), WebDatasetSource(str(tmp_path / "s")))
@@ -188,4 +188,4 @@ def test_a_fifo_in_the_place_of_an_image_or_a_shard_is_a_failure_and_nobody_wait
     os.mkfifo(tmp_path / "s/a.tar")
     summary = run_plain(shards)[2]
     assert (summary["labelled"], summary["failed"]) == (0, 1)
-    assert "FIFO" in rows_of(shards.output, "failures")[0]["reason"]
+    assert "FIFO" in rows_of(shards.output, "_failures")[0]["reason"]

@@ -27,7 +27,7 @@ def test_a_node_that_is_lost_in_the_middle_costs_no_image(image_folder: ImageFol
         for image_id in pq.read_table(file)["image_id"].to_pylist()
     ]
     assert len(ids) == len(set(ids)) == 80
-    assert not (output / "failures").exists()
+    assert not (output / "_failures").exists()
 
 
 @pytest.mark.cluster

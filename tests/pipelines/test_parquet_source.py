@@ -22,8 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ovss_core.errors import ConfigError, StorageError
+from ovss_core.vocabulary import Vocabulary
 from pipelines.faults import Failure
-from pipelines.label.table import LABEL_TABLE
+from pipelines.label.table import label_table
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.plan import plan_work
 from pipelines.run.reading import ReadImages
@@ -571,7 +572,7 @@ def test_a_run_over_parts_reads_each_row_group_once(one_group: Path, tmp_path: P
     output = Folder(str(tmp_path / "out"))
     manifest = prepare_manifest(output, source, 256)
     assert len(manifest.parts) == 6
-    units = plan_work(output, source, manifest, LABEL_TABLE, 2, 16).units
+    units = plan_work(output, source, manifest, label_table(Vocabulary.from_names(["cat"])), 2, 16).units
     assert len(units) > 2
     expected = {
         f"{name}.parquet": pq.read_table(one_group / f"{name}.parquet")["image"].to_pylist() for name in "tu"

@@ -296,17 +296,18 @@ def test_an_output_holds_images_once_one_is_stored_labelled_or_failed(tmp_path: 
     output = Folder(str(tmp_path / "out"))
     assert not holds_images(output)
     output.write("run.json", b"{}")
-    output.write("manifest/part-00000.parquet", b"")
-    output.write("manifest/complete.json", b"{}")
+    output.write("_manifest/part-00000.pq", b"")
+    output.write("_manifest/complete.json", b"{}")
     (tmp_path / "out/_fragments/part-00000").mkdir(parents=True)
     assert not holds_images(output)
     for name in (
-        "_fragments/part-00000/abc.labels.parquet",
-        "_fragments/part-00000/abc.failures.parquet",
+        "_fragments/part-00000/abc.labels.pq",
+        "_fragments/part-00000/abc._failures.pq",
         "_done/part-00000.json",
-        "labels/part-00000.parquet",
-        "measurements/part-00000.parquet",
-        "failures/part-00000.parquet",
+        "_parts/part-00000.pq",
+        "labels/labels-00000.parquet",
+        "measurements/measurements-00000.parquet",
+        "_failures/part-00000.pq",
     ):
         output.write(name, b"")
         assert holds_images(output), name
@@ -377,7 +378,7 @@ def test_a_run_that_stopped_before_its_first_image_does_not_block_a_corrected_on
     summary = run_label(job)
     assert (summary["images"], summary["labelled"]) == (1, 1)
     assert json.loads((output / "run.json").read_text())["identity"]["config"]["host"] == "clip"
-    [row] = pq.read_table(output / "labels/part-00000.parquet", columns=["image_id"]).to_pylist()
+    [row] = pq.read_table(output / "labels/labels-00000.parquet", columns=["image_id"]).to_pylist()
     assert row == {"image_id": "a.png"}
     with pytest.raises(OutputMismatchError, match=r"belongs to another run: config\.host"):
         run_label(replace(job, segmenter=replace(small, host="maskclip")))

@@ -11,11 +11,11 @@ from ovss_core.results import PresentClass, ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label import pictures as previews
 from pipelines.label.pictures import write_previews
-from pipelines.label.table import LABEL_TABLE, label_row
+from pipelines.label.table import label_row, label_table
 from pipelines.run.fragments import write_fragment
 from pipelines.run.manifest import prepare_manifest, refresh_manifest
 from pipelines.run.manifest_files import Manifest, read_part
-from pipelines.run.schema import FAILURES, LABELS
+from pipelines.run.schema import FAILURES
 from pipelines.run.shards import ShardReader
 from pipelines.run.sink import FAILED, merge_part
 from pipelines.run.work_units import ShardTask
@@ -57,13 +57,14 @@ def finish(output: Folder, manifest: Manifest, labelled: set[int]) -> None:
             else:
                 bad.append(names | {"stage": "decode", "error_type": "ImageError", "reason": "<i>broken</i>"})
             number += 1
-        tables = {"labels": pa.Table.from_pylist(good, LABELS), FAILED: pa.Table.from_pylist(bad, FAILURES)}
+        stored = label_table(VOCABULARY).schemas["labels"]
+        tables = {"labels": pa.Table.from_pylist(good, stored), FAILED: pa.Table.from_pylist(bad, FAILURES)}
         write_fragment(output, part, tables, {})
-        merge_part(output.uri, part, LABEL_TABLE)
+        merge_part(output.uri, part, label_table(VOCABULARY))
 
 
 def page_of(output: Folder) -> str:
-    return output.read("previews/index.html").decode()
+    return output.read("_previews/index.html").decode()
 
 
 def test_a_run_that_labelled_no_image_gets_a_page_without_pictures(image_folder: ImageFolder) -> None:
@@ -72,7 +73,7 @@ def test_a_run_that_labelled_no_image_gets_a_page_without_pictures(image_folder:
     page = page_of(output)
     assert "No image of this run can be shown" in page
     assert page.count("&lt;i&gt;broken&lt;/i&gt;") == 4
-    assert output.names("previews") == ["index.html"]
+    assert output.names("_previews") == ["index.html"]
 
 
 def test_pictures_come_from_the_parts_that_have_some(image_folder: ImageFolder) -> None:

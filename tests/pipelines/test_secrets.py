@@ -29,7 +29,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackServer]:
 
 def everything_written(folder: Path) -> Iterator[tuple[str, str]]:
     for path in folder.rglob("*"):
-        if path.suffix == ".parquet":
+        if path.suffix in (".parquet", ".pq"):
             names = [name for name in pq.read_schema(path).names if name != "mask"]
             yield path.name, str(pq.read_table(path, columns=names).to_pylist())
         elif path.is_file():
@@ -65,7 +65,7 @@ def test_a_run_over_secret_addresses_writes_none_of_them_down(
     printed = capfd.readouterr()
     assert f"{len(addresses)} images: 1 labelled, {len(addresses) - 1} failed" in printed.out
     written = list(everything_written(output))
-    assert {"run.json", "summary.json", "index.html", "part-00000.parquet"} <= {name for name, _ in written}
+    assert {"run.json", "summary.json", "index.html", "labels-00000.parquet"} <= {name for name, _ in written}
     for name, text in [*written, ("stdout", printed.out), ("stderr", printed.err)]:
         assert [secret for secret in SECRETS if secret in text] == [], (name, text[:2000])
 

@@ -171,7 +171,7 @@ def test_a_shard_that_ends_early_is_one_failure_and_is_read_anew_once_it_is_whol
     before = means(job.output)
     assert summary["failed"] == 1
     assert 3 < len(before) == summary["labelled"] < 20
-    [failure] = rows_of(job.output, "failures")
+    [failure] = rows_of(job.output, "_failures")
     assert (failure["image_id"], failure["stage"]) == ("a.tar", "list")
 
     (tmp_path / "s/a.tar").write_bytes(whole)
@@ -193,7 +193,7 @@ def test_a_missing_shard_of_a_range_and_what_is_no_tar_are_one_failure_each(tmp_
     )
     _, _, summary = run_plain(job)
     assert (summary["labelled"], summary["failed"]) == (3, 2)
-    reasons = {row["image_id"]: row["reason"] for row in rows_of(job.output, "failures")}
+    reasons = {row["image_id"]: row["reason"] for row in rows_of(job.output, "_failures")}
     assert reasons["a-1.tar"] == f"the shard is missing: there is no {tmp_path}/s/a-1.tar"
     assert reasons.keys() == {"a-1.tar", "a-2.tar"}
 
@@ -222,7 +222,7 @@ def test_a_shard_that_was_replaced_between_two_starts_loses_no_finished_row_and_
     _, _, summary = run_plain(job)
 
     assert (summary["labelled"], summary["failed"]) == (8, 1)
-    [failure] = rows_of(job.output, "failures")
+    [failure] = rows_of(job.output, "_failures")
     assert "has changed since images of it were finished" in failure["reason"]
     _, _, summary = run_plain(job, retry_failed=True)
     assert (summary["images"], summary["labelled"], summary["failed"]) == (12, 12, 0)
@@ -270,7 +270,7 @@ def test_a_shard_that_kills_its_reader_keeps_the_images_before_and_is_one_failur
 
     assert len(deaths) == 3  # once among others, twice alone
     assert (summary["labelled"], summary["failed"]) == (14, 1)
-    [failure] = rows_of(job.output, "failures")
+    [failure] = rows_of(job.output, "_failures")
     assert (failure["image_id"], failure["error_type"]) == ("a.tar", "WorkerCrash")
     monkeypatch.setattr(shards, "stream_tar", original)
     assert run_plain(job, retry_failed=True)[2]["labelled"] == 24

@@ -9,8 +9,9 @@ import pytest
 from ovss_core.errors import OvssError
 from pipelines.run.fragments import encode_parquet, finished_ids
 from pipelines.run.manifest import Manifest, prepare_manifest
+from pipelines.run.publish import publish
 from pipelines.run.schema import CARRIER, FAILURES, LABELS, result_type
-from pipelines.run.sink import WriteFragments, merge_part, reopen_part
+from pipelines.run.sink import WriteFragments, merge_part, reopen_parts
 from pipelines.run.summary import add_statistics, write_summary
 from pipelines.sources import FolderSource
 from pipelines.storage import Folder
@@ -60,10 +61,10 @@ def test_a_part_is_published_in_manifest_order_once_all_its_images_are_there(out
 
     assert (marker["labelled"], marker["failed"], marker["seconds"]) == (3, 1, {"mean": 2.0})
     assert marker["statistics"] == {"sum_of_means": float(ord("a") + ord("b") + ord("d"))}
-    table = pq.read_table(pa.BufferReader(output.read("means/part-00000.parquet")))
+    table = pq.read_table(pa.BufferReader(output.read("_parts/part-00000.pq")))
     assert table["image_id"].to_pylist() == ["a.jpg", "b.jpg", "d.jpg"]
     assert table.schema.metadata == SCHEMA.metadata
-    failures = pq.read_table(pa.BufferReader(output.read("failures/part-00000.parquet")))
+    failures = pq.read_table(pa.BufferReader(output.read("_failures/part-00000.pq")))
     assert failures.to_pylist() == [
         {"image_id": "c.jpg", "uri": "/c.jpg", "stage": "mean", "error_type": "ImageError", "reason": "bad"}
     ]
@@ -85,24 +86,24 @@ def test_a_row_of_an_image_that_the_part_does_not_have_is_named_and_passed_over(
     marker = merge_part(output.uri, PART, MEANS)
     assert "holds 1 images that are not of this part, such as 'z.jpg'" in caplog.text
     assert (marker["images"], marker["labelled"], marker["failed"]) == (4, 4, 0)
-    table = pq.read_table(pa.BufferReader(output.read("means/part-00000.parquet")))
+    table = pq.read_table(pa.BufferReader(output.read("_parts/part-00000.pq")))
     assert table["image_id"].to_pylist() == [f"{name}.jpg" for name in "abcd"]
 
 
 def test_reopening_a_part_keeps_its_labels_and_forgets_its_failures(output: Folder) -> None:
     WriteFragments(output.uri, MEANS).write(finished("abcd", failed="c"))
     merge_part(output.uri, PART, MEANS)
-    before = output.read("means/part-00000.parquet")
+    before = output.read("_parts/part-00000.pq")
 
-    reopen_part(output, PART, MEANS)
+    reopen_parts(output, [PART], MEANS)
 
     assert finished_ids(output, PART) == {"a.jpg", "b.jpg", "d.jpg"}
     assert not output.exists("_done/part-00000.json")
-    assert output.read("means/part-00000.parquet") == before
+    assert output.read("_parts/part-00000.pq") == before
     WriteFragments(output.uri, MEANS).write(finished("c"))
     marker = merge_part(output.uri, PART, MEANS)
     assert (marker["labelled"], marker["failed"], marker["seconds"]) == (4, 0, {"mean": 2.0})
-    assert not output.exists("failures/part-00000.parquet")
+    assert not output.exists("_failures/part-00000.pq")
 
 
 def test_counts_that_do_not_add_up_are_an_error(output: Folder) -> None:
@@ -122,7 +123,7 @@ def test_statistics_add_up_level_by_level() -> None:
 
 
 def test_compressed_columns_are_not_compressed_twice_and_the_schema_is_documented() -> None:
-    for schema, raw in ((LABELS, ["mask"]), (FAILURES, [])):
+    for schema, raw in ((LABELS, ["mask", "confidence", "image"]), (FAILURES, [])):
         stored = pq.read_schema(pa.BufferReader(encode_parquet(schema.empty_table())))
         assert stored.equals(schema)
         assert stored.metadata == schema.metadata
@@ -137,4 +138,5 @@ def test_compressed_columns_are_not_compressed_twice_and_the_schema_is_documente
 def test_a_folder_of_finished_files_is_one_dataset_for_any_reader(output: Folder) -> None:
     WriteFragments(output.uri, MEANS).write(finished("abcd", failed="d"))
     merge_part(output.uri, PART, MEANS)
+    publish(output.uri, "means", SCHEMA, 0, {PART: 3})
     assert ds.dataset(f"{output.uri}/means").count_rows() == 3

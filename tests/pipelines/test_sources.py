@@ -358,7 +358,7 @@ def test_a_listing_that_was_cut_short_is_started_anew(tmp_path: Path) -> None:
     output = Folder(str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
         prepare_manifest(output, Endless(), 2000)  # type: ignore[arg-type]
-    assert output.names("manifest") == ["part-00000.parquet", "part-00001.parquet"]
+    assert output.names("_manifest") == ["part-00000.pq", "part-00001.pq"]
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").write_bytes(b"1")
     manifest = prepare_manifest(output, FolderSource(str(tmp_path / "images")), 2)

@@ -24,6 +24,7 @@ from ovss_core.regions import RegionVote
 from ovss_core.results import (
     AmbiguityGroup,
     BoxDecision,
+    Confidence,
     PresentClass,
     ScoredClass,
     ScoredClasses,
@@ -410,6 +411,12 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
     assert row == {
         "height": 2,
         "width": 2,
+        "words": ["c", "a"],
+        "score": None,
+        "margin": None,
+        "sure": None,
+        "ignored": 0.0,
+        "confidence": None,
         "present": [
             {"index": 2, "name": "c", "pixels": 2, "share": 0.5, "confidence": 0.75},
             {"index": 0, "name": "a", "pixels": 1, "share": 0.25, "confidence": 0.5},
@@ -446,8 +453,14 @@ def test_scored_classes_of_a_batch_are_listed_as_those_of_each_image_are(classes
         scores = np.where(chance.random(classes) < 0.1, np.nan, chance.random(classes)).astype(np.float32)
         listed = [ScoredClasses(names, which, scores[which]) for which in (indices, others)]
         label_map = np.full((2, 3), classes, np.uint8)
-        results.append(Segmentation(label_map, (), listed[0], listed[1]))
-    column = label_column(results, [encode_mask(result.label_map) for result in results])
+        sure = Confidence(0.5, 0.25, 0.125, 0.75, label_map) if kept else None
+        present = (PresentClass(0, "a", 1, 0.25, 0.5), PresentClass(2, "c", 2, 0.5, 0.75))[:kept]
+        results.append(Segmentation(label_map, present, listed[0], listed[1], confidence=sure))
+    pictures = [encode_mask(result.label_map) for result in results]
+    margins = [
+        picture if result.confidence else None for result, picture in zip(results, pictures, strict=True)
+    ]
+    column = label_column(results, pictures, margins)
     expected = pa.array([label_row(result) for result in results], result_type(LABELS))
     assert str(column.to_pylist()) == str(expected.to_pylist())  # nan is not equal to itself
     assert label_column([], []).type == column.type

@@ -21,7 +21,7 @@ from ovss_core.config import (
 )
 from ovss_core.engine import refined
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.engine.labels import PhraseRule, label_by_probability, label_by_purified_maps
+from ovss_core.engine.labels import Labels, PhraseRule, label_by_probability, label_by_purified_maps
 from ovss_core.engine.refined import RefinedScores
 from ovss_core.errors import ConfigError
 from ovss_core.head_names import refiner_names
@@ -182,6 +182,16 @@ class _Same(Refiner):
                 yield Piece(maps, rows, columns, scores.part(maps, rows, columns))
 
 
+def _assert_equally_sure(plain: Labels, running: Labels) -> None:
+    assert plain.margins is not None
+    assert running.margins is not None
+    assert torch.allclose(plain.margins.sums, running.margins.sums, rtol=1e-5)
+    assert plain.margins.pictures is not None
+    assert running.margins.pictures is not None
+    steps = plain.margins.pictures.int() - running.margins.pictures.int()
+    assert steps.abs().max() <= 1
+
+
 @pytest.mark.parametrize("held", [0, 1 << 24])
 @pytest.mark.parametrize("min_area", [None, 0.15, 0.9])
 @pytest.mark.parametrize("background", ["none", "first_class"])
@@ -192,13 +202,19 @@ def test_running_winners_over_blocks_give_the_labels_of_all_maps_at_once(
     stitcher = _stitcher()
     scores = _scores(stitcher, 8)
     rule = PhraseRule(torch.tensor([0, 0, 1, 2, 2, 2, 3, 4]), 5, 0)
-    config = LabelConfig(min_area=min_area, min_probability=0.4, background=background)  # type: ignore[arg-type]
+    config = LabelConfig(
+        min_area=min_area,
+        min_probability=0.4,
+        background=background,
+        confidence="pixel",  # type: ignore[arg-type]
+    )
     tiled = scores.tiled[None]
     plain = label_by_probability(tiled, rule, stitcher, config)
     running = label_by_probability(tiled, rule, stitcher, config, RefinedScores(_Same(), scores, _guide()))
     assert torch.equal(plain.label_maps, running.label_maps)
     assert torch.equal(plain.pixels, running.pixels)
     assert torch.allclose(plain.confidence_sums, running.confidence_sums, rtol=1e-5)
+    _assert_equally_sure(plain, running)
 
 
 @pytest.mark.parametrize("residual", [None, 1])
@@ -206,11 +222,13 @@ def test_purified_maps_in_blocks_give_the_labels_of_all_maps_at_once(residual: i
     stitcher = _stitcher()
     scores = replace(_scores(stitcher), tiled=_scores(stitcher).tiled.abs() * 4)
     tiled, classes = scores.tiled[None], torch.tensor([[0, 2, 3, 5, 6]])
-    plain = label_by_purified_maps(tiled, classes, 8, residual, stitcher)
+    sure = LabelConfig(confidence="pixel")
+    plain = label_by_purified_maps(tiled, classes, 8, residual, stitcher, None, sure)
     source = RefinedScores(_Same(), scores, _guide())
-    running = label_by_purified_maps(tiled, classes, 8, residual, stitcher, None, source)
+    running = label_by_purified_maps(tiled, classes, 8, residual, stitcher, None, sure, source)
     assert torch.equal(plain.label_maps, running.label_maps)
     assert torch.allclose(plain.confidence_sums, running.confidence_sums, rtol=1e-5)
+    _assert_equally_sure(plain, running)
 
 
 IMAGES = [random_picture(*size, seed=9) for size in ((50, 70), (64, 48), (90, 55), (50, 70))]

@@ -1,0 +1,1 @@
+"""What is made of finished labels without labelling anew: selections and exports."""

@@ -1,0 +1,80 @@
+"""The dataset card, which makes an output's folder a data set of the Hugging Face Hub's kind."""
+
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from ovss_core.results import ignore_index
+from ovss_core.vocabulary import Vocabulary
+from pipelines.run.record import CARD, CARD_MARK
+from pipelines.run.schema import IMAGE
+from pipelines.storage import Folder
+
+_MARK = f"{CARD_MARK.decode()}. What you add stays as long as the columns and classes do. -->"
+_PICTURES = ("mask", "confidence", IMAGE)
+_TYPES: dict[pa.DataType, str] = {
+    pa.string(): "string",
+    pa.binary(): "binary",
+    pa.int32(): "int32",
+    pa.int64(): "int64",
+    pa.float32(): "float32",
+    pa.float64(): "float64",
+    pa.bool_(): "bool",
+}
+_TEXT = """
+# Labels by ovss
+
+One row an image; `mask` is a picture whose values are positions in `class_names`, and {ignore} where a pixel has no label.
+
+```python
+from datasets import load_dataset
+
+labels = load_dataset("path/to/this/folder", split="train")
+labels[0]["mask"], labels[0]["words"]
+```
+
+These are pseudo-labels of a model, not annotations. The license of this data set is for you to state above.
+"""
+
+
+def write_card(output: Folder, schema: pa.Schema, vocabulary: Vocabulary) -> None:
+    """Write the card of an output that has none; one that somebody edited stays as it is.
+
+    Args:
+        schema: Of the files in ``labels/``.
+    """
+    if output.exists(CARD):
+        return
+    written = yaml.safe_dump(header(schema, vocabulary), sort_keys=False, allow_unicode=True, width=1000)
+    text = f"---\n{written}---\n{_MARK}\n{_TEXT.format(ignore=ignore_index(len(vocabulary)))}"
+    output.write(CARD, text.encode("utf-8", "replace"))
+
+
+def header(schema: pa.Schema, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the card's YAML header, which the `datasets` library reads: files, features, and the classes' names."""
+    return {
+        "pretty_name": "Labels by ovss",
+        "task_categories": ["image-segmentation"],
+        "configs": [
+            {"config_name": "default", "data_files": [{"split": "train", "path": "labels/*.parquet"}]}
+        ],
+        "dataset_info": {"features": [_feature(entry.name, entry.type) for entry in schema]},
+        "class_names": list(vocabulary.names),
+        "ignore_index": ignore_index(len(vocabulary)),
+    }
+
+
+def _feature(name: str, kind: pa.DataType) -> dict[str, Any]:
+    if name in _PICTURES:
+        return {"name": name, "dtype": "image"}
+    return {"name": name, **_typed(kind)}
+
+
+def _typed(kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_list(kind):
+        inner = _typed(kind.value_type)
+        return {"list": inner.get("dtype") or inner["struct"]}
+    if pa.types.is_struct(kind):
+        return {"struct": [{"name": entry.name, **_typed(entry.type)} for entry in kind]}
+    return {"dtype": _TYPES[kind]}
