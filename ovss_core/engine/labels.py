@@ -158,7 +158,8 @@ def label_by_purified_maps(
         if refined is not None:
             confidence, place = refined.largest()
             if collector.ranks:  # members of a group that was settled stay rivals here
-                second = refined.largest_of_others(place, torch.arange(tiled.shape[1], device=place.device))
+                places = torch.arange(tiled.shape[1], device=place.device)
+                second = refined.largest_of_others(place, places, used[0])
         else:
             scores = stitcher.stitch(tiled, rows)
             confidence, place = scores.max(1)
@@ -310,7 +311,7 @@ def _assign(
         second = None
         if collector.ranks:
             if refined is not None:
-                others = scale * refined.largest_of_others(label, rule.phrase_class)
+                others = scale * refined.largest_of_others(label, rule.phrase_class, allowed[0])
             else:
                 others = _without_class(logits, label, rule).amax(1)
             second = probability * (others - best).exp_()

@@ -64,19 +64,24 @@ class RefinedScores:
         return (best - peak).exp_().div_(total)[None], place[None], best[None]
 
     def largest_of_others(
-        self, owner: Int[Tensor, "1 height width"], owners: Int[Tensor, " maps"]
+        self,
+        owner: Int[Tensor, "1 height width"],
+        owners: Int[Tensor, " maps"],
+        allowed: Bool[Tensor, " maps"],
     ) -> Float[Tensor, "1 height width"]:
         """Return each pixel's largest value among the maps that are not its owner's; -inf where there is none.
 
         Args:
             owner: Whose maps a pixel leaves out.
             owners: Whose each map is.
+            allowed: The maps that count at all.
         """
         best = self._empty(-torch.inf)
         for piece in self._pieces():
             area = piece.rows, piece.columns
-            own = owners[piece.maps][:, None, None] == owner[0][area]
-            best[area] = torch.maximum(best[area], piece.values.masked_fill(own, -torch.inf).amax(0))
+            left_out = owners[piece.maps][:, None, None] == owner[0][area]
+            left_out |= ~allowed[piece.maps, None, None]
+            best[area] = torch.maximum(best[area], piece.values.masked_fill(left_out, -torch.inf).amax(0))
         return best[None]
 
     def _empty(self, value: float) -> Float[Tensor, "height width"]:

@@ -205,8 +205,8 @@ def test_running_winners_over_blocks_give_the_labels_of_all_maps_at_once(
     config = LabelConfig(
         min_area=min_area,
         min_probability=0.4,
-        background=background,
-        confidence="pixel",  # type: ignore[arg-type]
+        background=background,  # type: ignore[arg-type]
+        confidence="pixel",
     )
     tiled = scores.tiled[None]
     plain = label_by_probability(tiled, rule, stitcher, config)
