@@ -20,6 +20,7 @@ from pipelines.benchmark.options import BenchmarkConfig
 from pipelines.benchmark.ray_times import ray_over_engine, scaling
 from pipelines.benchmark.throughput import throughput
 from pipelines.benchmark.workload import load_workload
+from pipelines.pages import render
 from pipelines.run.record import machine_facts, package_versions
 
 NO_GPU = "No GPU here: all of this is the CPU's. Where there is one, the same command measures it (add --precision bfloat16)."
@@ -95,35 +96,9 @@ def write_json(result: Mapping[str, Any], path: Path) -> None:
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """Return the tables that a person reads."""
-    ratios = result["ratios"]
-    lines = ["| ratio | measured | aim |", "|---|---|---|"]
-    for name, value in ratios.items():
-        aim = f"{AIMS[name][0]} {AIMS[name][1]}" if name in AIMS else ""
-        lines.append(f"| {name} | {value:.2f} | {aim} |")
-    lines += ["", "| stage | seconds | share of the floor | peak MB |", "|---|---|---|---|"]
-    for row in result["stages"]:
-        lines.append(
-            f"| {row['name']} | {row['seconds']:.3f} | {row['floor_share']:.3f} | {row['peak_megabytes']:.0f} |"
-        )
-    lines += [
-        "",
-        "| windows | host | purify | classes | images/s | times the floor |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["end_to_end"]:
-        lines.append(
-            f"| {row['windows']} | {row['host']} | {row['purify']} | {row['classes']} | "
-            f"{row['images_a_second']:.3f} | {row['over_floor']:.2f} |"
-        )
-    lines += ["", *(f"- {name}: {value:.4g}" for name, value in result["throughput"].items())]
-    lines += ["", "| lever | in use | time with it over time without |", "|---|---|---|"]
-    for row in result["levers"]:
-        over = f"{row['over']:.2f}" if row["over"] is not None else f"not to be had here: {row['reason']}"
-        lines.append(f"| {row['name']} | {'yes' if row['in_use'] else 'no'} | {over} |")
-    lines += ["", *(f"- {name}: {value}" for name, value in result.get("ray", {}).items())]
-    if result["machine"]["gpu"] is None:
-        lines += ["", NO_GPU]
-    return "\n".join(lines)
+    tables = {name: result[name] for name in ("ratios", "stages", "end_to_end", "throughput", "levers")}
+    notes = NO_GPU if result["machine"]["gpu"] is None else ""
+    return render("benchmark.md", **tables, ray=result.get("ray", {}), aims=AIMS, notes=notes).rstrip()
 
 
 def _plain(values: Any) -> Any:

@@ -25,6 +25,7 @@ from ovss_core.vocabulary import Vocabulary
 from pipelines.demonstration.scene_store import HELD_OUT_SEED, SCENE_SIZE
 from pipelines.demonstration.scenes import Scene, render_scene
 from pipelines.demonstration.words import ABSENT_WORDS, CLASS_NAMES
+from pipelines.pages import render
 
 METHODS: tuple[Literal["none", "freecp"], ...] = ("none", "freecp")
 VOCABULARIES = ("present", "full", "over")
@@ -93,16 +94,7 @@ def measure_demo(
 
 def as_table(cells: Sequence[MeasuredCell], count: int) -> str:
     """Return the cells as a Markdown table."""
-    lines = [
-        f"| host | method | vocabulary | mIoU % ({count} scenes) | class precision % | class recall % |",
-        "|---|---|---|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {cell.host} | {cell.method} | {cell.vocabulary} | {100 * cell.mean_iou:.1f} "
-        f"| {100 * cell.presence.precision:.1f} | {100 * cell.presence.recall:.1f} |"
-        for cell in cells
-    ]
-    return "\n".join(lines)
+    return render("demonstration.md", cells=cells, count=count).rstrip()
 
 
 def _build_engines(

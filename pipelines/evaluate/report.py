@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from ovss_core.config import HEAD_SETTINGS, REFINER_SETTINGS, SegmenterConfig
@@ -9,6 +11,7 @@ from ovss_core.evaluation.measurement import doubts, summarize
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.grid import GridRow
 from pipelines.evaluate.table import total_measurement, total_pixels
+from pipelines.pages import render
 from pipelines.run.record import RUN
 from pipelines.run.weight_hashes import CLIP_HASH, PROXY_HASH
 from pipelines.storage import Folder
@@ -77,18 +80,17 @@ def grid_entries(rows: Sequence[GridRow], statistics: Mapping[str, Any]) -> list
 
 def grid_markdown(entries: Sequence[Mapping[str, Any]], left_out: Sequence[str] = ()) -> str:
     """Draw a grid as Markdown tables; figures in percent, a dash where there is none; and list what was not run."""
-    lines: list[str] = []
-    table = None
-    for entry in entries:
-        if entry["table"] != table:
-            table = entry["table"]
-            lines += ["", f"### {table}", "", f"| | {' | '.join(_COLUMNS)} |", "|---" + "|---:" * 7 + "|"]
-        lines.append(f"| {entry['name']} | {' | '.join(_percent(value) for value in _figures(entry))} |")
-    lines += ["", f"Settings of the rows where they differ from the defaults; `{GRID}` has all of them:", ""]
-    lines += [f"- {entry['table']}, {entry['name']}: {settings_line(entry)}" for entry in entries]
-    if left_out:
-        lines += ["", "Not run:", "", *(f"- {line}" for line in left_out)]
-    return "\n".join(lines).strip() + "\n"
+    rows = [
+        {
+            "table": entry["table"],
+            "name": entry["name"],
+            "figures": _figures(entry),
+            "settings": settings_line(entry),
+        }
+        for entry in entries
+    ]
+    tables = [(table, list(members)) for table, members in groupby(rows, itemgetter("table"))]
+    return render("grid.md", tables=tables, columns=_COLUMNS, file=GRID, left_out=left_out)
 
 
 def settings_line(entry: Mapping[str, Any]) -> str:
@@ -121,7 +123,3 @@ def _figures(entry: Mapping[str, Any]) -> list[float | None]:
         entry["boundary_miou"],
         purified.get("f1"),
     ]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

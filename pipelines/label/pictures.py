@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from ovss_core.images.decode import decode_image
 from ovss_core.vocabulary import Vocabulary
 from pipelines.faults import Failure
 from pipelines.label.masks import decode_mask
+from pipelines.pages import render
 from pipelines.run.manifest_files import Manifest, read_part, shard_of
 from pipelines.run.publish import read_part_rows, read_published
 from pipelines.run.record import PREVIEWS
@@ -37,19 +37,12 @@ _FAINT, _STRONG = 70, 150
 _MAX_PIXELS = 100_000_000
 _MAX_BYTES, _FETCH_S = 1 << 28, 60.0
 _FAILURES_SHOWN = 50
-_STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;margin:0;background:#f6f6f4;color:#222}
-main,header{max-width:1360px;margin:auto;padding:12px 20px}
-h1{font-size:24px;margin:12px 0 4px}h2{font-size:16px;margin:0 0 8px;overflow-wrap:anywhere}
-article{background:#fff;border:1px solid #ddd;border-radius:8px;padding:14px;margin:14px 0}
-.pictures{display:flex;gap:10px;flex-wrap:wrap}figure{margin:0}
-figcaption{font-size:12px;color:#666}img{display:block;max-width:420px;height:auto}
-.words{margin:8px 0 0;padding:0;list-style:none;display:flex;flex-wrap:wrap;gap:6px}
-.words li{border-radius:12px;padding:1px 10px;background:#eee}
-.words i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:6px;vertical-align:-1px}
-.removed li{color:#888;text-decoration:line-through;background:#f4f4f4}
-td,th{text-align:left;padding:3px 14px 3px 0;vertical-align:top;overflow-wrap:anywhere}
-"""
+_WORDS_SHOWN = 60
+_PICTURES = {
+    "image": "image",
+    "mask": "mask",
+    "overlay": "overlay, with ambiguous regions in the winner's color",
+}
 
 
 def write_previews(
@@ -195,57 +188,37 @@ def _failures(output: Folder, manifest: Manifest) -> list[dict[str, Any]]:
     return shown[:_FAILURES_SHOWN]
 
 
-def _article(number: int, row: dict[str, Any], colors: np.ndarray) -> str:
-    figures = "".join(
-        f'<figure><img src="{number:05d}-{kind}.png" alt="{kind}"><figcaption>{caption}</figcaption></figure>'
-        for kind, caption in (
-            ("image", "image"),
-            ("mask", "mask"),
-            ("overlay", "overlay, with ambiguous regions in the winner's color"),
-        )
-    )
-    present = "".join(
-        f'<li><i style="background:rgb({",".join(str(int(value)) for value in colors[entry["index"]])})"></i>'
-        f"{escape(entry['name'])} {100 * entry['share']:.1f} %</li>"
-        for entry in row["present"]
-    )
-    removed = _words(row["removed"])
-    kept = _words(row["kept"])
-    purified = (
-        f'<p>kept</p><ul class="words">{kept}</ul><p>removed as redundant</p><ul class="words removed">{removed}</ul>'
-        if kept or removed
-        else ""
-    )
-    return (
-        f"<article><h2>{escape(row['image_id'])}</h2><div class=pictures>{figures}</div>"
-        f'<ul class="words">{present}</ul>{purified}</article>'
-    )
+def _article(number: int, row: dict[str, Any], colors: np.ndarray) -> dict[str, Any]:
+    """Return what the page says of one image."""
+    present = [entry | {"color": colors[entry["index"]].tolist()} for entry in row["present"]]
+    words = {name: _words(row[name]) for name in ("kept", "removed")}
+    return {"number": number, "image_id": row["image_id"], "present": present, **words}
 
 
-def _words(entries: Sequence[dict[str, Any]]) -> str:
+def _words(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """List words by score; a background that competes unscored has none."""
-    scored = [(entry["name"], entry["score"]) for entry in entries]
-    known = [(name, None if score is None or math.isnan(score) else score) for name, score in scored]
-    ordered = sorted(known, key=lambda entry: -(entry[1] or 0.0))[:60]
-    return "".join(
-        f"<li>{escape(name)}{'' if score is None else f' {score:.2f}'}</li>" for name, score in ordered
-    )
+    scores = [entry["score"] for entry in entries]
+    known = [
+        {"name": entry["name"], "score": None if score is None or math.isnan(score) else score}
+        for entry, score in zip(entries, scores, strict=True)
+    ]
+    return sorted(known, key=lambda entry: -(entry["score"] or 0.0))[:_WORDS_SHOWN]
 
 
 def _page(
-    articles: Sequence[str], manifest: Manifest, vocabulary: Vocabulary, failures: Sequence[dict[str, Any]]
+    articles: Sequence[dict[str, Any]],
+    manifest: Manifest,
+    vocabulary: Vocabulary,
+    failures: Sequence[dict[str, Any]],
 ) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(row['image_id'])}<td>{escape(row['stage'])}<td>{escape(row['reason'])}</tr>"
-        for row in failures
-    )
-    failed = f"<article><h2>Failed</h2><table><tr><th>image<th>stage<th>reason</tr>{rows}</table></article>"
-    nothing = "" if articles else "<p>No image of this run can be shown.</p>"
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>ovss</title><style>{_STYLE}</style><header><h1>Labelled by ovss</h1>"
-        f"<p>{len(articles)} of {manifest.images} images; vocabulary {escape(vocabulary.name or 'of this run')} with "
-        f"{len(vocabulary)} classes.</p></header><main>{nothing}{''.join(articles)}{failed if rows else ''}</main></html>"
+    return render(
+        "previews.html",
+        articles=articles,
+        images=manifest.images,
+        vocabulary=vocabulary.name or "of this run",
+        classes=len(vocabulary),
+        pictures=_PICTURES.items(),
+        failures=failures,
     )
 
 
