@@ -116,10 +116,13 @@ def read_table(
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read(wanted)
         lacking = set(needed) - set(file.schema_arrow.names)
-        if grown and schema is not None and all(schema.field(column).nullable for column in lacking):
-            for entry in (schema.field(column) for column in lacking):
+        if (
+            grown and schema is not None and schema.names[0] not in lacking
+        ):  # without its id it is another table
+            new = [entry for entry in schema if entry.name in lacking and entry.nullable]
+            for entry in new:
                 table = table.append_column(entry, pa.nulls(table.num_rows, entry.type))
-            lacking = set()
+            lacking -= {entry.name for entry in new}
         if not lacking:
             return _as_schema(table, schema) if schema is not None and columns is None else table
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
