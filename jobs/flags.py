@@ -158,9 +158,9 @@ class Flag:
     @property
     def help(self) -> str:
         """Its meaning, and its default where there is one to show."""
-        if self.required:
-            return f"{self.meaning} (required)"
         meaning = f"{self.meaning} One of {', '.join(self.choices)}." if self.many_choices else self.meaning
+        if self.required:
+            return f"{meaning} (required)"
         shown = "" if self.switch else _shown(self.default)
         if shown and self.metavar == "BYTES":
             shown = f"{shown}, {self.default / (1 << 20):.0f} MiB"

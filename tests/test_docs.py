@@ -24,6 +24,7 @@ from docs.generated import (
     describe_type,
     markdown_table,
 )
+from jobs import corrections
 from jobs.cli import COMMANDS, RENAMED
 from jobs.flags import Flag
 from ovss_core.evaluation.benchmarks import BENCHMARKS
@@ -132,7 +133,7 @@ def _wrong_flags(command: str, words: list[str]) -> Iterator[str]:
 @lru_cache
 def _flags(command: str) -> list[Flag]:
     settings: list[Flag] = import_module(COMMANDS[command][0]).build_parser().settings
-    return settings
+    return [*settings, *corrections.build_parser().settings] if command == "evaluate" else settings
 
 
 CHECKS: tuple[Callable[[str, Path], Iterator[str]], ...] = (

@@ -34,11 +34,12 @@ facts.FACT_COLUMNS["fact_places"] = np.int32  # follows from the table when the 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
-from pipelines.label.table import LABEL_TABLE
+from pipelines.label.table import label_table
 from pipelines.run.sink import WriteFragments
 from pipelines.storage import Folder
 from tests.pipelines.test_stages import config, photographs, table, text
 
+LABEL_TABLE = label_table(text().vocabulary)
 assert LABEL_TABLE.schema.field("places").type == pa.int32()
 for method in ("freecp", "none"):
     settings = config(method)
@@ -105,8 +106,9 @@ def test_rows_that_were_stored_before_a_column_came_go_on_with_nulls(tmp_path: P
     result = SegmentStage(config(), text(), "cpu")(rows)
     names = [name for name in LABELS.names if name != "threshold"]
     older = pa.schema([LABELS.field(name) for name in names], LABELS.metadata)
+    nothing = dict.fromkeys(names)
     values = [
-        {"image_id": image_id, "uri": "x", **row}
+        nothing | {"image_id": image_id, "uri": "x", **row}
         for image_id, row in zip(rows["image_id"].to_pylist(), result["result"].to_pylist(), strict=True)
     ]
     output = Folder(str(tmp_path))

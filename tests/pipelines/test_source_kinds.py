@@ -77,7 +77,7 @@ from tests.pipelines.plain_execution import rows_of, run_plain
 job = mean_job(str(folder / "out"), chosen.open())
 run_plain(job)
 print(sorted(row["image_id"] for row in rows_of(job.output, "means")),
-      [(row["image_id"], row["error_type"]) for row in rows_of(job.output, "failures")])
+      [(row["image_id"], row["error_type"]) for row in rows_of(job.output, "_failures")])
 """
 
 
