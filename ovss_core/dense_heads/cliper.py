@@ -11,6 +11,7 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import CliperConfig
 from ovss_core.dense_heads.base import HeadOptions
+from ovss_core.dense_heads.region_scope import keep_visible, token_scope
 from ovss_core.dense_heads.scoring import (
     EncodedWindows,
     Evidence,
@@ -28,6 +29,7 @@ class CliperHead(ScoringHead):
     """Probabilities of one feature set a block, averaged, plus the last set's spread along the attention."""
 
     name = "cliper"
+    can_scope = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -90,19 +92,20 @@ def refined_attention(
     """Yield one attention a feature set: the heads' attention over all blocks, balanced once more each time.
 
     Columns, then rows are divided by their sums; what follows is symmetrized, less its columns' means, without what is
-    negative, and its rows sum to 1. As released, each set goes on from the balance of the one before.
+    negative, and its rows sum to 1. As released, each set goes on from the balance of the one before. With regions patches
+    then see their own region's alone, and rows sum to 1 again.
     """
     attention = trace.head_attention_sum
     if attention is None:
         raise ValueError("the trace lacks head_attention_sum; request it")
-    rows = torch.ones_like(attention[..., :1])
+    rows, visible = torch.ones_like(attention[..., :1]), token_scope(trace)
     for _ in range(depth):
         columns = 1 / (attention.mT @ rows)
         rows = 1 / (attention @ columns)
         balanced = rows * attention * columns.mT
         symmetric = (balanced + balanced.mT) / 2
         raised = (symmetric - symmetric.mean(-2, keepdim=True)).clamp_min_(0)
-        yield raised / raised.sum(-1, keepdim=True)
+        yield keep_visible(raised / raised.sum(-1, keepdim=True), visible)
 
 
 def read_along(

@@ -9,12 +9,14 @@ from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.clip.trace import EncoderTrace
 from ovss_core.config import PearlConfig
 from ovss_core.dense_heads.base import HeadOptions, LastBlockHead
+from ovss_core.dense_heads.region_scope import token_scope
 
 
 class PearlHead(LastBlockHead):
     """softmax(s q (k R)^T + alpha s c c^T) v, c the centered keys, R per head; neither residual nor feed-forward."""
 
     name = "pearl"
+    can_scope = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -33,8 +35,9 @@ class PearlHead(LastBlockHead):
             rotation = left @ right
         turned, centered = key @ rotation.to(key.dtype), centered_key.to(key.dtype)
         asks = torch.cat([query, settings.centered_weight * centered], -1)
+        gives, visible = torch.cat([turned, centered], -1), token_scope(trace)
         return block.output(
-            F.scaled_dot_product_attention(asks, torch.cat([turned, centered], -1), value, scale=block.scale)
+            F.scaled_dot_product_attention(asks, gives, value, attn_mask=visible, scale=block.scale)
         )
 
 

@@ -69,18 +69,18 @@ def token_scope(trace: EncoderTrace) -> Bool[Tensor, "windows 1 tokens tokens"] 
 
 
 def keep_visible(
-    attention: Float[Tensor, "windows patches patches"],
-    visible: Bool[Tensor, "windows patches patches"] | None,
-) -> Float[Tensor, "windows patches patches"]:
+    attention: Float[Tensor, "*windows tokens tokens"],
+    visible: Bool[Tensor, "*windows tokens tokens"] | Bool[Tensor, "windows 1 tokens tokens"] | None,
+) -> Float[Tensor, "*windows tokens tokens"]:
     """Take what is not visible out of attention and let rows sum to 1 again, as a softmax without it would.
 
-    A row of which nothing is left sees its own patch.
+    A row of which nothing is left sees itself.
     """
     if visible is None:
         return attention
     kept = attention.masked_fill(~visible, 0)
     total = kept.sum(-1, keepdim=True)
-    own = torch.eye(kept.shape[1], dtype=kept.dtype, device=kept.device)
+    own = torch.eye(kept.shape[-1], dtype=kept.dtype, device=kept.device)
     return torch.where(total > 0, kept / total.clamp_min(torch.finfo(kept.dtype).tiny), own)
 
 

@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ovss_core.clip.blocks import TransformerBlock
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import ResClipConfig
 from ovss_core.dense_heads.base import HeadOptions, proportional_layer, with_feed_forward
 from ovss_core.dense_heads.label_feedback import label_attention, label_patches
 from ovss_core.dense_heads.naclip import neighborhood_bias_on
+from ovss_core.dense_heads.region_scope import token_scope
 from ovss_core.dense_heads.scoring import (
     EncodedWindows,
     Evidence,
@@ -26,6 +26,7 @@ class ResClipHead(ScoringHead):
     """tau ((1 - lambda) A + lambda R) v: A of naclip, clearclip or sclip, R the mean attention of blocks 6 to 9."""
 
     name = "resclip"
+    can_scope = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -44,20 +45,23 @@ class ResClipHead(ScoringHead):
         """Mix the two attentions; sclip keeps the block's residual and feed-forward, the others neither."""
         value = encoder.blocks[-1].value(trace.tokens)
         residual = residual_attention(encoder, trace, value)
-        return self._read(encoder, trace.tokens, residual, trace.grid)
+        return self._read(encoder, trace.tokens, residual, trace.grid, visible=token_scope(trace))
 
     def evidence(self, encoder: ImageEncoder, trace: EncoderTrace, windows: Tensor) -> Evidence:
         """Keep what a second pass begins with: the tokens, the residual attention, and the pixels."""
         value = encoder.blocks[-1].value(trace.tokens)
         residual = residual_attention(encoder, trace, value)
-        return {"tokens": trace.tokens, "residual": residual, "pixels": windows}
+        kept = {"tokens": trace.tokens, "residual": residual, "pixels": windows}
+        visible = token_scope(trace)
+        return kept if visible is None else {**kept, "visible": visible}
 
     def scores(self, encoder: ImageEncoder, encoded: EncodedWindows, words: Words) -> PhraseTables:
         """Label the patches by the first pass, and score by a second that those labels guide."""
         kept, grid = encoded.evidence, encoded.grid
         first = cosines(encoded.features, words).phrases
         label = label_patches(first, kept["pixels"], grid, self.settings.feedback_threshold)
-        features = self._read(encoder, kept["tokens"], kept["residual"], grid, label_attention(label, grid))
+        labels, visible = label_attention(label, grid), kept.get("visible")
+        features = self._read(encoder, kept["tokens"], kept["residual"], grid, labels, visible)
         return cosines(F.normalize(features.float(), dim=-1), words)
 
     def _read(
@@ -67,9 +71,12 @@ class ResClipHead(ScoringHead):
         residual: Tensor,
         grid: tuple[int, int],
         labels: Tensor | None = None,
+        visible: Tensor | None = None,
     ) -> Float[Tensor, "windows patches features"]:
         block, settings = encoder.blocks[-1], self.settings
-        bias, gain = self._bias(block, tokens, grid, labels)
+        bias, gain = self._bias(tokens, grid, labels)
+        if visible is not None:
+            bias = visible if bias is None else bias.masked_fill(~visible, -torch.inf)
         query, key, value = block.query_key_value(tokens)
         asking = {"naclip": (key,), "clearclip": (query,), "sclip": (query, key)}[settings.base]
         own = torch.zeros_like(value)
@@ -83,7 +90,7 @@ class ResClipHead(ScoringHead):
         return encoder.project(attended[:, 1:])
 
     def _bias(
-        self, block: TransformerBlock, tokens: Tensor, grid: tuple[int, int], labels: Tensor | None
+        self, tokens: Tensor, grid: tuple[int, int], labels: Tensor | None
     ) -> tuple[Tensor | None, float]:
         """Return what is added to the logits, the same for all heads, and the factor on their products."""
         near = self.settings.base == "naclip"
@@ -105,9 +112,9 @@ def residual_attention(
     encoder: ImageEncoder, trace: EncoderTrace, value: Float[Tensor, "windows heads tokens depth"]
 ) -> Float[Tensor, "windows heads tokens depth"]:
     """Return R v, head by head: the middle blocks' queries and keys are computed anew, their maps never formed."""
-    layers = residual_layers(encoder.depth)
+    layers, visible = residual_layers(encoder.depth), token_scope(trace)
     total = torch.zeros_like(value)
     for layer in layers:
         query, key, _ = encoder.blocks[layer - 1].query_key_value(trace.hidden[layer - 1])
-        total += F.scaled_dot_product_attention(query, key, value)
+        total += F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
     return total / len(layers)
