@@ -482,7 +482,7 @@ def _cliper_sets(case: Case, trace: EncoderTrace) -> Tensor:
     for layer, attention in enumerate(refined_attention(trace, encoder.depth)):
         last = layer == encoder.depth - 1
         tokens = trace.tokens if last else encoder.blocks[layer].normalize(trace.hidden[layer])
-        found.append(read_along(encoder, tokens, attention)[0])
+        found.append(read_along(encoder, trace, tokens, attention)[0])
     return torch.stack(found)
 
 

@@ -30,6 +30,7 @@ class CliperHead(ScoringHead):
 
     name = "cliper"
     can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -46,7 +47,7 @@ class CliperHead(ScoringHead):
     ) -> Float[Tensor, "windows patches features"]:
         """Return the last feature set, that of block L-1."""
         *_, last = refined_attention(trace, encoder.depth)
-        return read_along(encoder, trace.tokens, last)
+        return read_along(encoder, trace, trace.tokens, last)
 
     def evidence(self, encoder: ImageEncoder, trace: EncoderTrace, windows: Tensor) -> Evidence:
         """Keep the feature sets of the blocks before, and the last set's attention between patches."""
@@ -55,8 +56,11 @@ class CliperHead(ScoringHead):
             if layer < encoder.depth - 1:
                 # as released: what enters block layer + 1 normalized, and so normalized twice
                 entering = encoder.blocks[layer].normalize(trace.hidden[layer])
-                sets.append(F.normalize(read_along(encoder, entering, attention).float(), dim=-1))
-        return {"sets": torch.stack(sets, 1), "affinity": attention.mean(1)[:, 1:, 1:]}
+                sets.append(F.normalize(read_along(encoder, trace, entering, attention).float(), dim=-1))
+        return {
+            "sets": torch.stack(sets, 1),
+            "affinity": attention.mean(1)[:, trace.prefix :, trace.prefix :],
+        }
 
     def scores(self, encoder: ImageEncoder, encoded: EncodedWindows, words: Words) -> PhraseTables:
         """Average the sets' probabilities, the last set's cut, and add the last set's spread along the attention.
@@ -110,13 +114,14 @@ def refined_attention(
 
 def read_along(
     encoder: ImageEncoder,
+    trace: EncoderTrace,
     tokens: Float[Tensor, "windows tokens width"],
     attention: Float[Tensor, "windows heads tokens tokens"],
 ) -> Float[Tensor, "windows patches features"]:
     """Run tokens' values through the last block along an attention; no residual, no feed-forward."""
     block = encoder.blocks[-1]
     value = block.value(tokens)
-    return encoder.project(block.output(attention.to(value.dtype) @ value)[:, 1:])
+    return encoder.project(trace.patches_of(block.output(attention.to(value.dtype) @ value)))
 
 
 def cut_below_peak(

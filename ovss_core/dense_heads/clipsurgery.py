@@ -29,6 +29,7 @@ class ClipSurgeryHead(ScoringHead):
 
     name = "clipsurgery"
     can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -53,7 +54,7 @@ class ClipSurgeryHead(ScoringHead):
             block = encoder.blocks[layer]
             value = block.value(trace.hidden[layer])
             stream = stream + block.output(self_attention(block, value, value, visible))
-        return encoder.project(stream[:, 1:])
+        return encoder.project(trace.patches_of(stream))
 
     def evidence(self, encoder: ImageEncoder, trace: EncoderTrace, windows: Tensor) -> Evidence:
         """Keep the plain path's class token."""

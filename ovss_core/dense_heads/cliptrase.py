@@ -27,6 +27,7 @@ class CliptraseHead(LastBlockHead, ScoringHead):
 
     name = "cliptrase"
     can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)

@@ -22,6 +22,7 @@ class ItaClipHead(DenseHead):
 
     name = "itaclip"
     can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -41,7 +42,7 @@ class ItaClipHead(DenseHead):
             vectors = block.query_key_value(trace.hidden[layer - 1])
             middle += self._attend(block, vectors[:2], value, visible)
         mixed = (self._attend(last, (query, key), value, visible) + middle / len(layers)) / 2
-        return encoder.project((trace.tokens + last.output(mixed))[:, 1:])
+        return encoder.project(trace.patches_of(trace.tokens + last.output(mixed)))
 
     def _attend(
         self, block: TransformerBlock, vectors: tuple[Tensor, ...], value: Tensor, visible: Tensor | None

@@ -17,6 +17,7 @@ class PearlHead(LastBlockHead):
 
     name = "pearl"
     can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -26,7 +27,7 @@ class PearlHead(LastBlockHead):
         """Attend once, with queries [q, alpha c] and keys [k R, c] of twice the depth."""
         settings = self.settings
         query, key, value = block.query_key_value(trace.tokens)
-        centered_query, centered_key = center(query, key)
+        centered_query, centered_key = center(query, key, trace.prefix)
         covariance = centered_key.mT @ centered_query
         if settings.alignment == "polar":
             rotation = polar_steps(covariance, settings.iterations)
@@ -42,12 +43,19 @@ class PearlHead(LastBlockHead):
 
 
 def center(
-    query: Float[Tensor, "windows heads tokens depth"], key: Float[Tensor, "windows heads tokens depth"]
+    query: Float[Tensor, "windows heads tokens depth"],
+    key: Float[Tensor, "windows heads tokens depth"],
+    prefix: int = 1,
 ) -> tuple[Float[Tensor, "windows heads tokens depth"], Float[Tensor, "windows heads tokens depth"]]:
-    """Subtract from queries and keys their means weighted by the norms of the patches' queries; float32."""
+    """Subtract from queries and keys their means weighted by the norms of the patches' queries; float32.
+
+    Args:
+        query, key: Of all tokens.
+        prefix: Tokens in front of the patches.
+    """
     wide = query.float()
     weight = wide.norm(dim=-1)
-    weight = torch.cat([torch.zeros_like(weight[..., :1]), weight[..., 1:]], -1)
+    weight = torch.cat([torch.zeros_like(weight[..., :prefix]), weight[..., prefix:]], -1)
     weight = (weight / (weight.sum(-1, keepdim=True) + 1e-6))[..., None]
     return wide - (weight * wide).sum(2, keepdim=True), key.float() - (weight * key.float()).sum(
         2, keepdim=True

@@ -63,9 +63,9 @@ def patch_scope(
 
 
 def token_scope(trace: EncoderTrace) -> Bool[Tensor, "windows 1 tokens tokens"] | None:
-    """Do as `patch_scope` for tokens with the class token first, which sees all and is seen by all, for all heads."""
-    patches = patch_scope(trace)
-    return None if patches is None else F.pad(patches, (1, 0, 1, 0), value=True)[:, None]
+    """Do as `patch_scope` for tokens, for all heads; the class token, if there is one, sees all and is seen by all."""
+    patches, first = patch_scope(trace), trace.prefix
+    return None if patches is None else F.pad(patches, (first, 0, first, 0), value=True)[:, None]
 
 
 def keep_visible(

@@ -27,6 +27,7 @@ class ResClipHead(ScoringHead):
 
     name = "resclip"
     can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -74,9 +75,10 @@ class ResClipHead(ScoringHead):
         visible: Tensor | None = None,
     ) -> Float[Tensor, "windows patches features"]:
         block, settings = encoder.blocks[-1], self.settings
-        bias, gain = self._bias(tokens, grid, labels)
+        bias, gain = self._bias(tokens, grid, encoder.prefix, labels)
         if visible is not None:
             bias = visible if bias is None else bias.masked_fill(~visible, -torch.inf)
+        encoder.lie_on(grid)
         query, key, value = block.query_key_value(tokens)
         asking = {"naclip": (key,), "clearclip": (query,), "sclip": (query, key)}[settings.base]
         own = torch.zeros_like(value)
@@ -87,19 +89,19 @@ class ResClipHead(ScoringHead):
         attended = block.output(settings.gain * mixed)
         if settings.base == "sclip":
             attended = with_feed_forward(block, tokens + attended)
-        return encoder.project(attended[:, 1:])
+        return encoder.project(attended[:, encoder.prefix :])
 
     def _bias(
-        self, tokens: Tensor, grid: tuple[int, int], labels: Tensor | None
+        self, tokens: Tensor, grid: tuple[int, int], prefix: int, labels: Tensor | None
     ) -> tuple[Tensor | None, float]:
         """Return what is added to the logits, the same for all heads, and the factor on their products."""
         near = self.settings.base == "naclip"
-        bias = neighborhood_bias_on(tokens.device, tokens.dtype, *grid) if near else None
+        bias = neighborhood_bias_on(tokens.device, tokens.dtype, *grid, prefix=prefix) if near else None
         if labels is None:
             return bias, 1.0
         weight, gain = self.settings.feedback_weight, self.settings.feedback_gain
         peaked = gain * weight * labels / labels.amax((1, 2), keepdim=True)
-        added = F.pad(peaked, (1, 0, 1, 0))[:, None].to(tokens.dtype)
+        added = F.pad(peaked, (prefix, 0, prefix, 0))[:, None].to(tokens.dtype)
         return (added if bias is None else added + bias), gain * (1 - weight)
 
 

@@ -34,6 +34,7 @@ class SfpHead(DenseHead):
 
     name = "sfp"
     can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -70,25 +71,25 @@ class SfpHead(DenseHead):
             if sfp.attention_enhancement:
                 return two_streams(encoder, trace, guidance, patches, ("key", "query"), ())
         if sfp.attention_enhancement:
-            class_token = trace.tokens[:, :1]
+            class_token = trace.class_token_of(trace.tokens)
             attended = attend_guided(
                 *(encoder, patches, class_token, ("key", "query"), guidance.attention, guidance.visible)
             )
         else:
-            attended = _clearclip_attention(encoder, class_and_patches(trace, patches), token_scope(trace))
+            attended = _clearclip_attention(encoder, trace, patches)
         if sfp.attention_integration:
             attended = guidance.spatial.apply(attended) + second_stream(encoder, trace, guidance, ())
         return encoder.project(attended)
 
     def _paper(self, encoder: ImageEncoder, trace: EncoderTrace) -> Tensor:
         sfp = self.settings
-        patches = trace.tokens[:, 1:]
+        patches = trace.patches_of(trace.tokens)
         if sfp.outlier_mitigation and not self._detects_by_attention:
             patches = repair_tokens(patches, self._outliers(trace), trace.grid)
         if sfp.attention_enhancement:
             enhanced = enhance_attention(encoder.blocks[-1], patches, sfp, patch_scope(trace))
         else:
-            enhanced = _clearclip_attention(encoder, class_and_patches(trace, patches), token_scope(trace))
+            enhanced = _clearclip_attention(encoder, trace, patches)
         notes: MitigationNotes = trace.observed
         if notes.filtered_attention is None:
             return encoder.project(enhanced)
@@ -114,7 +115,7 @@ class SfpHead(DenseHead):
 
     def _outliers(self, trace: EncoderTrace) -> Bool[Tensor, "windows patches"]:
         """Find the outliers of block L-1 by the chosen rule; none where mitigation is off."""
-        patches = trace.tokens[:, 1:]
+        patches = trace.patches_of(trace.tokens)
         if not self.settings.outlier_mitigation:
             return torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
         if self.settings.outlier_rule == "norm":
@@ -128,7 +129,8 @@ class SfpHead(DenseHead):
 
 
 def _clearclip_attention(
-    encoder: ImageEncoder, tokens: Tensor, visible: Tensor | None
+    encoder: ImageEncoder, trace: EncoderTrace, patches: Tensor
 ) -> Float[Tensor, "windows patches width"]:
-    query, _, value = encoder.blocks[-1].query_key_value(tokens)
-    return encoder.blocks[-1].output(self_attention(encoder.blocks[-1], query, value, visible))[:, 1:]
+    query, _, value = encoder.blocks[-1].query_key_value(class_and_patches(trace, patches))
+    attended = self_attention(encoder.blocks[-1], query, value, token_scope(trace))
+    return trace.patches_of(encoder.blocks[-1].output(attended))
