@@ -748,3 +748,40 @@ def _build(kind: Any, values: Mapping[str, Any]) -> Any:
             for name, value in values.items()
         }
     )
+
+
+OnTop = Literal["small", "large"]
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Which mask generator makes regions, and what it keeps.
+
+    Attributes:
+        generator: Folder as transformers saves it, or name on the hub, such as facebook/sam2.1-hiera-large or
+            tue-mps/coco_panoptic_eomt_large_640; its kind is read from its config.json.
+        points: Points a side of the grid that SAM 2 is asked at; more finds smaller objects and takes longer.
+        points_at_once: Points that SAM 2 decodes together; fewer need less memory.
+        min_quality: SAM 2's masks of a lower predicted IoU are dropped, and EoMT's segments of a lower probability.
+        min_stability: SAM 2's masks that change more with their threshold are dropped.
+        max_pixels: Images of more pixels are failures.
+        on_top: Which of SAM 2's overlapping masks a pixel belongs to: the small one keeps parts and small objects.
+    """
+
+    generator: str
+    points: int = 32
+    points_at_once: int = 64
+    min_quality: float = 0.8
+    min_stability: float = 0.95
+    on_top: OnTop = "small"
+    max_pixels: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        for name in ("points", "points_at_once", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name in ("min_quality", "min_stability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
+        if self.on_top not in ("small", "large"):
+            raise ConfigError(f"on_top is {self.on_top!r}; give one of 'small', 'large'")
