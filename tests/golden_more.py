@@ -45,8 +45,8 @@ from tests.golden_report import Report
 
 GOLDEN = Path(__file__).parent / "golden"
 ELSEWHERE = {
-    "car": "CaR is no host here",
-    "pamr": "a refiner, no host",
+    "car": "CaR is not built: a filter of words, no host",
+    "pamr": "a refiner, no host: its checks stand in rows named pamr",
     "fsa": "a plug-in for a second tower's attention, no host here",
     "floss": "fuses the labels of several sets of templates, no host",
 }
@@ -344,7 +344,7 @@ def check_pearl(case: Case) -> None:
             settings = PearlConfig(named[1], centered_weight=weight)  # type: ignore[arg-type]
             case.close(key, _tokens(case, _head("pearl", settings), window), 6.4e-6)
         elif quantity.startswith("tlp"):
-            case.skip(key, "a refiner, no host")
+            case.skip(key, "a refiner, no host: its checks stand in rows named tlp")
         else:
             query, key_vectors, _ = block.query_key_value(_trace(case, _head("pearl"), window).tokens)
             centered_query, centered_key = center(query, key_vectors)
