@@ -252,12 +252,11 @@ def _kind(line: str) -> str:
 
 
 def _idle_cores(seconds: float = 5.0) -> float:
-    def total() -> float:
-        return sum(spent for _, _, spent in processor_seconds())
-
-    before, start = total(), time.perf_counter()
-    time.sleep(seconds)
-    return (total() - before) / (time.perf_counter() - start)
+    """Return how many cores Ray takes while nothing runs."""
+    start = time.perf_counter()
+    with Spending() as spending:
+        time.sleep(seconds)
+    return sum(spending.by_kind.values()) / (time.perf_counter() - start)
 
 
 def _labels() -> pa.Array:
