@@ -263,7 +263,8 @@ def _work(
         fetch_timeout_s=course.fetch_timeout_s,
         shard_size=run.shard_size,
         file_bytes=run.file_bytes,
-        fragment_rows=2 * plan.batch_size,
+        unit_rows=plan.unit_rows,
+        fragment_rows=plan.fragment_rows,
         no_progress_s=run.no_progress_s * course.patience,
     )
     start = monotonic()
