@@ -69,7 +69,7 @@ def guide(
     outliers: Bool[Tensor, "windows patches"],
     attend_before_cut: bool,
 ) -> SimilarityGuidance:
-    """Repair the outliers and derive the similarities.
+    """Repair the outliers and derive the similarities: steps 2 and 3 of SFP's released code share them.
 
     Args:
         trace: Holds the semantic and the spatial layer.

@@ -644,19 +644,22 @@ class PendingProposals:
             )
         decisions = Decisions(scores, classes, regions)
         if self.engine.must_keep:
-            decisions, maps = _keep_something(decisions, maps)
+            decisions = _keep_something(decisions)
         crops = None if self.proposals.crops is None else self.proposals.crops[: regions.has_area.sum()]
         return replace(self.proposals, maps=maps, sound=sound, decisions=decisions, crops=crops, facts=facts)
 
 
-def _keep_something(decisions: Decisions, maps: Tensor) -> tuple[Decisions, Tensor]:
-    """Give an image whose every class was removed its best-scored one, where no background can take the image."""
+def _keep_something(decisions: Decisions) -> Decisions:
+    """Give an image whose every class was removed its best-scored one, where no background can take the image.
+
+    The map of that class stays 0, and it takes the whole image all the same: nothing competes.
+    """
     classes = decisions.classes
     nothing = (classes == NOBODY).all(1)
     if nothing.any():
         classes = classes.copy()
         classes[nothing, 0] = np.nanargmax(decisions.scores[nothing], 1)
-    return Decisions(decisions.scores, classes, decisions.regions), maps
+    return Decisions(decisions.scores, classes, decisions.regions)
 
 
 def plan_waves(layouts: Sequence[WindowLayout], limit: int) -> list[list[int]]:

@@ -74,7 +74,7 @@ def run_job(
         raise OvssError(_left_behind(job, plan, execution))
     progress.expect(manifest.images, final=True)
     _publish(job, manifest, lambda: execution or start(job))
-    _tidy(job, manifest, time.monotonic() - begun)
+    _tidy(job, time.monotonic() - begun)
     if not manifest.images:
         raise OvssError(
             f"no image in the {len(manifest.containers)} shards of {job.source.describe()['uri']} ({manifest.ignored} "
@@ -116,7 +116,6 @@ class _Counts:
     def __init__(self, manifest: Manifest, plan: Plan) -> None:
         self._stored: Counter[str] = Counter(plan.stored)
         self._expected = {part: count for part, count in plan.missing.items() if count}
-        self._already = plan.stored
         listed = sum(count for part, count in manifest.parts.items())
         again = sum(sum(unit.done.values()) for unit in plan.units if isinstance(unit, ShardTask))
         self._images = listed + again
@@ -229,7 +228,7 @@ def _publish(job: Job, manifest: Manifest, execution: Callable[[], Execution]) -
     output.remove_folder(PARTS)
 
 
-def _tidy(job: Job, manifest: Manifest, seconds: float) -> None:
+def _tidy(job: Job, seconds: float) -> None:
     """Remove what nobody needs any more: rows that are merged, and halves of files from before this start."""
     output = job.output
     output.remove_folder(FRAGMENTS)
