@@ -14,7 +14,7 @@ BackgroundPolicy = Literal["none", "first_class", "residual"]
 SfpVariant = Literal["released", "paper"]
 OutlierRule = Literal["attention", "norm", "local_outlier_factor"]
 PurificationMethod = Literal["freecp", "none"]
-PurificationVariant = Literal["image", "released", "paper"]
+PurificationVariant = Literal["image", "filter", "released", "paper"]
 Thresholds = Literal["published", "fixed", "auto"]
 ResClipBase = Literal["naclip", "clearclip", "sclip"]
 PearlAlignment = Literal["polar", "svd"]
@@ -380,15 +380,16 @@ class PurificationConfig:
     Attributes:
         method: "freecp" removes words that are absent from the image and settles words that claim one region;
             "none" labels with the host's own scores.
-        variant: FreeCP's form: "image" decides once an image, "released" once a window as the authors' code,
-            "paper" once a window by the paper's equations.
+        variant: FreeCP's form: "image" decides once an image, and labels by the purified maps; "filter" decides the
+            same, and labels by the host's own scores of the words that are left; "released" decides once a window as
+            the authors' code, "paper" once a window by the paper's equations.
         redundancy: Remove the classes that are absent from the image.
         ambiguity: Let one class win where several claim the same region.
         thresholds: "published" takes FreeCP's own numbers, as a curve over the number of words that compete
             (`published_thresholds`); "fixed" the two numbers below; "auto" derives the redundancy decision from the
             image itself.
         redundancy_threshold: Keep a class when its score is above this; larger removes more. Scores are below 0.5,
-            mostly far below ("image", "released"), or a soft IoU from 0 to 1 ("paper"). None: the published one.
+            mostly far below ("image", "filter", "released"), or a soft IoU from 0 to 1 ("paper"). None: the published one.
         ambiguity_threshold: Classes whose maps' soft IoU reaches this are ambiguous; larger groups fewer. None: the
             published one.
         score_scale: Factor on cosines before the softmax; larger is more peaked. None: the one that the weights were
@@ -429,6 +430,16 @@ class PurificationConfig:
     def active(self) -> bool:
         """Whether classes are purified at all."""
         return self.method == "freecp"
+
+    @property
+    def by_image(self) -> bool:
+        """Whether an image decides as a whole; otherwise each of its windows does."""
+        return self.variant in ("image", "filter")
+
+    @property
+    def own_scores(self) -> bool:
+        """Whether labels come from the host's own scores, in its own form; otherwise from purified maps."""
+        return not self.active or self.variant == "filter"
 
     def numbers(self, words: int, logit_scale: float) -> "PurificationNumbers":
         """Settle what is left to the vocabulary and the model.
@@ -531,7 +542,8 @@ class LabelConfig:
     """How score maps become labels.
 
     Attributes:
-        logit_scale: Factor on cosines before the softmax over phrases (no purification only).
+        logit_scale: Factor on cosines before the softmax over phrases (where labels come from the host's own scores:
+            without purification, and in its form "filter").
         min_probability: Pixels whose best probability is below become the background class; larger gives more
             background. Needs a background class.
         min_area: Classes whose share of the foreground area is not above this are dropped; None keeps all.
@@ -677,7 +689,7 @@ class SegmenterConfig:
         whole = self.class_prior > 0
         return (
             *(self.model, self.host, self.head_settings, self.windows, self.purification.active, whole),
-            *(self.proxy if self.needs_proxy else None, self.regions.scope),
+            *(self.purification.own_scores, self.proxy if self.needs_proxy else None, self.regions.scope),
         )
 
     @property

@@ -4,8 +4,8 @@
 images at once. A vocabulary holds many words that an image does not. Redundancy purification removes the words that are
 absent; ambiguity purification finds the words that claim one region, for the encoder to settle (`winners`).
 
-A decision is made for a unit: the whole image (variant "image") or each window ("released", "paper"). The three
-variants differ in that, in the score and in what a winner takes.
+A decision is made for a unit: the whole image (variants "image" and "filter") or each window ("released", "paper"). The
+variants differ in that, in the score, in what a winner takes, and "filter" in that it labels without the maps.
 """
 
 from dataclasses import dataclass
@@ -143,7 +143,7 @@ class ClassPurifier:
             room: Fixes all shapes beforehand, so that nothing waits for a count; None counts.
         """
         # 1. Who decides: the image as a whole, or each of its windows as in the published forms.
-        whole = self._config.variant == "image"
+        whole = self._config.by_image
         place = batch.placement
         units = place.images if whole else place.windows
         unit_images = Units.singles(units) if whole else place.images

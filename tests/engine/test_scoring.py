@@ -120,7 +120,7 @@ def test_freecp_sees_a_scoring_heads_shares_and_that_of_each_distractor_joining_
     kept = engine.encode(wave)
     assert isinstance(engine.scorer, ScoringHead)
     tables = engine._tables(wave, kept, engine.scorer)
-    logits = engine._logits(wave, kept, torch.ones(len(wave.pixels), dtype=torch.bool))
+    logits = engine._logits(wave, kept, torch.ones(len(wave.pixels), dtype=torch.bool), tables)
     assert logits is not None
     shares = (tables.phrases / tables.phrases.sum(1, keepdim=True)).transpose(0, 1)
     assert torch.allclose(logits[0].softmax(0), shares, atol=1e-5)
