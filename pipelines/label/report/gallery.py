@@ -128,8 +128,8 @@ def place_names(
         for part in np.argsort(-areas, kind="stable")[:_PIECES]:
             if areas[part] < _LEAST_SHARE * mask.size:
                 break
-            inside = np.where(parts == part + 1, depth, 0)
-            y, x = np.unravel_index(int(inside.argmax()), inside.shape)
+            own_depth = np.where(parts == part + 1, depth, 0)
+            y, x = np.unravel_index(int(own_depth.argmax()), own_depth.shape)
             color = _hex(colors[entry["index"]])
             pieces.append((int(areas[part]), x - 1, y - 1, entry["name"], color))
     pieces.sort(key=lambda piece: -piece[0])
@@ -142,7 +142,10 @@ def place_names(
         if any(box[0] < r and box[2] > l and box[1] < b and box[3] > t for l, t, r, b in taken):  # noqa: E741
             continue
         taken.append(box)
-        left, top = 100 * (x + 0.5) / width, 100 * (y + 0.5) / height
+        inside = np.clip(
+            x + 0.5, min(half, width / 2), max(width - half, width / 2)
+        )  # whole names, at the edges too
+        left, top = 100 * float(inside) / width, 100 * (y + 0.5) / height
         names.append({"name": name, "color": color, "left": round(left, 1), "top": round(top, 1)})
     return names
 
