@@ -468,6 +468,10 @@ def published_thresholds(words: int) -> tuple[float, float]:
 
     Args:
         words: Classes that compete, the background left out.
+
+    Examples:
+        >>> [tuple(round(number, 2) for number in published_thresholds(words)) for words in (20, 59, 150, 1200)]
+        [(0.15, 0.8), (0.1, 0.7), (0.05, 0.7), (0.05, 0.7)]
     """
     steps = math.log(min(max(words, 20), 150) / 20)
     redundancy = 0.15 - 0.10 * steps / math.log(150 / 20)
@@ -690,7 +694,13 @@ class SegmenterConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SegmenterConfig":
-        """Rebuild a configuration from `to_dict`; unknown fields raise `ConfigError`."""
+        """Rebuild a configuration from `to_dict`; unknown fields raise `ConfigError`.
+
+        Examples:
+            >>> config = SegmenterConfig.from_dict({"host": "naclip", "purification": {"variant": "released"}})
+            >>> config.host, config.purification.variant, config.windows.size
+            ('naclip', 'released', 224)
+        """
         built: SegmenterConfig = _build(cls, values)
         return built
 
