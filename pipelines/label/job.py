@@ -15,6 +15,7 @@ from pipelines.label.card import write_card
 from pipelines.label.checks import check_label
 from pipelines.label.options import OutputOptions
 from pipelines.label.pictures import write_previews
+from pipelines.label.report.page import report_afterwards
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.table import label_table
 from pipelines.preflight import check_model, check_proxy, say_once
@@ -113,6 +114,9 @@ def run_label(job: LabelJob) -> dict[str, Any]:
     if job.run.previews:
         with announced("ovss: drawing previews", job.run.progress_s), stopping_in_one_line():
             write_previews(Folder(job.run.output), source, manifest, job.vocabulary, job.run.previews)
+    if job.run.report:
+        with announced("ovss: writing the report", job.run.progress_s), stopping_in_one_line():
+            report_afterwards(Folder(job.run.output))
     return summary
 
 
@@ -193,6 +197,8 @@ def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:
     print(f"labels: {place}/labels, summary: {place}/summary.json")
     if summary["failed"]:
         print(f"why images failed: {place}/_failures; try them again with --retry-failed")
+    if job.run.report:
+        print(f"report: {place}/_report/index.html")
     if job.run.previews:
         print(f"previews: {place}/_previews/index.html")
     return 0 if summary["labelled"] else 1

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Int
 
 from ovss_core.config import ConfidenceDetail
 from ovss_core.engine.facts import FACTS
@@ -19,6 +21,8 @@ from pipelines.sources.carried import CarriedColumns
 
 CLASSES, IGNORE = b"ovss_classes", b"ovss_ignore_index"
 """Keys in a file's metadata: the classes' names by their value in the mask, as a JSON list; the value of no label."""
+HISTOGRAMS, STEPS = ("margin", "disagreement"), 20
+"""Columns of shares in [0, 1] whose images are counted in so many steps."""
 
 
 def label_row(result: Segmentation) -> dict[str, Any]:
@@ -159,7 +163,13 @@ def _lists(counts: Sequence[int], values: pa.Array, missing: Sequence[bool] | No
 
 
 def summarize_labels(table: pa.Table) -> dict[str, Any]:
-    """Count images and pixels by class over rows of `LABELS`."""
+    """Count what `pipelines.label.report` shows over rows of `LABELS`; columns that are missing are not counted.
+
+    Returns:
+        Pixels; by class the images and pixels that have it; by class the images that kept it, and how many images were
+        purified at all (each of them removed what it did not keep); and for each column of `HISTOGRAMS` the images by
+        the number of their step.
+    """
     classes: dict[str, dict[str, int]] = {}
     pixels = 0
     for present in table["present"].to_pylist():
@@ -168,7 +178,22 @@ def summarize_labels(table: pa.Table) -> dict[str, Any]:
             counts["images"] += 1
             counts["pixels"] += entry["pixels"]
             pixels += entry["pixels"]
-    return {"pixels": pixels, "classes": classes}
+    found: dict[str, Any] = {"pixels": pixels, "classes": classes}
+    if {"kept", "removed"} <= set(table.column_names):
+        listed = pc.add(pc.list_value_length(table["kept"]), pc.list_value_length(table["removed"]))
+        names = pc.struct_field(pc.list_flatten(table["kept"]), "name")
+        kept = {entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()}
+        found |= {"purified": pc.sum(pc.greater(listed, 0)).as_py() or 0, "kept": kept}
+    for name in HISTOGRAMS:
+        if name in table.column_names:
+            steps = _steps(table[name].drop_null().to_numpy())
+            found[name] = {str(step): int(count) for step, count in enumerate(steps) if count}
+    return found
+
+
+def _steps(shares: Float[np.ndarray, " images"]) -> Int[np.ndarray, " steps"]:
+    steps = np.minimum((np.asarray(shares, np.float64) * STEPS).astype(np.int64), STEPS - 1)
+    return np.bincount(steps, minlength=STEPS)
 
 
 def label_table(

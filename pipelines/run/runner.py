@@ -23,7 +23,7 @@ from pipelines.run.manifest_files import Manifest, read_part
 from pipelines.run.plan import Plan, plan_work
 from pipelines.run.progress import ProgressReport
 from pipelines.run.publish import PARTS, free_numbers, plan_files, read_published
-from pipelines.run.record import PREVIEWS
+from pipelines.run.record import PREVIEWS, REPORT
 from pipelines.run.sink import DONE, FAILED, read_marker
 from pipelines.run.state_files import DamagedFileError
 from pipelines.run.summary import read_markers
@@ -232,5 +232,5 @@ def _tidy(job: Job, seconds: float) -> None:
     """Remove what nobody needs any more: rows that are merged, and halves of files from before this start."""
     output = job.output
     output.remove_folder(FRAGMENTS)
-    for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS):
+    for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS, REPORT):
         output.remove_leftovers(folder, older_than_s=seconds)
