@@ -14,7 +14,6 @@ from ovss_core.config import ConfidenceDetail
 from ovss_core.engine.facts import FACTS
 from ovss_core.results import PresentClass, ScoredClass, ScoredClasses, Segmentation, ignore_index
 from ovss_core.vocabulary import Vocabulary
-from pipelines.label.masks import encode_mask
 from pipelines.run.schema import IMAGE, LABELS, result_type
 from pipelines.run.sink import OutputTable
 from pipelines.sources.carried import CarriedColumns
@@ -25,41 +24,10 @@ HISTOGRAMS, STEPS = ("margin", "disagreement"), 20
 """Columns of shares in [0, 1] whose images are counted in so many steps."""
 
 
-def label_row(result: Segmentation) -> dict[str, Any]:
-    """Return the columns of `LABELS` for one image that its labels decide."""
-    height, width = result.label_map.shape
-    present = sorted(result.present, key=lambda entry: -entry.pixels)
-    sure = result.confidence
-    return {
-        "height": height,
-        "width": width,
-        "mask": encode_mask(result.label_map),
-        "words": [entry.name for entry in present],
-        "present": [vars(entry) for entry in present],
-        "score": None if sure is None else sure.score,
-        "margin": None if sure is None else sure.margin,
-        "sure": None if sure is None else sure.sure,
-        "ignored": 0.0 if sure is None else sure.ignored,
-        "confidence": None if sure is None or sure.margins is None else encode_mask(sure.margins),
-        "kept": _listed(result.kept),
-        "removed": _listed(result.removed),
-        "groups": [
-            {"classes": list(group.classes), "boxes": [vars(box) for box in group.boxes]}
-            for group in result.groups
-        ],
-        **result.facts,
-        "regions": [vars(entry) for entry in result.regions] or None,
-    }
-
-
-def _listed(classes: Sequence[ScoredClass]) -> list[dict[str, object]]:
-    return classes.to_dicts() if isinstance(classes, ScoredClasses) else [vars(entry) for entry in classes]
-
-
 def label_column(
     results: Sequence[Segmentation], masks: Sequence[bytes], margins: Sequence[bytes | None] | None = None
 ) -> pa.StructArray:
-    """Return the values of the column ``result`` for a batch of images, each as `label_row` has it.
+    """Return the values of the column ``result`` for a batch of images, in the order of the images.
 
     They are made of flat arrays, without an object for every class that is listed: with large vocabularies an image
     lists thousands.

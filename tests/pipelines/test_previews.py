@@ -12,7 +12,7 @@ from ovss_core.vocabulary import Vocabulary
 from pipelines.label import pictures as previews
 from pipelines.label.palette import class_colors
 from pipelines.label.pictures import write_previews
-from pipelines.label.table import label_row, label_table
+from pipelines.label.table import label_table
 from pipelines.run.fragments import write_fragment
 from pipelines.run.manifest import prepare_manifest, refresh_manifest
 from pipelines.run.manifest_files import Manifest, read_part
@@ -22,6 +22,7 @@ from pipelines.run.sink import FAILED, merge_part
 from pipelines.run.work_units import ShardTask
 from pipelines.sources import FolderSource, Source, WebDatasetSource
 from pipelines.storage import Folder
+from tests.label_rows import label_row
 from tests.pipelines.test_shards import images, write_shard
 
 VOCABULARY = Vocabulary.from_names(["background", "cat", "<b>grass</b>"])

@@ -20,7 +20,7 @@ from pipelines.label.reader import open_labels
 from pipelines.label.report.figures import read_figures
 from pipelines.label.report.gallery import MOST_BYTES, place_names
 from pipelines.label.report.page import report_afterwards, write_report
-from pipelines.label.table import label_row, label_table
+from pipelines.label.table import label_table
 from pipelines.run.fragments import write_fragment
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.manifest_files import read_part
@@ -31,6 +31,7 @@ from pipelines.run.sink import FAILED, merge_part
 from pipelines.sources import FolderSource
 from pipelines.storage import Folder
 from tests.derive.plain import write_labels
+from tests.label_rows import label_row
 from tests.pipelines.test_dataset_card import VOCABULARY, segmentation
 
 ImageFolder = Callable[..., Path]
