@@ -95,6 +95,9 @@ class Execution(Protocol):
     def wait(self) -> None:
         """Wait until all that `merge` and `publish` were called for is there."""
 
+    def stop(self) -> None:
+        """Begin no further image, so that `written` ends when what was begun is stored."""
+
     def finished(self) -> int:
         """Return how many images the last stage has finished, stored or not."""
 
@@ -168,6 +171,10 @@ class RayExecution:
         with _reported():
             ray.get(self._merges)
         self._merges = []
+
+    def stop(self) -> None:
+        """Tell the ledger, which readers and stages ask."""
+        self._ledger.stop()
 
     def finished(self) -> int:
         """Ask the ledger."""

@@ -98,6 +98,7 @@ class RunOptions:
         cluster_wait_s: Wait up to so many seconds for nodes that are still to join; the workers are planned from
             what is there then.
         no_progress_s: Give up when nothing moves for so many seconds.
+        grace_s: Seconds that SIGTERM leaves for storing what is finished; a second signal ends at once.
         progress_s: Seconds between progress lines in a log.
         verbose: Show Ray's own messages.
     """
@@ -112,6 +113,7 @@ class RunOptions:
     address: str | None = None
     cluster_wait_s: float = 0.0
     no_progress_s: float = 600.0
+    grace_s: float = 25.0
     progress_s: float = 10.0
     verbose: bool = False
 
@@ -124,6 +126,8 @@ class RunOptions:
             raise ConfigError(f"file_bytes is {self.file_bytes}; give at least 1")
         if not self.cluster_wait_s >= 0:
             raise ConfigError(f"cluster_wait_s is {self.cluster_wait_s}; give at least 0 seconds")
+        if not self.grace_s >= 0:
+            raise ConfigError(f"grace_s is {self.grace_s}; give at least 0 seconds")
         for name in ("no_progress_s", "progress_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0 seconds")

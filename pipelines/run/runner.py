@@ -26,6 +26,7 @@ from pipelines.run.publish import PARTS, free_numbers, plan_files, read_publishe
 from pipelines.run.record import PREVIEWS, REPORT
 from pipelines.run.sink import DONE, FAILED, read_marker
 from pipelines.run.state_files import DamagedFileError
+from pipelines.run.stopping import Stop
 from pipelines.run.summary import read_markers
 from pipelines.run.verify import foreign_files, reopen_damaged
 from pipelines.run.work_units import ShardTask
@@ -42,15 +43,21 @@ def run_job(
     manifest: Manifest,
     progress: ProgressReport,
     start: Callable[[Job], Execution] = RayExecution,
+    stop: Stop | None = None,
 ) -> Manifest:
     """Bring every part of the manifest to its finished files.
+
+    Args:
+        stop: Ends the run early and in order; never, unless given.
 
     Returns:
         The manifest with all that was listed on the way.
 
     Raises:
         OvssError: Images are missing after all rounds, or a stage failed as a whole.
+        Interrupted: By `stop`; what was finished is stored.
     """
+    stop = stop or Stop()
     begun = time.monotonic()
     execution: Execution | None = None
     before = None
@@ -68,8 +75,9 @@ def run_job(
             _LOG.warning("%d images have no row yet; running again for them", sum(plan.missing.values()))
         before = plan.state
         execution = execution or start(job)
-        with _polled(progress, execution):
-            _run_round(manifest, plan, execution, progress)
+        with _polled(progress, execution), stop.obeyed(execution.stop):
+            _run_round(manifest, plan, execution, progress, stop)
+        stop.end()
     else:
         raise OvssError(_left_behind(job, plan, execution))
     progress.expect(manifest.images, final=True)
@@ -96,12 +104,15 @@ def plan_job(job: Job, manifest: Manifest) -> Plan:
     )
 
 
-def _run_round(manifest: Manifest, plan: Plan, execution: Execution, progress: ProgressReport) -> None:
+def _run_round(
+    manifest: Manifest, plan: Plan, execution: Execution, progress: ProgressReport, stop: Stop
+) -> None:
     counts = _Counts(manifest, plan)
     for part in [part for part, missing in plan.missing.items() if missing == 0]:
         execution.merge(part)
     if plan.units:
         for row in execution.written(plan.units):
+            stop.check()
             progress.advance(row["labelled"], row["failed"])
             if counts.add(row):
                 execution.merge(row["part"])
