@@ -130,6 +130,13 @@ def benchmark_flag(meaning: str, section: str) -> Flag:
     return Flag("benchmark", choice(list(BENCHMARKS)) | None, meaning, section)
 
 
+def labels_flag(made_by: str = "ovss label") -> Flag:
+    """Return ``--labels``: an output to go on from."""
+    return Flag(
+        "labels", str, f"Folder of labels: the --output of {made_by}.", START, required=True, value="FOLDER"
+    )
+
+
 def vocabulary_flag(meaning: str = "") -> Flag:
     """Return ``--vocabulary``: words, a file, a shipped name, or in a settings file a list."""
     told = (

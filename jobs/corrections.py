@@ -1,6 +1,6 @@
 """``ovss evaluate --labels``: what people changed in labels that came back from an annotation tool."""
 
-from jobs.arguments import START, make_parser
+from jobs.arguments import START, labels_flag, make_parser
 from jobs.flags import Flag
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
@@ -15,14 +15,7 @@ def build_parser() -> CommandParser:
         "Say for each class what people changed in labels that they corrected.\n\n"
         "  ovss evaluate --labels out/photos --masks corrected/",
         [
-            Flag(
-                "labels",
-                str,
-                "Folder of labels: the --output of ovss label.",
-                START,
-                required=True,
-                value="FOLDER",
-            ),
+            labels_flag(),
             Flag("masks", str, masks, START, required=True),
             Flag("output", str | None, "File for the numbers as JSON.", START, value="FILE"),
         ],

@@ -1,7 +1,7 @@
 """``ovss export``: labels in the format that a trainer or an annotation tool reads."""
 
-from jobs.arguments import START, make_parser, take_fields
-from jobs.flags import Flag, flags_of
+from jobs.arguments import labels_flag, make_parser, take_fields
+from jobs.flags import flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
 from pipelines.derive.options import DeriveOptions, ExportOptions
@@ -11,14 +11,13 @@ _WHAT, _RUN = "what is written", "the run"
 
 def build_parser() -> CommandParser:
     """Return the parser of the command."""
-    told = "Folder of labels: the --output of ovss label or ovss select."
     return make_parser(
         "export",
         "--labels FOLDER --format NAME --output FOLDER [flags]",
         "Write labels in the format that a trainer or an annotation tool reads.\n\n"
         "  ovss export --labels out/photos --format yolo-seg --val-share 0.1 --output out/yolo",
         [
-            Flag("labels", str, told, START, required=True, value="FOLDER"),
+            labels_flag("ovss label or ovss select"),
             *flags_of(ExportOptions, _WHAT),
             *flags_of(DeriveOptions, _RUN),
         ],

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from jobs.arguments import START, make_parser, take_fields
-from jobs.flags import Flag, flags_of
+from jobs.arguments import labels_flag, make_parser, take_fields
+from jobs.flags import flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
 from ovss_core.vocabulary_files import split_words
@@ -26,14 +26,7 @@ def build_parser() -> CommandParser:
         "confidence and chance. Nothing is labelled anew; the selection is an output like that of ovss label.\n\n"
         "  ovss select --labels out/photos --min-confidence 0.2 --words cat,dog --output out/sure",
         [
-            Flag(
-                "labels",
-                str,
-                "Folder of labels: the --output of ovss label.",
-                START,
-                required=True,
-                value="FOLDER",
-            ),
+            labels_flag(),
             *flags_of(DeriveOptions, _RUN),
             *chosen,
         ],

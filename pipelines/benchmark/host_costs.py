@@ -26,6 +26,7 @@ import torch
 from ovss_core.class_purification.class_maps import NOBODY
 from ovss_core.class_purification.winners import Regions
 from ovss_core.config import SegmenterConfig
+from ovss_core.engine.engine import plan_waves
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.images.decode import EncodedImage
 from ovss_core.images.pixels import ImagePixels
@@ -47,6 +48,7 @@ WINDOWS = SegmenterConfig().windows
 PATCH, PATCHES, CROP = 16, 196, 112
 BATCH = 64
 _LIMIT = 10**8
+_NO_LIMIT = sys.maxsize
 _PRESENT, _GROUPS = 8, 3
 
 
@@ -158,17 +160,12 @@ def _locked_seconds(work: Callable[[], object]) -> float:
 
 
 def _by_window_size(resized: Sequence[np.ndarray], layouts: Sequence[WindowLayout]) -> None:
-    sizes = {layout.window_size for layout in layouts}
-    for size in sizes:
-        chosen = [place for place, layout in enumerate(layouts) if layout.window_size == size]
+    for chosen in plan_waves(layouts, _NO_LIMIT):
         ImagePixels.of([resized[place] for place in chosen], [layouts[place] for place in chosen])
 
 
 def _like_sized(column: pa.Array, layouts: Sequence[WindowLayout]) -> list[pa.Array]:
-    places: dict[tuple[int, int], list[int]] = {}
-    for place, layout in enumerate(layouts):
-        places.setdefault(layout.window_size, []).append(place)
-    return [column.take(pa.array(chosen)) for chosen in places.values()]
+    return [column.take(pa.array(chosen)) for chosen in plan_waves(layouts, _NO_LIMIT)]
 
 
 def _proposals(

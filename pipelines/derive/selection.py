@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovss_core.errors import ConfigError
-from ovss_core.vocabulary import Vocabulary, VocabularyClass
 from pipelines.derive.options import SelectOptions
 from pipelines.derive.units import Outcome, Row, Unit, plan_units, stable_share
 from pipelines.label.card import write_card
@@ -57,7 +56,7 @@ class Selection:
     def prepare(self, labels: LabelFiles, output: Folder) -> "Selection":
         """Find the classes' floors, which are stored for later starts, and draw images where that is asked for."""
         columns = tuple(labels.schema.names)
-        write_card(output, _schema(labels), _vocabulary(labels))
+        write_card(output, _schema(labels), labels.vocabulary)
         try:
             known = read_json(output, _CHOICE, {"floors": list})
             floors = tuple(int(floor) for floor in known["floors"])
@@ -276,7 +275,3 @@ def _schema(labels: LabelFiles) -> pa.Schema:
     }
     metadata.pop(b"ovss_parts", None)
     return labels.schema.with_metadata(metadata)
-
-
-def _vocabulary(labels: LabelFiles) -> Vocabulary:
-    return Vocabulary(tuple(VocabularyClass(name, (name,)) for name in labels.class_names))

@@ -1,7 +1,6 @@
 """What a labelling run would cost, before it starts: the corpus listed, a sample labelled, and nothing written."""
 
 import heapq
-import io
 import resource
 import sys
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,13 +34,12 @@ from pipelines.run.share import place_of
 from pipelines.sources import Source
 from pipelines.sources.record import ImageRecord
 from pipelines.sources.tar_stream import TarImage, stream_tar
-from pipelines.transport.patient_stream import PatientStream
+from pipelines.transport.patient_stream import open_patiently
 
 _SAMPLE_BATCHES, _WARM = 2, 2
 _MOST = 256
 _SHARDS_SIZED = 64
 _ID_BYTES, _PART_BYTES = 48, 700
-_BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -217,10 +215,8 @@ def _look_into_shards(source: Source, job: LabelJob, wanted: int) -> Corpus:
     fetched: list[bytes | Failure] = []
     read = 0
     for name in names[:4]:
-        with io.BufferedReader(
-            PatientStream(source.uri, name, job.source.fetch_timeout_s), _BUFFER
-        ) as stream:
-            items = stream_tar(cast(BinaryIO, stream), fields, job.source.max_bytes)
+        with open_patiently(source.uri, name, job.source.fetch_timeout_s) as stream:
+            items = stream_tar(stream, fields, job.source.max_bytes)
             left = islice((item for item in items if isinstance(item, TarImage)), wanted - len(fetched))
             for image in left:
                 ids.append((f"{name}/{image.key}", name))

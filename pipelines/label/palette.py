@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from ovss_core.vocabulary import Vocabulary
 
@@ -35,6 +35,11 @@ def class_colors(vocabulary: Vocabulary) -> np.ndarray:
     if vocabulary.background_index is not None:
         colors[vocabulary.background_index] = BACKGROUND
     return colors
+
+
+def hex_color(color: UInt8[np.ndarray, " 3"]) -> str:
+    """Write a color as pages have it: ``#e13c2d``."""
+    return "#" + bytes(color.tolist()).hex()
 
 
 @lru_cache(maxsize=1)

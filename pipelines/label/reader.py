@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,14 +22,14 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.images.decode import decode_image
 from ovss_core.results import ignore_index
+from ovss_core.vocabulary import Vocabulary, VocabularyClass
 from pipelines.faults import Failure
 from pipelines.label.masks import decode_mask
 from pipelines.label.table import CLASSES
 from pipelines.run.manifest_files import PART
 from pipelines.run.publish import is_published_name
-from pipelines.run.record import RUN
+from pipelines.run.record import read_identity
 from pipelines.run.schema import IMAGE, LABELS, LOCATION
-from pipelines.run.state_files import DamagedFileError, read_json
 from pipelines.sources.fetch import ImageFetcher
 from pipelines.storage import Folder, open_storage
 from pipelines.transport.causes import one_line
@@ -62,6 +63,11 @@ class LabelFiles:
 
     def __len__(self) -> int:
         return sum(map(sum, self.groups.values()))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes, each standing for itself: labels do not tell the phrases."""
+        return Vocabulary(tuple(VocabularyClass(name, (name,)) for name in self.class_names))
 
     @property
     def ignore_index(self) -> int:
@@ -106,16 +112,9 @@ class LabelFiles:
             if self.version == _VERSIONS[0]
             else wanted
         )
-        try:
-            with self.folder.open(name) as stream:
-                stored = [entry for entry in self.schema.names if entry in needed]
-                rows = pq.ParquetFile(stream).read_row_group(group, stored).to_pylist()
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(
-                f"cannot read {name} of {self.folder.public_uri}: {one_line(error)}"
-            ) from error
+        stored = [entry for entry in self.schema.names if entry in needed]
+        with opened_labels(self.folder, name) as file:
+            rows = file.read_row_group(group, stored).to_pylist()
         return [{entry: _value(row, entry) for entry in wanted} for row in rows]
 
     def image_of(self, row: Mapping[str, Any]) -> bytes:
@@ -153,6 +152,22 @@ class LabelFiles:
         return LabelStream(self, columns, images, transform, seed)
 
 
+@contextmanager
+def opened_labels(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
+    """Open one file of labels.
+
+    Raises:
+        StorageError: It cannot be opened, or read inside the block.
+    """
+    try:
+        with folder.open(name) as stream:
+            yield pq.ParquetFile(stream)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"cannot read {name} of {folder.public_uri}: {one_line(error)}") from error
+
+
 def open_labels(uri: str) -> LabelFiles:
     """Open the labels of an output, finished or not.
 
@@ -170,13 +185,9 @@ def open_labels(uri: str) -> LabelFiles:
     ]
 
     def footer(name: str) -> tuple[list[int], pa.Schema]:
-        try:
-            with folder.open(name) as stream:
-                file = pq.ParquetFile(stream)
-                counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                return counts, file.schema_arrow
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise StorageError(f"cannot read {name} of {folder.public_uri}: {one_line(error)}") from error
+        with opened_labels(folder, name) as file:
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            return counts, file.schema_arrow
 
     with ThreadPoolExecutor(_THREADS) as threads:
         found = dict(zip(names, threads.map(footer, names), strict=True))
@@ -190,21 +201,13 @@ def open_labels(uri: str) -> LabelFiles:
         raise StorageError(
             f"{folder.public_uri} holds a table {version or 'of no version'!r}; this reads {', '.join(_VERSIONS)}"
         )
-    identity = _identity(folder)
+    identity = read_identity(folder)
     classes = json.loads(schema.metadata[CLASSES]) if CLASSES in schema.metadata else None
     if classes is None:
         classes = [entry["name"] for entry in identity.get("vocabulary") or ()]
     column = (identity.get("source") or {}).get("image_column")
     groups = {name: counts for name, (counts, _) in found.items()}
     return LabelFiles(folder, groups, version, schema, tuple(classes), column)
-
-
-def _identity(folder: Folder) -> dict[str, Any]:
-    try:
-        identity: dict[str, Any] = read_json(folder, RUN, {"identity": dict})["identity"]
-    except DamagedFileError:
-        return {}
-    return identity
 
 
 def _beside(schema: pa.Schema) -> list[str]:

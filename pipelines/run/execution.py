@@ -150,21 +150,19 @@ class RayExecution:
 
     def merge(self, part: str) -> None:
         """Merge in a task; a few at once."""
-        with _reported():
-            if len(self._merges) >= _MERGES_AT_ONCE:
-                ready, self._merges = ray.wait(self._merges, num_returns=1)
-                ray.get(ready)
-            self._merges.append(self._merge.remote(self.job.output.uri, part, self._table))
+        self._begin(_MERGES_AT_ONCE, self._merge, part, self._table)
 
     def publish(self, number: int, parts: Mapping[str, int]) -> None:
         """Write in a task; two at once, for each holds its file in memory."""
         table = self.job.table
+        self._begin(_FILES_AT_ONCE, self._publish, table.name, table.schema, number, dict(parts))
+
+    def _begin(self, at_once: int, task: Any, *arguments: Any) -> None:
         with _reported():
-            while len(self._merges) >= _FILES_AT_ONCE:
+            while len(self._merges) >= at_once:
                 ready, self._merges = ray.wait(self._merges, num_returns=1)
                 ray.get(ready)
-            output = self.job.output.uri
-            self._merges.append(self._publish.remote(output, table.name, table.schema, number, dict(parts)))
+            self._merges.append(task.remote(self.job.output.uri, *arguments))
 
     def wait(self) -> None:
         """Wait for merges and files."""

@@ -112,19 +112,23 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
     stop = Stop(course.run.grace_s)
     with ExitStack() as lease:
         with _refusing_in_one_line():
+            known = course.identity(UNKNOWN)
             if not course.run.overwrite:  # another run's output is refused before anything is written there
-                continues_run(course.output, course.identity(UNKNOWN), but=(CLIP_HASH, PROXY_HASH))
+                continues_run(course.output, known, but=(CLIP_HASH, PROXY_HASH))
             course.output.check_writable()
         with announced(f"ovss: {course.output.public_uri}", course.run.progress_s) as tell:
             lease.enter_context(held(course.output, stop.fail, tell))
-        return _carry_out(course, stop)
+        return _carry_out(course, known, stop)
 
 
-def _carry_out(course: Course, stop: Stop) -> tuple[dict[str, Any], Manifest]:
-    """Run a job on an output that no other driver works on."""
+def _carry_out(course: Course, known: Mapping[str, Any], stop: Stop) -> tuple[dict[str, Any], Manifest]:
+    """Run a job on an output that no other driver works on.
+
+    Args:
+        known: The run's identity without its weights. Asked again here: another driver may have ended since.
+    """
     output, run = course.output, course.run
     with _refusing_in_one_line():
-        known = course.identity(UNKNOWN)
         replaces = run.overwrite or not continues_run(output, known, but=(CLIP_HASH, PROXY_HASH))
         manifest = None if replaces else _extend_finished(course)
     if manifest and _is_finished(course, manifest):

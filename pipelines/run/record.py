@@ -105,6 +105,15 @@ def identity_digest(identity: Mapping[str, Any]) -> str:
     return blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
+def read_identity(output: Folder) -> dict[str, Any]:
+    """Return what decides the results of the run that made an output; empty where `run.json` does not tell."""
+    try:
+        identity: dict[str, Any] = read_json(output, RUN, {"identity": dict})["identity"]
+    except DamagedFileError:
+        return {}
+    return identity
+
+
 def stored_identity(output: Folder) -> str | None:
     """Return the digest of the identity in `run.json`, if it can be read."""
     try:
@@ -155,10 +164,7 @@ def table_name(identity: Mapping[str, Any]) -> str | None:
 
 def _tables(output: Folder) -> list[str]:
     """Return the folders that may hold finished rows: the one that `run.json` names, or all that are no part of a run."""
-    try:
-        named = table_name(read_json(output, RUN, {"identity": dict})["identity"])
-    except DamagedFileError:
-        named = None
+    named = table_name(read_identity(output))
     return (
         [named]
         if named

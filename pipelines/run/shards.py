@@ -5,13 +5,12 @@ so whoever counts what is finished may merge the chunk as soon as it is complete
 a whole becomes its last row, a failure with the shard's name; the images before it stay.
 """
 
-import io
 import json
 import logging
 from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,11 +26,10 @@ from pipelines.sources.record import ImageRecord
 from pipelines.sources.tar_stream import ImageFields, TarEnd, TarImage, stream_tar
 from pipelines.storage import Folder, join_uri, open_storage, redact
 from pipelines.transport.causes import TransferError
-from pipelines.transport.patient_stream import PatientStream
+from pipelines.transport.patient_stream import open_patiently
 
 _LOG = logging.getLogger(__name__)
 _ROWS, _BYTES = 16, 1 << 24
-_BUFFER = 1 << 20
 _STAGE = "read"
 _WINDOW = 16
 Item = TypeVar("Item")
@@ -92,7 +90,7 @@ class ShardReader:
 
     def open(self, name: str) -> BinaryIO:
         """Open a shard; reading goes on where it was after a fault of the connection."""
-        return _open_shard(self.source, name, self.timeout_s)
+        return open_patiently(self.source, name, self.timeout_s)
 
 
 class _Reading:
@@ -281,7 +279,7 @@ def images_of_shard(
         max_bytes: Larger images are left out, as are those that cannot be had.
     """
     left, found = set(image_ids), dict[str, bytes]()
-    with _open_shard(source, shard) as stream:
+    with open_patiently(source, shard) as stream:
         items = stream_tar(stream, fields, max_bytes, lambda key: f"{shard}/{key}" in left)
         while left and isinstance(item := next(items, None), TarImage):
             image_id = f"{shard}/{item.key}"
@@ -290,10 +288,6 @@ def images_of_shard(
                 if item.data is not None:
                     found[image_id] = item.data
     return found
-
-
-def _open_shard(source: str, name: str, timeout_s: float = 60.0) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(PatientStream(source, name, timeout_s), _BUFFER))
 
 
 def shard_bytes(source: str, name: str) -> int | None:

@@ -10,6 +10,7 @@ from ovss_core.errors import OvssError
 from pipelines.run.manifest_files import Manifest
 from pipelines.run.publish import published_sizes
 from pipelines.run.record import SUMMARY
+from pipelines.run.share import Share
 from pipelines.run.sink import DONE, read_marker
 from pipelines.run.state_files import DamagedFileError, read_json
 from pipelines.storage import Folder
@@ -73,15 +74,15 @@ def merge_summaries(output: Folder, jobs: int) -> dict[str, Any]:
     Args:
         jobs: How many there are; those without a summary are named under ``missing``.
     """
-    folders = {number: f"shard-{number:05d}-of-{jobs:05d}" for number in range(1, jobs + 1)}
+    shares = [Share(number, jobs) for number in range(1, jobs + 1)]
     merged: dict[str, Any] = {
         "jobs": jobs, "missing": [], **dict.fromkeys(_COUNTS, 0), "seconds_by_stage": {}, "statistics": {}
     }  # fmt: skip
-    for number, folder in folders.items():
+    for share in shares:
         try:
-            found = read_json(output, f"{folder}/{SUMMARY}", dict.fromkeys(_COUNTS, int))
+            found = read_json(output, f"{share.folder}/{SUMMARY}", dict.fromkeys(_COUNTS, int))
         except DamagedFileError:
-            merged["missing"].append(f"{number}/{jobs}")
+            merged["missing"].append(f"{share.number}/{jobs}")
             continue
         for name in _COUNTS:
             merged[name] += found[name]

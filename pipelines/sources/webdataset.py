@@ -1,9 +1,8 @@
 """WebDataset tar shards: the shard is the unit, listed by its name alone and streamed once by whoever reads it."""
 
-import io
 import re
 from collections.abc import Collection, Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -17,9 +16,8 @@ from pipelines.sources.tar_samples import ImageFields
 from pipelines.sources.tar_stream import TarImage, stream_tar
 from pipelines.storage import redact
 from pipelines.transport.addresses import printable
-from pipelines.transport.patient_stream import PatientStream
+from pipelines.transport.patient_stream import open_patiently
 
-_BUFFER = 1 << 20
 _SHARD_NAME = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
@@ -83,8 +81,8 @@ def count_images(source: Any, shard: str) -> int:
     """Count the images of a shard by reading it to its end; a shard that cannot be read counts as one, its failure."""
     max_bytes = 1 << 28
     try:
-        with io.BufferedReader(PatientStream(source.uri, shard, 60.0), _BUFFER) as stream:
-            items = stream_tar(cast(BinaryIO, stream), source.fields, max_bytes, lambda key: False)
+        with open_patiently(source.uri, shard) as stream:
+            items = stream_tar(stream, source.fields, max_bytes, lambda key: False)
             return sum(isinstance(item, TarImage) for item in items)
     except (OSError, ValueError, ImportError, pa.ArrowException):
         return 1

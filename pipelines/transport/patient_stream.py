@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow.fs as pafs
 
@@ -12,6 +12,13 @@ from pipelines.transport.causes import blamed_on
 from pipelines.transport.local import kind_of
 from pipelines.transport.patience import patiently, within
 from pipelines.transport.stores import open_storage
+
+_BUFFER = 1 << 20
+
+
+def open_patiently(source: str, name: str, timeout_s: float = 60.0) -> BinaryIO:
+    """Open a file below a source as a buffered `PatientStream`."""
+    return cast(BinaryIO, io.BufferedReader(PatientStream(source, name, timeout_s), _BUFFER))
 
 
 class PatientStream(io.RawIOBase):

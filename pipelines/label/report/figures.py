@@ -15,15 +15,14 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from ovss_core.errors import StorageError
-from pipelines.label.reader import LabelFiles
+from pipelines.label.reader import LabelFiles, opened_labels
 from pipelines.label.table import HISTOGRAMS, STEPS, summarize_labels
 from pipelines.run.manifest_files import read_complete
-from pipelines.run.record import RUN, SUMMARY
+from pipelines.run.record import SUMMARY
 from pipelines.run.sink import FAILED
 from pipelines.run.state_files import DamagedFileError, read_json
 from pipelines.run.summary import add_statistics, read_markers
 from pipelines.storage import Folder
-from pipelines.transport.causes import one_line
 
 _READ = ("image_id", "present", *HISTOGRAMS)
 _COUNTED = ("kept", "removed")
@@ -134,15 +133,6 @@ def read_figures(output: Folder, labels: LabelFiles | None, rows: int) -> tuple[
     return Figures(_counts(output, sample), statistics, counted, parts), sample
 
 
-def read_run(output: Folder) -> dict[str, Any]:
-    """Return the identity of what made an output; empty where nothing tells."""
-    try:
-        identity: dict[str, Any] = read_json(output, RUN, {"identity": dict})["identity"]
-    except DamagedFileError:
-        return {}
-    return identity
-
-
 def read_failures(output: Folder) -> tuple[list[dict[str, Any]], bool]:
     """Group failures by stage, kind and reason, numbers and names in the reason left out of account.
 
@@ -188,19 +178,11 @@ def _tables(labels: LabelFiles, rows: int, counted: Sequence[str]) -> Iterator[t
     chosen = sorted({round(place) for place in np.linspace(0, len(groups) - 1, wanted)})
     columns = [name for name in (*_READ, *counted) if name in labels.schema.names]
     for name in dict.fromkeys(groups[place][0] for place in chosen):
-        try:
-            with labels.folder.open(name) as stream:
-                file = pq.ParquetFile(stream)
-                for place in chosen:
-                    if groups[place][0] == name:
-                        there = [column for column in columns if column in file.schema_arrow.names]
-                        yield name, groups[place][1], file.read_row_group(groups[place][1], there)
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(
-                f"cannot read {name} of {labels.folder.public_uri}: {one_line(error)}"
-            ) from error
+        with opened_labels(labels.folder, name) as file:
+            for place in chosen:
+                if groups[place][0] == name:
+                    there = [column for column in columns if column in file.schema_arrow.names]
+                    yield name, groups[place][1], file.read_row_group(groups[place][1], there)
 
 
 def _add(sample: Sample, file: str, group: int, table: pa.Table) -> None:

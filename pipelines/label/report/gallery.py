@@ -14,6 +14,7 @@ from PIL import Image
 from ovss_core.images.decode import decode_image
 from pipelines.faults import Failure
 from pipelines.label.masks import decode_mask
+from pipelines.label.palette import hex_color
 from pipelines.label.reader import LabelFiles
 from pipelines.label.report.figures import Figures, Place, Sample
 from pipelines.run.publish import read_part_rows, read_published
@@ -86,7 +87,7 @@ def draw_row(
             for name in ("margin", "sure", "ignored", "disagreement")
             if row.get(name) is not None
         ],
-        "present": [entry | {"color": _hex(colors[entry["index"]])} for entry in row["present"]],
+        "present": [entry | {"color": hex_color(colors[entry["index"]])} for entry in row["present"]],
         "problem": None,
     }
     try:
@@ -130,7 +131,7 @@ def place_names(
                 break
             own_depth = np.where(parts == part + 1, depth, 0)
             y, x = np.unravel_index(int(own_depth.argmax()), own_depth.shape)
-            color = _hex(colors[entry["index"]])
+            color = hex_color(colors[entry["index"]])
             pieces.append((int(areas[part]), x - 1, y - 1, entry["name"], color))
     pieces.sort(key=lambda piece: -piece[0])
     taken: list[tuple[float, float, float, float]] = []
@@ -215,7 +216,3 @@ def _picture_of_mask(
 
 def _uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _hex(color: UInt8[np.ndarray, " 3"]) -> str:
-    return "#" + bytes(color.tolist()).hex()

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from ovss_core.errors import StorageError
-from ovss_core.vocabulary import Vocabulary, VocabularyClass
 from pipelines.faults import Failure
-from pipelines.label.palette import class_colors
+from pipelines.label.palette import class_colors, hex_color
 from pipelines.label.reader import LabelFiles, open_labels
-from pipelines.label.report.figures import Figures, Sample, read_failures, read_figures, read_run
+from pipelines.label.report.figures import Figures, Sample, read_failures, read_figures
 from pipelines.label.report.gallery import choose_galleries, draw_row
 from pipelines.pages import render
-from pipelines.run.record import REPORT, RUN
+from pipelines.run.record import REPORT, RUN, read_identity
 from pipelines.storage import Folder
 
 PAGE = f"{REPORT}/index.html"
@@ -44,8 +43,8 @@ def write_report(output: Folder, images: int = IMAGES, rows: int = ROWS) -> dict
         labels = None  # not a single image could be labelled: the failures are all there is to show
     figures, sample = read_figures(output, labels, rows)
     galleries, pictures = [], 0
+    colors = np.zeros((0, 3), np.uint8) if labels is None else class_colors(labels.vocabulary)
     if labels is not None:
-        colors = class_colors(_vocabulary(labels))
         for gallery in choose_galleries(output, labels, figures, sample, images):
             shots = [draw_row(labels, row, colors) for row in gallery.rows]
             pictures += sum(shot["problem"] is None for shot in shots)
@@ -55,13 +54,13 @@ def write_report(output: Folder, images: int = IMAGES, rows: int = ROWS) -> dict
         "report.html",
         place=output.public_uri,
         counts=figures.counts,
-        settings=_settings(read_run(output), labels),
+        settings=_settings(read_identity(output), labels),
         failures=failures,
         all_failures=all_failures,
         galleries=galleries,
         sampled=len(sample.places),
         rows=sample.images,
-        **_numbers(figures, sample, labels),
+        **_numbers(figures, sample, labels, colors),
     )
     output.write(PAGE, page.encode("utf-8", "replace"))
     return {"rows": sample.images, "read": len(sample.places), "pictures": pictures}
@@ -76,17 +75,14 @@ def report_afterwards(output: Folder) -> None:
         _LOG.warning("the report could not be written: %s; the labels are complete", reason)
 
 
-def _vocabulary(labels: LabelFiles) -> Vocabulary:
-    return Vocabulary(tuple(VocabularyClass(name, (name,)) for name in labels.class_names))
-
-
-def _numbers(figures: Figures, sample: Sample, labels: LabelFiles | None) -> dict[str, Any]:
+def _numbers(
+    figures: Figures, sample: Sample, labels: LabelFiles | None, colors: np.ndarray
+) -> dict[str, Any]:
     """Return what the page says in numbers."""
     names = labels.class_names if labels else ()
-    colors = class_colors(_vocabulary(labels)) if labels else np.zeros((0, 3), np.uint8)
     index = {name: place for place, name in enumerate(names)}
     classes = [
-        entry | {"color": "#" + bytes(colors[index[entry["name"]]].tolist()).hex()}
+        entry | {"color": hex_color(colors[index[entry["name"]]])}
         for entry in figures.classes
         if entry["name"] in index
     ]
