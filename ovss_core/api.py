@@ -38,6 +38,16 @@ class OpenVocabSegmenter:
 
     Args:
         engine: Does the work; `from_pretrained` builds it.
+
+    Examples:
+        >>> segmenter = OpenVocabSegmenter.from_pretrained("demo", vocabulary=["sky", "grass", "dog"])
+        >>> meadow = np.zeros((96, 128, 3), np.uint8)
+        >>> meadow[:48], meadow[48:] = (150, 200, 240), (70, 150, 60)
+        >>> result = segmenter.segment(meadow)
+        >>> result.label_map.shape, result.label_map.dtype
+        ((96, 128), dtype('uint8'))
+        >>> [entry.name for entry in result.kept], [entry.name for entry in result.removed]
+        (['sky', 'grass'], ['dog'])
     """
 
     def __init__(self, engine: SegmentationEngine) -> None:

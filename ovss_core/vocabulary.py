@@ -149,6 +149,17 @@ class Vocabulary:
                 ``name: phrase, synonym, ...``. A class named "background" (or Background, _background_, bg) is the
                 background class.
             name: Where the lines came from.
+
+        Examples:
+            >>> words = Vocabulary.from_names(["background", "sofa, couch", "person: person, person in shirt"])
+            >>> words.names
+            ['background', 'sofa', 'person']
+            >>> words.phrases
+            ['background', 'sofa', 'couch', 'person', 'person in shirt']
+            >>> words.phrase_class.tolist()
+            [0, 1, 1, 2, 2]
+            >>> words.background_index
+            0
         """
         return cls(tuple(VocabularyClass(*parse_class_line(line)) for line in names), name)
 
@@ -181,6 +192,10 @@ class Vocabulary:
 
         Raises:
             VocabularyError: It is none of these, or cannot be used.
+
+        Examples:
+            >>> len(Vocabulary.load("ade20k")), Vocabulary.load("cat,dog").names
+            (150, ['cat', 'dog'])
         """
         if not isinstance(spec, str | Path):
             return cls.from_names(spec, "words")

@@ -117,7 +117,7 @@ def find_ambiguous(
     names = connected_parts(edges & eligible[:, :, None] & eligible[:, None, :])
     members, complete = _group_members(names, eligible, room.groups if room else None)
     maps = _mean_maps(kept, members)
-    by_window = config.variant != "image"
+    by_window = not config.by_image
     maps = maps.unflatten(2, placement.grid)
     if not by_window:
         maps = _lay_on_lattice(placement, maps)
@@ -196,7 +196,7 @@ def _bound_groups(
     regions = threshold_regions(levels, levels.amax(1), config.box_threshold)
     boxes = bound_parts(
         regions.unflatten(1, maps.shape[2:]),
-        exclude_last=config.variant != "image",
+        exclude_last=not config.by_image,
         holes=config.variant == "released",
         capacity=capacity,
     ).without_repetitions()

@@ -100,6 +100,11 @@ def count_confusion(
 
     Raises:
         ImageError: The sizes differ, or the ground truth names a class that the vocabulary does not have.
+
+    Examples:
+        >>> counts = count_confusion(np.array([[0, 1, 1]]), np.array([[0, 0, 1]]), classes=3)
+        >>> counts.iou, counts.mean_iou, counts.pixel_accuracy
+        (array([0.5, 0.5, nan]), 0.5, 0.6666666666666666)
     """
     check_ground_truth(prediction, ground_truth, classes)
     counted = ground_truth != IGNORED

@@ -62,7 +62,13 @@ def present_classes(
 
 
 def count_presence(kept: Collection[int], present: Collection[int]) -> PresenceCounts:
-    """Compare the classes kept for one image with those that it holds; neither may list the background."""
+    """Compare the classes kept for one image with those that it holds; neither may list the background.
+
+    Examples:
+        >>> counts = count_presence(kept=[1, 2, 3], present=[2, 3, 4, 5])
+        >>> counts, counts.recall
+        (PresenceCounts(hits=2, false_alarms=1, misses=2), 0.5)
+    """
     kept, present = frozenset(kept), frozenset(present)
     return PresenceCounts(len(kept & present), len(kept - present), len(present - kept))
 

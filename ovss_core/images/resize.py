@@ -23,6 +23,12 @@ def resized_size(size: tuple[int, int], short_side: int, long_side: int, minimum
         short_side: Wanted length of the shorter side.
         long_side: Upper limit of the longer side; where both cannot hold, this one decides.
         minimum: No side becomes shorter than this (the patch size: a thin strip still fills one patch).
+
+    Examples:
+        >>> resized_size((375, 500), short_side=336, long_side=2048)
+        (336, 448)
+        >>> resized_size((100, 5000), short_side=336, long_side=2048)
+        (41, 2048)
     """
     if min(size) < 1:
         raise ConfigError(f"the image is {size[0]} x {size[1]} pixels; give one with at least one pixel")
@@ -36,13 +42,6 @@ def resize_image(
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
     """Resize a picture to the protocols' size, keeping its ratio; see `resized_size` and `resize_bilinear`."""
     return resize_bilinear(image, resized_size(image.shape[:2], short_side, long_side, minimum))
-
-
-def resize_images(
-    images: Sequence[np.ndarray], short_side: int, long_side: int, minimum: int = 1
-) -> list[np.ndarray]:
-    """Resize several pictures of any sizes; each as `resize_image` alone."""
-    return [resize_image(image, short_side, long_side, minimum) for image in images]
 
 
 def resize_bilinear(

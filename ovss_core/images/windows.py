@@ -28,6 +28,14 @@ def axis_windows(length: int, size: int, stride: int) -> AxisWindows:
     """Lay windows of `size` every `stride` pixels so that all of `length` is covered.
 
     An axis shorter than the window gets one smaller window.
+
+    Examples:
+        >>> axis_windows(448, size=224, stride=112).starts
+        (0, 112, 224)
+        >>> axis_windows(336, size=224, stride=112).starts, axis_windows(500, size=224, stride=112).starts
+        ((0, 112), (0, 112, 224, 276))
+        >>> axis_windows(100, size=224, stride=112)
+        AxisWindows(length=100, size=100, starts=(0,))
     """
     count = max(length - size + stride - 1, 0) // stride + 1
     starts = tuple(max(min(i * stride + size, length) - size, 0) for i in range(count))

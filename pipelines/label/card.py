@@ -16,11 +16,14 @@ _PICTURES = ("mask", "confidence", IMAGE)
 _TYPES: dict[pa.DataType, str] = {
     pa.string(): "string",
     pa.binary(): "binary",
-    pa.int32(): "int32",
-    pa.int64(): "int64",
-    pa.float32(): "float32",
-    pa.float64(): "float64",
     pa.bool_(): "bool",
+    **{
+        pa.from_numpy_dtype(name): name
+        for name in (
+            *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+            *("float16", "float32", "float64"),
+        )
+    },
 }
 _TEXT = """
 # Labels by ovss

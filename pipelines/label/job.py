@@ -15,6 +15,7 @@ from pipelines.label.card import write_card
 from pipelines.label.checks import check_label
 from pipelines.label.options import OutputOptions, PartOptions
 from pipelines.label.pictures import write_previews
+from pipelines.label.report.page import report_afterwards
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.table import label_table
 from pipelines.preflight import check_model, check_proxy, say_once
@@ -128,6 +129,9 @@ def run_label(job: LabelJob) -> dict[str, Any]:
     if job.run.previews:
         with announced("ovss: drawing previews", job.run.progress_s), stopping_in_one_line():
             write_previews(job.output, source, manifest, job.vocabulary, job.run.previews)
+    if job.run.report:
+        with announced("ovss: writing the report", job.run.progress_s), stopping_in_one_line():
+            report_afterwards(job.output)
     if job.share:
         with stopping_in_one_line():
             write_card(Folder(job.run.output), table.schema, job.vocabulary, "shard-*/labels/*.parquet")
@@ -234,6 +238,8 @@ def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:
     print(f"labels: {place}/labels, summary: {place}/summary.json")
     if summary["failed"]:
         print(f"why images failed: {place}/_failures; try them again with --retry-failed")
+    if job.run.report:
+        print(f"report: {place}/_report/index.html")
     if job.selection.is_partial:
         print("a part of the corpus; the same command without --limit and --sample goes on to the whole")
     if job.share:

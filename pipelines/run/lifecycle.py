@@ -1,6 +1,7 @@
-"""The course of a run, the same for every job: check, list, start Ray, plan, encode the text, work, add up.
+"""The course of a run, the same for every job: check, start Ray, plan, encode the text, list, work, add up.
 
-What can be known without Ray is decided first, and a run whose output is finished already ends there. Nothing is
+What can be known without Ray is decided first, and a run whose output is finished already ends there. Whether an output
+is continued is asked a second time when the text is encoded, because only then the weights' hashes are known. Nothing is
 written before the checks have passed but a file that shows whether the output can be written to.
 """
 
@@ -277,7 +278,8 @@ def _work(
         fetch_timeout_s=course.fetch_timeout_s,
         shard_size=run.shard_size,
         file_bytes=run.file_bytes,
-        fragment_rows=2 * plan.batch_size,
+        unit_rows=plan.unit_rows,
+        fragment_rows=plan.fragment_rows,
         no_progress_s=run.no_progress_s * course.patience,
     )
     start = monotonic()

@@ -92,6 +92,7 @@ class RunOptions:
         shard_size: Images of one part, the unit in which work is finished.
         file_bytes: Bytes of one file of finished rows, about; parts are put together at the end.
         previews: How many images to show on the page _previews/index.html.
+        report: Write the page _report/index.html at the end, as ovss report does.
         address: Ray cluster to join ("auto": the one on this machine); the default starts one here, unless
             RAY_ADDRESS says otherwise.
         cluster_wait_s: Wait up to so many seconds for nodes that are still to join; the workers are planned from
@@ -108,6 +109,7 @@ class RunOptions:
     shard_size: int = 256
     file_bytes: int = 1 << 28
     previews: int = 0
+    report: bool = False
     address: str | None = None
     cluster_wait_s: float = 0.0
     no_progress_s: float = 600.0

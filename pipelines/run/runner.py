@@ -23,7 +23,7 @@ from pipelines.run.manifest_files import Manifest, read_part
 from pipelines.run.plan import Plan, plan_work
 from pipelines.run.progress import ProgressReport
 from pipelines.run.publish import PARTS, free_numbers, plan_files, read_published
-from pipelines.run.record import PREVIEWS
+from pipelines.run.record import PREVIEWS, REPORT
 from pipelines.run.sink import DONE, FAILED, read_marker
 from pipelines.run.state_files import DamagedFileError
 from pipelines.run.stopping import Stop
@@ -82,7 +82,7 @@ def run_job(
         raise OvssError(_left_behind(job, plan, execution))
     progress.expect(manifest.images, final=True)
     _publish(job, manifest, lambda: execution or start(job))
-    _tidy(job, manifest, time.monotonic() - begun)
+    _tidy(job, time.monotonic() - begun)
     if not manifest.images:
         raise OvssError(
             f"no image in the {len(manifest.containers)} shards of {job.source.describe()['uri']} ({manifest.ignored} "
@@ -100,6 +100,7 @@ def plan_job(job: Job, manifest: Manifest) -> Plan:
         job.table,
         max(stage.pool.actors for stage in job.stages),
         max(stage.batch_size for stage in job.stages),
+        job.unit_rows,
     )
 
 
@@ -126,7 +127,6 @@ class _Counts:
     def __init__(self, manifest: Manifest, plan: Plan) -> None:
         self._stored: Counter[str] = Counter(plan.stored)
         self._expected = {part: count for part, count in plan.missing.items() if count}
-        self._already = plan.stored
         listed = sum(count for part, count in manifest.parts.items())
         again = sum(sum(unit.done.values()) for unit in plan.units if isinstance(unit, ShardTask))
         self._images = listed + again
@@ -239,9 +239,9 @@ def _publish(job: Job, manifest: Manifest, execution: Callable[[], Execution]) -
     output.remove_folder(PARTS)
 
 
-def _tidy(job: Job, manifest: Manifest, seconds: float) -> None:
+def _tidy(job: Job, seconds: float) -> None:
     """Remove what nobody needs any more: rows that are merged, and halves of files from before this start."""
     output = job.output
     output.remove_folder(FRAGMENTS)
-    for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS):
+    for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS, REPORT):
         output.remove_leftovers(folder, older_than_s=seconds)
