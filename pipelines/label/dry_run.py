@@ -130,7 +130,7 @@ class Forecast:
                 f"{count} on {held} node{'s' * (held > 1)}" for count, held in sorted(nodes.items())
             )
             yield (
-                f"{pool.name:<17}{pool.actors} workers of {pool.num_cpus:g} CPU and {pool.num_gpus:g} GPU ({spread}); "
+                f"{pool.name:<17}{pool.size} workers of {pool.num_cpus:g} CPU and {pool.num_gpus:g} GPU ({spread}); "
                 f"{stage.images_per_second / stage.workers:.2f} images/s a worker"
             )
         yield f"time             {_hours(least)} to {_hours(most)}"

@@ -283,7 +283,7 @@ def _work(
         no_progress_s=run.no_progress_s * course.patience,
     )
     start = monotonic()
-    workers = ", ".join(f"{pool.actors} x {pool.name}" for pool in plan.pools)
+    workers = ", ".join(f"{pool.size} x {pool.name}" for pool in plan.pools)
     say(f"ovss: starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})")
     with ProgressReport(manifest.images, interval_s=run.progress_s, final=not manifest.unlisted) as progress:
         manifest = run_job(work, manifest, progress, stop=stop)
