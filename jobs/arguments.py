@@ -44,6 +44,7 @@ JOB_HOMES = {
     "device": WORKERS,
     "num_gpus": WORKERS,
     "actors": WORKERS,
+    "max_actors": WORKERS,
     "batch_size": WORKERS,
     "precision": WORKERS,
     "window_batch": WORKERS,

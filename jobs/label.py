@@ -67,9 +67,10 @@ def main(arguments: Arguments = None) -> int:
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
     # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
     from pipelines.label.checks import check_label
-    from pipelines.preflight import read_descriptions
+    from pipelines.preflight import fetch_weights, read_descriptions
     from pipelines.run.progress import announced
 
+    segmenter = fetch_weights(segmenter, run.progress_s)
     descriptions = read_descriptions(values.descriptions)
     check_label(source, run, pools, segmenter, vocabulary, descriptions)
     source.open()  # says at once where nothing is there

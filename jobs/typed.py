@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from jobs.flags import Flag
@@ -13,6 +13,7 @@ from ovss_core.errors import ConfigError
 PRINT_CONFIG = "print_config"
 """The one flag whose value may be left out; jsonargparse wants it as ``--print_config=skip_default``."""
 _APPEND = "+"
+_RANGE = re.compile(r"(\d+):(\d+)")
 _ADDRESS = re.compile(r"(\w+://)(?:[^\s/'\"]*@)?([^\s?#'\"]*)[^\s'\"]*")
 """An address: scheme, the user's name and password, the place, and a query or fragment that may hold a signature."""
 
@@ -86,9 +87,18 @@ def read_words(words: Sequence[str], flags: Iterable[Flag], command: str) -> lis
             elif valueless:
                 raise ConfigError(f"{flag.option} needs a value: give {flag.expected}")
             value = pending.pop(0)
-        taken.append(Typed(flag, value, name.endswith(_APPEND)))
+        taken += _spread(Typed(flag, value, name.endswith(_APPEND)), known)
     _refuse_repeated(taken)
     return taken
+
+
+def _spread(entry: Typed, known: Mapping[str, Flag]) -> list[Typed]:
+    """Read ``--actors 4:64`` as two settings, the least and the most: YAML would take that for minutes and seconds."""
+    most = known.get(_spelling(f"--max-{entry.flag.dest}"))
+    match = _RANGE.fullmatch(entry.value or "")
+    if most is None or match is None:
+        return [entry]
+    return [replace(entry, value=match[1]), Typed(most, match[2])]
 
 
 def _bare(word: str, flags: Iterable[Flag], taken: Sequence[Typed]) -> Flag | None:

@@ -47,7 +47,8 @@ class ModelConfig:
         name: An open_clip ViT architecture, or "demo" for the small model that ships with ovss.
         pretrained: An open_clip weight tag (downloaded by open_clip), a path to a state dict, safetensors
             file or OpenAI TorchScript archive (read as data, never run), or "random" for seeded random weights
-            (tests only). With "demo" the default means the weights that ship with ovss.
+            (tests only). With "demo" the default means the weights that ship with ovss. Jobs also take the address of
+            such a file (s3://, gs://, hf://), which they fetch once for all workers.
         precision: Number format of the image tower.
         quick_gelu: Activation of both towers; None takes what the architecture's name, the tag or the archive
             says. Set it for a state dict of OpenAI's weights saved under a plain architecture name.

@@ -12,6 +12,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -20,7 +21,9 @@ from ovss_core.clip.architectures import find_architecture
 from ovss_core.config import ModelConfig, SegmenterConfig
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.vocabulary import Descriptions, Vocabulary
+from pipelines.run.handed_weights import address_of, with_own_weights
 from pipelines.run.options import FETCH_SHARE, PoolOptions, RunOptions
+from pipelines.run.progress import LINE_INTERVAL_S, announced
 from pipelines.sources.listing import matches
 from pipelines.storage import Folder, redact
 from pipelines.transport.addresses import local_path
@@ -50,6 +53,17 @@ def check_run(run: RunOptions, pools: PoolOptions, fetch_timeout_s: float) -> li
     _require_run(run)
     _require_devices(pools)
     return _shortened_wait(fetch_timeout_s, run)
+
+
+def fetch_weights(segmenter: SegmenterConfig, interval_s: float = LINE_INTERVAL_S) -> SegmenterConfig:
+    """Fetch CLIP's weights where they are given by an address, once for all workers (`pipelines.run.handed_weights`).
+
+    Raises:
+        WeightsError: They cannot be had.
+    """
+    with announced(f"ovss: fetching {redact(address_of(segmenter.model))}", interval_s) as tell:
+        model = with_own_weights(segmenter.model, tell)
+    return replace(segmenter, model=model)
 
 
 def require_region_maps(folder: str | None, segmenter: SegmenterConfig) -> None:

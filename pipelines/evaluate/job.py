@@ -29,7 +29,7 @@ from pipelines.evaluate.report import (
 )
 from pipelines.evaluate.stage import STAGE, MeasureStage, Variant
 from pipelines.evaluate.table import MEASUREMENT_TABLE, MEASUREMENTS
-from pipelines.preflight import check_model, check_proxy, say_once
+from pipelines.preflight import check_model, check_proxy, fetch_weights, say_once
 from pipelines.run.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.run.options import PoolOptions, RunOptions
 from pipelines.run.pools import WorkerPlan
@@ -95,6 +95,7 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
+    job = replace(job, segmenter=fetch_weights(job.segmenter, job.run.progress_s))
     asked = job.pairs, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
     warnings, rows, pairs = check_evaluate(*asked), job.rows(), job.pairs
     vocabularies = [row.vocabulary for row in rows]

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -21,10 +21,12 @@ from ovss_core.images.resize import resized_size
 from ovss_core.images.windows import WindowLayout
 from pipelines.faults import Failure
 from pipelines.label.job import LabelJob, encode_text, opened, stages_of
+from pipelines.preflight import fetch_weights
 from pipelines.run.awaiting import await_plan
 from pipelines.run.cluster import connected, run_near_gpu
 from pipelines.run.execution import root_cause
 from pipelines.run.fragments import encode_parquet
+from pipelines.run.handed_weights import among_machines
 from pipelines.run.manifest import is_streamed
 from pipelines.run.pools import WorkerPlan
 from pipelines.run.progress import announced, duration
@@ -128,7 +130,7 @@ class Forecast:
                 f"{count} on {held} node{'s' * (held > 1)}" for count, held in sorted(nodes.items())
             )
             yield (
-                f"{pool.name:<17}{pool.actors} workers of {pool.num_cpus:g} CPU and {pool.num_gpus:g} GPU ({spread}); "
+                f"{pool.name:<17}{pool.size} workers of {pool.num_cpus:g} CPU and {pool.num_gpus:g} GPU ({spread}); "
                 f"{stage.images_per_second / stage.workers:.2f} images/s a worker"
             )
         yield f"time             {_hours(least)} to {_hours(most)}"
@@ -143,10 +145,11 @@ def forecast_label(job: LabelJob) -> Forecast:
     Raises:
         ConfigError, StorageError, WeightsError, ClusterError: As `run_label`.
     """
+    job = replace(job, segmenter=fetch_weights(job.segmenter, job.run.progress_s))
     source, _ = opened(job)
     chosen = job.selection.of(source)
     interval, two_stages = job.run.progress_s, job.segmenter.purification.needs_crops
-    with connected(job.run.address, job.run.verbose, interval) as joined:
+    with connected(job.run.address, job.run.verbose, interval) as joined, among_machines(joined):
         with announced("ovss: looking for workers", interval) as tell:
             wait = job.run.cluster_wait_s if joined else 0.0
             plan, _ = await_plan(job.pools, two_stages, wait, tell, joined=joined)

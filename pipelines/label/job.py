@@ -18,8 +18,9 @@ from pipelines.label.pictures import write_previews
 from pipelines.label.report.page import report_afterwards
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.table import label_table
-from pipelines.preflight import check_model, check_proxy, say_once
+from pipelines.preflight import check_model, check_proxy, fetch_weights, say_once
 from pipelines.preflight import read_descriptions as read_descriptions
+from pipelines.run.handed_weights import address_of
 from pipelines.run.lifecycle import Course, carry_out, open_source, stopping_in_one_line
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.run.pools import WorkerPlan
@@ -100,6 +101,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
+    job = replace(job, segmenter=fetch_weights(job.segmenter, job.run.progress_s))
     source, table = opened(job)
     options, purification = job.source, job.segmenter.purification
     summary, manifest = carry_out(
@@ -117,6 +119,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
                 "vocabulary": job.vocabulary.name,
                 "segmenter": job.segmenter.to_dict(),
                 "part": asdict(job.part),
+                "weights": address_of(job.segmenter.model),
                 **proxy_facts(job.segmenter),
             },
             proxy=job.segmenter.proxy if job.segmenter.needs_proxy else None,

@@ -15,18 +15,30 @@ WRITE_CPUS = 0.25
 
 @dataclass(frozen=True)
 class Pool:
-    """A fixed number of actors, each with its share of a node.
+    """Actors, each with its share of a node.
 
     Attributes:
-        actors: How many run at once, at least 1.
+        actors: How many run at once, at least 1; where there is `most`, how many there are at least.
         num_cpus: Logical CPUs that each reserves; may be a fraction.
         num_gpus: GPUs that each reserves; may be a fraction below 1.
+        most: How many there may be as nodes join; None where the number is fixed.
     """
 
     name: str
     actors: int
     num_cpus: float
     num_gpus: float = 0.0
+    most: int | None = None
+
+    @property
+    def largest(self) -> int:
+        """How many there may be."""
+        return self.most or self.actors
+
+    @property
+    def size(self) -> str:
+        """The number in words: ``4``, or ``4 to 64``."""
+        return f"{self.actors} to {self.most}" if self.largest > self.actors else str(self.actors)
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,9 @@ class RayExecution:
                     fn_constructor_kwargs={**stage.arguments, "ledger": self._ledger},
                     batch_size=stage.batch_size,
                     batch_format="pyarrow",
-                    compute=ray.data.ActorPoolStrategy(size=stage.pool.actors),
+                    compute=ray.data.ActorPoolStrategy(
+                        min_size=stage.pool.actors, max_size=stage.pool.largest
+                    ),
                     num_cpus=stage.pool.num_cpus,
                     num_gpus=stage.pool.num_gpus,
                 )

@@ -27,6 +27,7 @@ from pipelines.run.awaiting import await_plan
 from pipelines.run.capacity import Node
 from pipelines.run.cluster import connected, run_near_gpu
 from pipelines.run.execution import root_cause
+from pipelines.run.handed_weights import among_machines
 from pipelines.run.lease import held
 from pipelines.run.manifest import is_streamed, prepare_manifest, read_manifest
 from pipelines.run.manifest_files import COMPLETE, Manifest
@@ -134,7 +135,7 @@ def _carry_out(course: Course, known: Mapping[str, Any], stop: Stop) -> tuple[di
     if manifest and _is_finished(course, manifest):
         with stopping_in_one_line():
             return write_summary(output, manifest, _this_start(0, 0.0)), manifest
-    with connected(run.address, run.verbose, run.progress_s) as joined:
+    with connected(run.address, run.verbose, run.progress_s) as joined, among_machines(joined):
         plan, nodes = _plan(course, joined)
         text, hashes = _encode(course, plan)
         identity = course.identity(hashes)
@@ -287,7 +288,7 @@ def _work(
         no_progress_s=run.no_progress_s * course.patience,
     )
     start = monotonic()
-    workers = ", ".join(f"{pool.actors} x {pool.name}" for pool in plan.pools)
+    workers = ", ".join(f"{pool.size} x {pool.name}" for pool in plan.pools)
     say(f"ovss: starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})")
     with ProgressReport(manifest.images, interval_s=run.progress_s, final=not manifest.unlisted) as progress:
         manifest = run_job(work, manifest, progress, stop=stop)

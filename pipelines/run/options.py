@@ -140,7 +140,10 @@ class PoolOptions:
     """How many workers, and what each may use; the defaults follow from the cluster.
 
     Attributes:
-        actors: Workers of stage 1 (encoder and purification).
+        actors: Workers of stage 1 (encoder and purification). 4:64 begins with 4 and lets nodes that join add workers up to
+            64, as --actors 4 --max-actors 64.
+        max_actors: Workers of stage 1 that there may be as nodes join; those of stage 2 grow with them, unless their number
+            is given. Unset: their number is fixed.
         finish_actors: Workers of stage 2 (ambiguous regions and masks); 0 lets those of stage 1 do both.
         num_gpus: GPUs of a worker of stage 1, a fraction to share one; 0 computes on CPUs.
         finish_gpus: The same for stage 2.
@@ -151,6 +154,7 @@ class PoolOptions:
     """
 
     actors: int | None = None
+    max_actors: int | None = None
     finish_actors: int | None = None
     num_gpus: float | None = None
     finish_gpus: float | None = None
@@ -172,6 +176,7 @@ class PoolOptions:
     def __post_init__(self) -> None:
         for name, least in (
             ("actors", 1),
+            ("max_actors", 1),
             ("finish_actors", 0),
             ("num_gpus", 0),
             ("finish_gpus", 0),
@@ -182,3 +187,7 @@ class PoolOptions:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigError(f"{name} is {value}; give at least {least}")
+        if self.max_actors is not None and self.max_actors < (self.actors or 1):
+            raise ConfigError(
+                f"max_actors is {self.max_actors}, below actors {self.actors}; give as many at least"
+            )

@@ -84,10 +84,21 @@ def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) 
         options.batch_size or (GPU_BATCH if on_gpus else CPU_BATCH),
         max(4, math.floor(sum(node.cpus for node in nodes) / actors)) if on_gpus else _DECODE_THREADS,
     )
+    plan = _growing(plan, options)
     if options.num_cpus is not None:
         return _with_cpus(plan, options.num_cpus)
     most = 1.0 if on_gpus else float(threads or 1)
     return next((fit for fit in _larger_first(plan, most) if _fits(fit, nodes)), plan)
+
+
+def _growing(plan: WorkerPlan, options: PoolOptions) -> WorkerPlan:
+    """Let pools grow as nodes join; stage 2 with stage 1, unless its number was given."""
+    first, second = plan.propose, plan.finish
+    if options.max_actors is None or options.max_actors <= first.actors:
+        return plan
+    if second and not options.finish_actors:
+        second = replace(second, most=math.ceil(second.actors * options.max_actors / first.actors))
+    return replace(plan, propose=replace(first, most=options.max_actors), finish=second)
 
 
 def _actors_and_threads(options: PoolOptions, nodes: Sequence[Node], on_gpus: bool) -> tuple[int, int | None]:

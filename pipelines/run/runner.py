@@ -98,7 +98,7 @@ def plan_job(job: Job, manifest: Manifest) -> Plan:
         job.source,
         manifest,
         job.table,
-        max(stage.pool.actors for stage in job.stages),
+        max(stage.pool.largest for stage in job.stages),
         max(stage.batch_size for stage in job.stages),
         job.unit_rows,
     )

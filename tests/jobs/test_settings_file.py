@@ -206,3 +206,9 @@ def test_settings_by_their_earlier_names_are_taken_with_a_line_that_says_so(
         "ovss: warning: --resolve-actors is called --finish-actors now; use that name",
         "ovss: warning: resolve_gpus is called finish_gpus now; use that name",
     ]
+
+
+def test_a_range_of_workers_is_two_settings_and_a_single_number_one() -> None:
+    given = label.build_parser().given(["--actors", "4:64"])
+    assert (given["actors"], given["max_actors"]) == ("4", "64")
+    assert label.build_parser().given(["--actors=3"]).get("max_actors") is None

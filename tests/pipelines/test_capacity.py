@@ -96,3 +96,17 @@ def test_read_tasks_and_fragments_grow_with_the_batches_of_cards_only() -> None:
     on_cpus = plan_workers(PoolOptions(), [Node(16, 0)], two_stages=True)
     assert (on_card.unit_rows, on_card.fragment_rows) == (1024, 256)
     assert (on_cpus.unit_rows, on_cpus.fragment_rows) == (64, 2 * on_cpus.batch_size)
+
+
+def test_pools_that_may_grow_begin_with_what_fits_and_stage_2_grows_with_stage_1() -> None:
+    plan = plan_workers(PoolOptions(actors=4, max_actors=64), [Node(8, 2), Node(8, 2)], True)
+    assert (plan.propose.size, plan.finish and plan.finish.size) == ("4 to 64", "4 to 64")
+    check_capacity(plan.pools, [Node(8, 2), Node(8, 2)])
+    plan = plan_workers(PoolOptions(max_actors=40), [Node(4, 0)], True)
+    assert (plan.propose.size, plan.finish and plan.finish.size) == ("4 to 40", "2 to 20")
+    plan = plan_workers(PoolOptions(actors=2, max_actors=8, finish_actors=3), [Node(8, 0)], True)
+    assert plan.finish
+    assert (plan.finish.size, plan.finish.largest) == ("3", 3)
+    assert plan_workers(PoolOptions(max_actors=2), [Node(8, 0)], False).propose.most is None
+    with pytest.raises(ConfigError, match="max_actors is 2, below actors 4"):
+        PoolOptions(actors=4, max_actors=2)

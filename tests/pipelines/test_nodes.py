@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
 import pyarrow.parquet as pq
 import pytest
+
+from tests.pipelines.mean_color import MeanColor
 
 ImageFolder = Callable[..., Path]
 
@@ -46,6 +49,82 @@ def test_gpus_that_join_late_are_planned_on_and_without_waiting_the_job_is_refus
     start = json.loads((output / "run.json").read_text())["starts"][0]
     assert (start["pools"]["propose"]["actors"], start["pools"]["propose"]["num_gpus"]) == (4, 0.5)
     assert sorted(node["gpus"] for node in start["cluster"]) == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_a_pool_takes_up_nodes_that_join_and_outlives_one_that_goes(
+    image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    images, output = image_folder(1500), tmp_path / "out"
+    command = [sys.executable, "-m", "tests.pipelines.test_nodes", "grow", str(images), str(output)]
+    subprocess.run(command, check=True, timeout=500)
+    rows = [row for file in sorted((output / "means").iterdir()) for row in pq.read_table(file).to_pylist()]
+    assert len(rows) == len({row["image_id"] for row in rows}) == 1500
+    assert not (output / "_failures").exists()
+    told = json.loads((tmp_path / "out.json").read_text())
+    worked = Counter(row["png"].decode() for row in rows)
+    assert set(worked) == {told["first"], told["joined"]}
+    assert told["speed of both"] > 1.5 * told["speed of one"], told
+
+
+class SlowOnNode(MeanColor):
+    """Takes a tenth of a second an image, and writes down on which node."""
+
+    def work(self, items: Sequence[tuple[str, bytes]]) -> list[dict[str, object]]:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()[:8].encode()
+        return [row | {"png": node} for row in super().work(items)]
+
+
+def grow(images: str, output: str) -> None:
+    """Begin on one worker node with a pool of 1 to 4, add a node, and later remove the first one."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from pipelines.run.capacity import Pool
+    from pipelines.run.execution import ActorStage
+    from pipelines.run.manifest import prepare_manifest
+    from pipelines.run.progress import ProgressReport
+    from pipelines.run.runner import run_job
+    from pipelines.sources import FolderSource
+    from pipelines.storage import Folder
+    from tests.pipelines.mean_color import mean_job
+
+    quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+    store = {"object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick, **store})
+    first = cluster.add_node(num_cpus=2, **store)
+    ray.init(address=cluster.address, log_to_driver=False)
+    source = FolderSource(images)
+    manifest = prepare_manifest(Folder(output), source, 20)
+    stage = ActorStage("mean", SlowOnNode, {"seconds": 0.1}, Pool("mean", 1, 0.5, most=8), 4)
+    job = replace(mean_job(output, source), stages=[stage], fragment_rows=16)
+    told: dict[str, object] = {"first": first.node_id[:8]}
+    with ProgressReport(manifest.images, interval_s=2.0) as progress:
+        running = Thread(target=run_job, args=(job, manifest, progress))
+        running.start()  # nodes are started from the main thread only
+
+        def speed_at(images: int) -> float:
+            """Return images a second over the last 8 seconds before so many were done."""
+            seen: list[tuple[float, int]] = []
+            while progress.done < images:
+                seen.append((time.monotonic(), progress.done))
+                time.sleep(0.1)
+            now = time.monotonic()
+            then, done = next(entry for entry in seen if now - entry[0] <= 8.0)
+            return (progress.done - done) / (now - then)
+
+        told["speed of one"] = speed_at(400)
+        joined = cluster.add_node(num_cpus=2, **store)
+        told["joined"] = joined.node_id[:8]
+        told["speed of both"] = speed_at(1200)
+        cluster.remove_node(first, allow_graceful=False)
+        running.join()
+    Path(f"{output}.json").write_text(json.dumps(told))
+    ray.shutdown()
+    cluster.shutdown()
 
 
 def join(images: str, output: str) -> None:
@@ -122,4 +201,4 @@ def lose(images: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    {"lose": lose, "join": join}[sys.argv[1]](*sys.argv[2:])
+    {"lose": lose, "join": join, "grow": grow}[sys.argv[1]](*sys.argv[2:])
