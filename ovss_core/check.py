@@ -20,7 +20,13 @@ from ovss_core.config import (
     SegmenterConfig,
 )
 from ovss_core.errors import ConfigError
-from ovss_core.head_names import proxy_hosts, require_host, require_refiner, scope_hosts
+from ovss_core.head_names import (
+    classless_hosts,
+    proxy_hosts,
+    require_host,
+    require_refiner,
+    scope_hosts,
+)
 from ovss_core.proxy_families.registry import TowerChoice, find_tower, licence_notice, tower_names
 from ovss_core.proxy_families.weight_sources import require_proxy_weights
 from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
@@ -59,6 +65,7 @@ def validate(
     if architecture is not None:
         _require_patches(config, architecture)
         _require_blocks(config, architecture)
+        require_class_token(config, architecture.class_token)
     warnings = licence_warning(config.model)
     if tower is not None and (notice := licence_notice(tower)):
         warnings.append(notice)
@@ -168,6 +175,42 @@ def _require_blocks(config: SegmenterConfig, architecture: Architecture) -> None
         raise ConfigError(
             f"sfp.integration_start is {sfp.integration_start}, but of the {architecture.depth} blocks of "
             f"{architecture.name} 1 to {last} are summed; give a number from 1 to {last}"
+        )
+
+
+def require_class_token(config: SegmenterConfig, has_class_token: bool) -> None:
+    """Refuse what reads a class token on a tower that has none.
+
+    Raises:
+        ConfigError: The head does, or a part of SFP that is on.
+    """
+    if has_class_token:
+        return
+    if config.host not in classless_hosts():
+        raise ConfigError(
+            f"host {config.host!r} reads the class token, and the image tower of {config.model.name} has none; give one of "
+            f"{', '.join(sorted(classless_hosts()))}"
+        )
+    if config.host == "clipsurgery" and config.clipsurgery.feature_surgery:
+        raise ConfigError(
+            "clipsurgery.feature_surgery weighs words by the class token, and the image tower of "
+            f"{config.model.name} has none; give false"
+        )
+    if config.host == "cliptrase" and config.cliptrase.clustering:
+        raise ConfigError(
+            "cliptrase.clustering compares patches with the class token, and the image tower of "
+            f"{config.model.name} has none; give false"
+        )
+    sfp = config.sfp
+    if config.host == "sfp" and sfp.variant == "paper":
+        raise ConfigError(
+            "sfp.variant paper finds outliers in every block by the attention of the class token, and the image tower of "
+            f"{config.model.name} has none; give released"
+        )
+    if config.host == "sfp" and sfp.outlier_mitigation and sfp.outlier_rule == "attention":
+        raise ConfigError(
+            "sfp.outlier_rule attention compares with the attention of the class token, and the image tower of "
+            f"{config.model.name} has none; give norm or local_outlier_factor, or sfp.outlier_mitigation false"
         )
 
 

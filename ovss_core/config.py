@@ -214,16 +214,31 @@ class ResClipConfig(HeadSettings):
         residual_weight: Share of the middle blocks' attention, lambda. The authors take 0.3 for VOC21, Context60
             and ADE, 0.4 for Context59, Object and Stuff, 0.6 for VOC20 and 0.2 for Cityscapes.
         gain: Factor on the mixture, tau; without a residual it only weighs attention against the projection's bias.
+        feedback: Label the patches once, and let those labels guide the attention of a second pass. Costs maps of
+            all phrases at the size of every window.
+        feedback_weight: Share of the labels beside the head's own logits. The authors take 0.7, and 0.6 for VOC20 and
+            Cityscapes.
+        feedback_gain: Factor on both; larger is sharper. The authors take 2.1 for ADE, VOC20 and Cityscapes, 2.2 for
+            VOC21 and 1.8 elsewhere.
+        feedback_threshold: Pixels whose best probability in the first pass is below count as the first phrase. The
+            authors take 0.1 to 0.5 by data set.
     """
 
     base: ResClipBase = "naclip"
     residual_weight: float = 0.3
     gain: float = 2.0
+    feedback: bool = False
+    feedback_weight: float = 0.7
+    feedback_gain: float = 2.1
+    feedback_threshold: float = 0.25
 
     def __post_init__(self) -> None:
         _require_choice("resclip.base", self.base, ResClipBase)
         _require_share("resclip.residual_weight", self.residual_weight)
         _require_positive("resclip.gain", self.gain)
+        _require_share("resclip.feedback_weight", self.feedback_weight)
+        _require_positive("resclip.feedback_gain", self.feedback_gain)
+        _require_share("resclip.feedback_threshold", self.feedback_threshold)
 
 
 @dataclass(frozen=True)
@@ -753,3 +768,40 @@ def _build(kind: Any, values: Mapping[str, Any]) -> Any:
             for name, value in values.items()
         }
     )
+
+
+OnTop = Literal["small", "large"]
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Which mask generator makes regions, and what it keeps.
+
+    Attributes:
+        generator: Folder as transformers saves it, or name on the hub, such as facebook/sam2.1-hiera-large or
+            tue-mps/coco_panoptic_eomt_large_640; its kind is read from its config.json.
+        points: Points a side of the grid that SAM 2 is asked at; more finds smaller objects and takes longer.
+        points_at_once: Points that SAM 2 decodes together; fewer need less memory.
+        min_quality: SAM 2's masks of a lower predicted IoU are dropped, and EoMT's segments of a lower probability.
+        min_stability: SAM 2's masks that change more with their threshold are dropped.
+        max_pixels: Images of more pixels are failures.
+        on_top: Which of SAM 2's overlapping masks a pixel belongs to: the small one keeps parts and small objects.
+    """
+
+    generator: str
+    points: int = 32
+    points_at_once: int = 64
+    min_quality: float = 0.8
+    min_stability: float = 0.95
+    on_top: OnTop = "small"
+    max_pixels: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        for name in ("points", "points_at_once", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name in ("min_quality", "min_stability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
+        if self.on_top not in ("small", "large"):
+            raise ConfigError(f"on_top is {self.on_top!r}; give one of 'small', 'large'")

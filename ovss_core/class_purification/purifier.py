@@ -160,7 +160,9 @@ class ClassPurifier:
         statistics = softmax_statistics(phrases, units)
         evidence = _Evidence(batch, units, unit_images, balance(batch.attention), statistics)
 
-        # 3. Redundancy: a class stays when refinement along the attention confirms where it is.
+        # 3. Redundancy: a class stays when refinement along the attention confirms where it is. P is its probability
+        #    map, q the same refined; its score is sum(P q) / (sum P + sum q), or by the paper their soft IoU.
+        #    `complete` says whether the room that was fixed beforehand sufficed; if not, the caller makes it larger.
         thresholds, distractors = self._thresholds(evidence, room)
         scores, kept, complete, active = self._redundancy(evidence, phrases, thresholds, room)
         complete &= _fits(active, room.active if room else None)

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovss_core.check import background_policy
+from ovss_core.check import background_policy, require_class_token
 from ovss_core.class_purification.class_maps import NOBODY, Room, WindowBatch
 from ovss_core.class_purification.groups import list_regions
 from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import Regions
 from ovss_core.clip.text import EncodedVocabulary
-from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.timm_tower import open_tower
 from ovss_core.clip.trace import EncoderTrace, TraceRequest, WindowRegions
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
@@ -159,7 +159,8 @@ class SegmentationEngine:
     ) -> None:
         self.config = config
         self.device = torch.device(device)
-        self.encoder = ImageEncoder(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
+        self.encoder = open_tower(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
+        require_class_token(config, self.encoder.prefix > 0)
         self.normalization = clip.image_mean, clip.image_std
         self.head = build_head(config.host, head_options(config))
         self.scorer = as_scorer(self.head)
@@ -710,7 +711,10 @@ class PendingProposals:
 
 
 def _keep_something(decisions: Decisions) -> Decisions:
-    """Give an image whose every class was removed its best-scored one, where no background can take the image."""
+    """Give an image whose every class was removed its best-scored one, where no background can take the image.
+
+    A purified map of that class stays 0, and takes the whole image all the same: nothing competes.
+    """
     classes = decisions.classes
     nothing = (classes == NOBODY).all(1)
     if nothing.any():
