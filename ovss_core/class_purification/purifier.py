@@ -8,6 +8,7 @@ A decision is made for a unit: the whole image (variants "image" and "filter") o
 variants differ in that, in the score, in what a winner takes, and "filter" in that it labels without the maps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -33,7 +34,6 @@ from ovss_core.class_purification.null import keep_one, most_likely, null_thresh
 from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.refinement import Affinity, balance, refine
 from ovss_core.class_purification.scores import (
-    ScoreRule,
     normalized_consistency,
     released_bound,
     released_score,
@@ -311,7 +311,7 @@ class ClassPurifier:
         return refine(probability, evidence.statistics, evidence.affinity, grid, share)
 
 
-def _score_rule(config: PurificationConfig) -> tuple[ScoreRule, float]:
+def _score_rule(config: PurificationConfig) -> tuple[Callable[[ClassMaps, ClassMaps], Tensor], float]:
     """Return the rule that scores classes, and what its scores cannot exceed."""
     if config.variant != "paper":
         return released_score, 0.5
