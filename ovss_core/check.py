@@ -265,6 +265,8 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
     if purifying:
         if purification.thresholds == "auto" and purification.redundancy_threshold is not None:
             yield "purification.redundancy_threshold (it goes with purification.thresholds published or fixed)"
+        if purification.variant != "paper" and purification.consistency != PurificationConfig().consistency:
+            yield "purification.consistency (it goes with --variant paper)"
     else:
         changed = _changed(purification, PurificationConfig(method="none"), "purification")
         yield from (f"{name} (it goes with --purify freecp)" for name in changed)

@@ -15,6 +15,7 @@ SfpVariant = Literal["released", "paper"]
 OutlierRule = Literal["attention", "norm", "local_outlier_factor"]
 PurificationMethod = Literal["freecp", "none"]
 PurificationVariant = Literal["image", "filter", "released", "paper"]
+Consistency = Literal["probability", "normalized"]
 Thresholds = Literal["published", "fixed", "auto"]
 ResClipBase = Literal["naclip", "clearclip", "sclip"]
 PearlAlignment = Literal["polar", "svd"]
@@ -383,7 +384,12 @@ class PurificationConfig:
             "none" labels with the host's own scores.
         variant: FreeCP's form: "image" decides once an image, and labels by the purified maps; "filter" decides the
             same, and labels by the host's own scores of the words that are left; "released" decides once a window as
-            the authors' code, "paper" once a window by the paper's equations.
+            the authors' code, "paper" once a window by the paper's equations. "released" over `gem` differs from
+            the authors' code in two points: crops are encoded with this tower's own resampling of positions, and
+            the maps spread along the mean of all attention heads, where their path has head 0 alone.
+        consistency: What the "paper" form compares a refined map with, which the paper leaves open: "probability",
+            the softmax as it stands, under which the published thresholds (0.05 to 0.15) remove classes; or
+            "normalized", the same stretched to [0, 1] for each class, under which next to every class is above them.
         redundancy: Remove the classes that are absent from the image.
         ambiguity: Let one class win where several claim the same region.
         thresholds: "published" takes FreeCP's own numbers, as a curve over the number of words that compete
@@ -402,6 +408,7 @@ class PurificationConfig:
 
     method: PurificationMethod = "freecp"
     variant: PurificationVariant = "image"
+    consistency: Consistency = "probability"
     redundancy: bool = True
     ambiguity: bool = True
     thresholds: Thresholds = "published"
@@ -415,6 +422,7 @@ class PurificationConfig:
     def __post_init__(self) -> None:
         _require_choice("purification.method", self.method, PurificationMethod)
         _require_choice("purification.variant", self.variant, PurificationVariant)
+        _require_choice("purification.consistency", self.consistency, Consistency)
         _require_choice("purification.thresholds", self.thresholds, Thresholds)
         for name in ("redundancy_threshold", "ambiguity_threshold", "box_threshold"):
             value = getattr(self, name)

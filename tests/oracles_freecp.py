@@ -112,7 +112,7 @@ def purify_unit(
     redundancy: float,
     ambiguity: float,
     box_threshold: float = 0.4,
-    consistency: bool = False,
+    consistency: str | None = None,
 ) -> Purified:
     """Purify the windows of one unit: one window (released, paper) or all windows of an image.
 
@@ -127,7 +127,7 @@ def purify_unit(
         redundancy: Keep scores strictly above.
         ambiguity: Join maps at a soft IoU of at least.
         box_threshold: Share of the peak.
-        consistency: Score by the paper's soft IoU instead of the released ratio.
+        consistency: Score by the paper's soft IoU, of P as it is or normalized, instead of the released ratio.
     """
     windows, patches, _ = features.shape
     phrase_probability = np.zeros((windows, len(phrases), patches))
@@ -154,7 +154,8 @@ def purify_unit(
         refined[:, k] = min_max(refined[:, k])
         raw = probability[:, k]
         if consistency:
-            scores[k] = soft_iou(min_max(raw), refined[:, k]) if refined[:, k].any() else 0.0
+            before = raw if consistency == "probability" else min_max(raw)
+            scores[k] = soft_iou(before, refined[:, k]) if refined[:, k].any() else 0.0
         else:
             scores[k] = (raw * refined[:, k]).sum() / (raw.sum() + refined[:, k].sum() + 1e-8)
     kept = [k for k in range(classes) if scores[k] > redundancy]

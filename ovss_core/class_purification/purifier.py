@@ -8,6 +8,7 @@ A decision is made for a unit: the whole image (variants "image" and "filter") o
 variants differ in that, in the score, in what a winner takes, and "filter" in that it labels without the maps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -32,7 +33,12 @@ from ovss_core.class_purification.groups import AmbiguousGroups, find_ambiguous
 from ovss_core.class_purification.null import keep_one, most_likely, null_threshold
 from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.refinement import Affinity, balance, refine
-from ovss_core.class_purification.scores import released_bound, released_score, spatial_consistency
+from ovss_core.class_purification.scores import (
+    normalized_consistency,
+    released_bound,
+    released_score,
+    spatial_consistency,
+)
 from ovss_core.config import BackgroundPolicy, PurificationConfig
 from ovss_core.vocabulary import Vocabulary
 
@@ -131,8 +137,7 @@ class ClassPurifier:
         self._null_chunks = plan_chunks(np.arange(len(self._nulls)), config.phrase_chunk, device)
         self._words = self._classes - (self._background is not None)
         self._numbers = config.numbers(self._words, text.logit_scale)
-        paper = config.variant == "paper"
-        self._rule, self._ceiling = (spatial_consistency, 1.0) if paper else (released_score, 0.5)
+        self._rule, self._ceiling = _score_rule(config)
 
     @torch.inference_mode()
     def purify(self, batch: WindowBatch, room: Room | None = None) -> Purified:
@@ -304,6 +309,13 @@ class ClassPurifier:
     def _refine(self, evidence: _Evidence, probability: ClassMaps) -> ClassMaps:
         grid, share = evidence.batch.placement.grid, self._config.box_threshold
         return refine(probability, evidence.statistics, evidence.affinity, grid, share)
+
+
+def _score_rule(config: PurificationConfig) -> tuple[Callable[[ClassMaps, ClassMaps], Tensor], float]:
+    """Return the rule that scores classes, and what its scores cannot exceed."""
+    if config.variant != "paper":
+        return released_score, 0.5
+    return (spatial_consistency if config.consistency == "probability" else normalized_consistency), 1.0
 
 
 def _fits(needed: Int[Tensor, ""], places: int | None) -> Bool[Tensor, ""]:

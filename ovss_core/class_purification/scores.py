@@ -2,7 +2,7 @@
 
 A class that is in the image has a map that its window's attention leaves where it was; one that is not has scattered
 responses which refinement moves. Released form: sum(P q) / (sum P + sum q), a test of confidence as much as of place.
-Paper form: soft IoU of the map before and after refinement.
+Paper form: soft IoU of the map before and after refinement, the map before as it is or normalized.
 """
 
 import torch
@@ -31,12 +31,20 @@ def released_bound(peaks: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def spatial_consistency(probability: ClassMaps, refined: ClassMaps) -> Float[Tensor, "units places"]:
-    """Score classes by the soft IoU of their map before and after refinement (FreeCP, paper).
+    """Score classes by the soft IoU of P and q (FreeCP, paper), in [0, 1].
 
-    Both are min-max normalized per class over the unit, so that the score, in [0, 1], does not depend on how much
-    probability the class got. A class whose refined map is empty scores 0.
+    An improbable class scores low even where refinement leaves its map in place; the published thresholds then tell
+    words apart. A class whose refined map is empty scores 0.
     """
-    raw = normalize_range(probability)
-    union = raw.with_maps(torch.maximum(raw.maps, refined.maps)).total()
-    shared = raw.with_maps(torch.minimum(raw.maps, refined.maps)).total()
+    union = probability.with_maps(torch.maximum(probability.maps, refined.maps)).total()
+    shared = probability.with_maps(torch.minimum(probability.maps, refined.maps)).total()
     return torch.where(refined.total() > 0, shared / union.clamp_min(EPSILON), 0)
+
+
+def normalized_consistency(probability: ClassMaps, refined: ClassMaps) -> Float[Tensor, "units places"]:
+    """Score classes by the soft IoU of P, min-max normalized per class over the unit, and q.
+
+    The score does not depend on how much probability the class got, so that it says where a class is but hardly
+    whether.
+    """
+    return spatial_consistency(normalize_range(probability), refined)

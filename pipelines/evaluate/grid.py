@@ -83,10 +83,8 @@ class GridBase:
         if self.benchmark is None:
             assert self.vocabulary is not None, "folders come with a vocabulary"
             purification = replace(self.config.purification, method=purify)
-            background = self.config.labels.background
-            fits = background != "residual" or purify == "freecp"
-            labels = replace(self.config.labels, background=background if fits else "auto")
-            return replace(self.config, host=host, purification=purification, labels=labels), self.vocabulary
+            config = replace(self.config, host=host, purification=purification)
+            return _residual_where_it_can(config), self.vocabulary
         config, vocabulary = protocol_config(self.benchmark, host, purify)
         config = replace(
             config,
@@ -173,7 +171,7 @@ def _freecp_rows(base: GridBase) -> Iterator[GridRow]:
         yield GridRow(FREECP_PARTS, name, fixed, vocabulary, published)
     for variant in get_args(PurificationVariant):
         for thresholds, called in (("fixed", "tuned"), ("auto", "auto")):
-            form = _purify(config, variant=variant, thresholds=thresholds)
+            form = _residual_where_it_can(_purify(config, variant=variant, thresholds=thresholds))
             yield GridRow(FREECP_FORMS, f"{host}, {variant}, {called}", form, vocabulary)
 
 
@@ -197,6 +195,13 @@ def _text_rows(base: GridBase) -> Iterator[GridRow]:
 def _purify(config: SegmenterConfig, **changes: Any) -> SegmenterConfig:
     purification: PurificationConfig = replace(config.purification, **changes)
     return replace(config, purification=purification)
+
+
+def _residual_where_it_can(config: SegmenterConfig) -> SegmenterConfig:
+    """Let the background that is what purified maps leave compete as a class where labels come from own scores."""
+    if config.labels.background != "residual" or not config.purification.own_scores:
+        return config
+    return replace(config, labels=replace(config.labels, background="auto"))
 
 
 def _published(base: GridBase, host: str, purify: str) -> float | None:

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from ovss_core.class_purification.class_maps import Room, WindowBatch
 from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
-from ovss_core.config import BackgroundPolicy, PurificationConfig, PurificationVariant
+from ovss_core.config import BackgroundPolicy, Consistency, PurificationConfig, PurificationVariant
 from tests import oracles_freecp as oracle
 from tests.class_purification.scenes import (
     PATCH,
@@ -65,7 +65,7 @@ def purify_slowly(scene: Scene, windows: list[int], settings: PurificationConfig
         redundancy=numbers.redundancy if settings.redundancy else 0.0,
         ambiguity=numbers.ambiguity,
         box_threshold=settings.box_threshold,
-        consistency=settings.variant == "paper",
+        consistency=settings.consistency if settings.variant == "paper" else None,
     )
 
 
@@ -93,13 +93,17 @@ def test_an_image_is_purified_as_the_formulas_say(seed: int, threshold: float) -
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("variant", ["released", "paper"])
+@pytest.mark.parametrize(
+    ("variant", "consistency", "threshold"),
+    [("released", "probability", 0.1), ("paper", "probability", 0.1), ("paper", "normalized", 0.5)],
+)
 def test_every_window_is_purified_by_itself_as_the_formulas_say(
-    seed: int, variant: PurificationVariant
+    seed: int, variant: PurificationVariant, consistency: Consistency, threshold: float
 ) -> None:
     scene = scene_of(SYNONYMS, seed=seed)
-    threshold = 0.5 if variant == "paper" else 0.1
-    settings = config(variant, redundancy_threshold=threshold, ambiguity_threshold=0.3)
+    settings = config(
+        variant, consistency=consistency, redundancy_threshold=threshold, ambiguity_threshold=0.3
+    )
     for image, found in enumerate(purify(scene, settings)):
         groups = []
         for window in range(2):

@@ -5,7 +5,12 @@ from hypothesis import strategies as st
 
 from ovss_core.class_purification.class_maps import ClassMaps
 from ovss_core.class_purification.placement import Units
-from ovss_core.class_purification.scores import released_bound, released_score, spatial_consistency
+from ovss_core.class_purification.scores import (
+    normalized_consistency,
+    released_bound,
+    released_score,
+    spatial_consistency,
+)
 from tests.oracles_freecp import min_max, soft_iou
 
 
@@ -41,10 +46,13 @@ def test_the_released_score_stays_below_its_bound(seed: int, peak: float) -> Non
     assert score.item() <= released_bound(torch.tensor(peak)).item() + 1e-6
 
 
-def test_consistency_is_one_for_an_unmoved_map_however_weak() -> None:
+def test_normalized_consistency_is_one_for_an_unmoved_map_however_weak_and_the_papers_thresholds_keep_it() -> (
+    None
+):
     raw = torch.tensor([[0.001, 0.003, 0.0, 0.002]])
     refined = (raw - raw.min()) / (raw.max() - raw.min())
-    assert spatial_consistency(maps_of(raw), maps_of(refined)).item() == pytest.approx(1, abs=1e-4)
+    assert normalized_consistency(maps_of(raw), maps_of(refined)).item() == pytest.approx(1, abs=1e-4)
+    assert spatial_consistency(maps_of(raw), maps_of(refined)).item() == pytest.approx(0.006 / 2, rel=1e-2)
 
 
 def test_consistency_is_zero_for_an_empty_refined_map() -> None:
@@ -52,9 +60,11 @@ def test_consistency_is_zero_for_an_empty_refined_map() -> None:
 
 
 @given(st.integers(0, 10_000))
-def test_consistency_is_the_soft_iou_of_both_normalized_maps(seed: int) -> None:
+def test_consistency_is_the_soft_iou_of_both_maps(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     raw = torch.rand(1, 12, generator=generator, dtype=torch.float64)
     refined = torch.rand(1, 12, generator=generator, dtype=torch.float64)
-    expected = soft_iou(min_max(raw.numpy()), refined.numpy())
-    assert spatial_consistency(maps_of(raw), maps_of(refined)).item() == pytest.approx(expected)
+    found = normalized_consistency(maps_of(raw), maps_of(refined)).item()
+    assert found == pytest.approx(soft_iou(min_max(raw.numpy()), refined.numpy()))
+    found = spatial_consistency(maps_of(raw), maps_of(refined)).item()
+    assert found == pytest.approx(soft_iou(raw.numpy(), refined.numpy()))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ovss_core.check import validate
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.config import ModelConfig, PamrConfig, PurificationConfig, SegmenterConfig, WindowConfig
 from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
@@ -206,6 +207,10 @@ def test_the_grid_of_a_benchmark_covers_hosts_purification_thresholds_and_ablati
     forms = {f"sfp, {form}, {way}" for form in ("image", "released", "paper") for way in ("tuned", "auto")}
     assert forms <= set(by_name)
     assert by_name["sfp, paper, auto"].config.purification.variant == "paper"
+    for row in rows:
+        validate(row.config, row.vocabulary)
+    assert by_name["sfp, filter, tuned"].config.labels.background == "auto"
+    assert by_name["sfp, image, tuned"].config.labels.background == "residual"
     assert by_name["sfp"].published == 63.9
     assert by_name["gem + FreeCP, tuned"].published == 64.7
     assert by_name["scclip + FreeCP, auto"].published is None
