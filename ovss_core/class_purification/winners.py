@@ -265,6 +265,13 @@ class LabelEdits:
         )
         return cls(boxes, tables["boxes"], places)
 
+    @cached_property
+    def members(self) -> Bool[Tensor, "edits images places"]:
+        """Which places an edit renames, and those that they become."""
+        moved = self.places != torch.arange(self.places.shape[2], device=self.places.device)
+        becomes = torch.zeros_like(self.places).scatter_add_(2, self.places, moved.long())
+        return moved | (becomes > 0)
+
     def of_images(self, part: slice) -> "LabelEdits":
         """Return the edits of some neighboring images."""
         return LabelEdits(self.bounds[:, part], self.boxes[:, part], self.places[:, part])
