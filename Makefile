@@ -3,9 +3,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT := out/demo
-# the host that the small model was trained for, and the settings of FreeCP that suit it best
-DEMO_METHOD := --host clearclip --variant released --purification.thresholds fixed \
-	--purification.redundancy_threshold 0.05 --purification.ambiguity_threshold 0.8
 
 .PHONY: setup demo test check docs format test-slow test-gpu clean
 
@@ -18,7 +15,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/ovss scenes --count 24 --seed 7 --size 336 --format folder --output $(DEMO_OUTPUT)/scenes
-	$(BIN)/ovss label --images $(DEMO_OUTPUT)/scenes/images --vocabulary demo --model demo $(DEMO_METHOD) \
+	$(BIN)/ovss label --images $(DEMO_OUTPUT)/scenes/images --vocabulary demo --model demo \
 		--output $(DEMO_OUTPUT)/labels --previews 24 --overwrite
 	@echo "Open $(DEMO_OUTPUT)/labels/_previews/index.html"
 

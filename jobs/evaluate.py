@@ -53,7 +53,7 @@ def build_parser() -> CommandParser:
     output = "Folder for everything the run writes; out/ and the settings, unless given. A run that was interrupted goes on."
     run = [
         replace(flag, hint=str | None, required=False, meaning=output) if flag.dest == "output" else flag
-        for flag in run_flags(skip=("previews",))
+        for flag in run_flags(skip=("previews", "report"))
     ]
     return make_parser(
         "evaluate",

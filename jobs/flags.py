@@ -29,6 +29,8 @@ _VALUES = {
     "previews": "IMAGES",
     "batch_size": "IMAGES",
     "limit": "IMAGES",
+    "sample": "IMAGES",
+    "shard": "I/N",
     "image_count": "IMAGES",
     "ray_images": "IMAGES",
     "window_batch": "WINDOWS",

@@ -19,7 +19,7 @@ from jobs.arguments import (
 from jobs.flags import flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
-from pipelines.label.options import OutputOptions
+from pipelines.label.options import OutputOptions, PartOptions
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.kinds import SOURCE_KINDS
 
@@ -38,6 +38,7 @@ def build_parser() -> CommandParser:
         "The same command goes on where an earlier one stopped.",
         [
             *flags_of(SourceOptions, IMAGES),
+            *flags_of(PartOptions, IMAGES),
             vocabulary_flag(),
             *run_flags(),
             benchmark_flag("Take the vocabulary and the constants of this benchmark.", QUALITY),
@@ -68,8 +69,16 @@ def main(arguments: Arguments = None) -> int:
     with announced("ovss: loading torch and Ray"):
         from pipelines.label.job import LabelJob, describe_result, run_label
 
-    columns = take_fields(values, OutputOptions)
-    job = LabelJob(source, run, vocabulary, segmenter, descriptions, pools, columns)
+    job = LabelJob(
+        source,
+        run,
+        vocabulary,
+        segmenter,
+        descriptions,
+        pools,
+        take_fields(values, OutputOptions),
+        take_fields(values, PartOptions),
+    )
     return describe_result(job, run_label(job))
 
 

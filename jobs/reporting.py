@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from ovss_core.errors import ClusterError, ConfigError, ModelError, OvssError, StorageError, WeightsError
+from pipelines.run.stopping import Interrupted, ask_to_stop, is_overdue
 from pipelines.transport.addresses import ScrubbedFormatter, scrub
 
 USAGE = 2
@@ -21,18 +22,6 @@ _BEFORE_START = (ConfigError, ModelError, WeightsError, StorageError, ClusterErr
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 Arguments = Sequence[str] | None
 Main = Callable[..., int]
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal that asks the command to end: Ctrl-C, SIGTERM or SIGHUP.
-
-    Args:
-        number: The signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 def reported(main: Main) -> Main:
@@ -78,16 +67,24 @@ def _say(line: str, status: int) -> int:
 
 @contextmanager
 def _ending_signals() -> Iterator[None]:
-    """Let signals that ask for an end raise `Interrupted`; those that are ignored, as under nohup, stay ignored."""
+    """Let signals that ask for an end raise `Interrupted`; those that are ignored, as under nohup, stay ignored.
+
+    A run that is at work stores what is finished when SIGTERM comes, and raises it then.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in _ENDING}
     taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
 
-    def end(number: int, frame: FrameType | None) -> NoReturn:
+    def end(number: int, frame: FrameType | None) -> None:
         for other in taken:
             signal.signal(other, _end_at_once)
+        grace = ask_to_stop(number) if number == signal.SIGTERM else None
+        if grace is not None:
+            told = f"SIGTERM: storing what is finished, within {grace:g} s; a second signal ends at once"
+            _say(told, _SIGNALLED)
+            return
         raise Interrupted(number)
 
     for number in taken:
@@ -102,4 +99,6 @@ def _ending_signals() -> Iterator[None]:
 
 def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """End without cleaning up: what the first signal began takes too long. Ray's processes end with their parent."""
+    if is_overdue():  # it is the run's own, whose time to store things is over
+        raise Interrupted(number)
     os._exit(_SIGNALLED + number)

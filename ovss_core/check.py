@@ -20,7 +20,13 @@ from ovss_core.config import (
     SegmenterConfig,
 )
 from ovss_core.errors import ConfigError
-from ovss_core.head_names import proxy_hosts, require_host, require_refiner, scope_hosts
+from ovss_core.head_names import (
+    classless_hosts,
+    proxy_hosts,
+    require_host,
+    require_refiner,
+    scope_hosts,
+)
 from ovss_core.proxy_families.registry import TowerChoice, find_tower, licence_notice, tower_names
 from ovss_core.proxy_families.weight_sources import require_proxy_weights
 from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
@@ -53,11 +59,13 @@ def validate(
     _require_scope(config)
     architecture = find_architecture(config.model.name)
     resolve_weights(config.model.name, config.model.pretrained)
+    _require_more_than_votes(config)
     if config.host == "rfclip":
         require_channels(config.model, config.rfclip.channels)
     if architecture is not None:
         _require_patches(config, architecture)
         _require_blocks(config, architecture)
+        require_class_token(config, architecture.class_token)
     warnings = licence_warning(config.model)
     if tower is not None and (notice := licence_notice(tower)):
         warnings.append(notice)
@@ -78,14 +86,14 @@ def background_policy(config: SegmenterConfig, vocabulary: Vocabulary) -> Backgr
     """
     policy = config.labels.background
     has_background = vocabulary.background_index is not None
-    purifying = config.purification.active
     if policy == "auto":
         if not has_background:
             return "none"
-        return "residual" if purifying else "first_class"
-    if policy == "residual" and not purifying:
+        return "first_class" if config.purification.own_scores else "residual"
+    if policy == "residual" and config.purification.own_scores:
         raise ConfigError(
-            'labels.background "residual" needs purification; use --purify freecp or "first_class"'
+            'labels.background "residual" needs purification; use --purify freecp (not in its form "filter"), or '
+            '"first_class"'
         )
     if policy == "none" and has_background and len(vocabulary) == 1:
         raise ConfigError(
@@ -97,6 +105,15 @@ def background_policy(config: SegmenterConfig, vocabulary: Vocabulary) -> Backgr
             '"background: sky, wall, floor" (or "background:" alone), or set labels.background to "none"'
         )
     return policy
+
+
+def _require_more_than_votes(config: SegmenterConfig) -> None:
+    filters = config.purification.active and config.purification.own_scores
+    if filters and config.host == "cliptrase" and config.cliptrase.clustering:
+        raise ConfigError(
+            "cliptrase.clustering gives a patch to one word, which leaves purification nothing to filter; use another "
+            "--variant, or turn clustering off"
+        )
 
 
 def _require_patches(config: SegmenterConfig, architecture: Architecture) -> None:
@@ -161,6 +178,42 @@ def _require_blocks(config: SegmenterConfig, architecture: Architecture) -> None
         )
 
 
+def require_class_token(config: SegmenterConfig, has_class_token: bool) -> None:
+    """Refuse what reads a class token on a tower that has none.
+
+    Raises:
+        ConfigError: The head does, or a part of SFP that is on.
+    """
+    if has_class_token:
+        return
+    if config.host not in classless_hosts():
+        raise ConfigError(
+            f"host {config.host!r} reads the class token, and the image tower of {config.model.name} has none; give one of "
+            f"{', '.join(sorted(classless_hosts()))}"
+        )
+    if config.host == "clipsurgery" and config.clipsurgery.feature_surgery:
+        raise ConfigError(
+            "clipsurgery.feature_surgery weighs words by the class token, and the image tower of "
+            f"{config.model.name} has none; give false"
+        )
+    if config.host == "cliptrase" and config.cliptrase.clustering:
+        raise ConfigError(
+            "cliptrase.clustering compares patches with the class token, and the image tower of "
+            f"{config.model.name} has none; give false"
+        )
+    sfp = config.sfp
+    if config.host == "sfp" and sfp.variant == "paper":
+        raise ConfigError(
+            "sfp.variant paper finds outliers in every block by the attention of the class token, and the image tower of "
+            f"{config.model.name} has none; give released"
+        )
+    if config.host == "sfp" and sfp.outlier_mitigation and sfp.outlier_rule == "attention":
+        raise ConfigError(
+            "sfp.outlier_rule attention compares with the attention of the class token, and the image tower of "
+            f"{config.model.name} has none; give norm or local_outlier_factor, or sfp.outlier_mitigation false"
+        )
+
+
 def vocabulary_warnings(vocabulary: Vocabulary, policy: BackgroundPolicy) -> list[str]:
     """Name classes that can never win, and the one that always does.
 
@@ -203,12 +256,13 @@ def _lonely_class(vocabulary: Vocabulary, policy: BackgroundPolicy) -> list[str]
 def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -> Iterator[str]:
     """Yield the settings that were changed and that nothing of this run will read."""
     purification, purifying = config.purification, config.purification.active
-    if purifying:
+    if not purification.own_scores:
         acting = {
             name: getattr(config.labels, name) for name in ("background", "confidence", "min_confidence")
         }
         changed = _changed(config.labels, LabelConfig(**acting), "labels")
-        yield from (f"{name} (it goes with --purify none)" for name in changed)
+        yield from (f"{name} (it goes with --purify none, or --variant filter)" for name in changed)
+    if purifying:
         if purification.thresholds == "auto" and purification.redundancy_threshold is not None:
             yield "purification.redundancy_threshold (it goes with purification.thresholds published or fixed)"
     else:
@@ -231,7 +285,7 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
 
 
 def _idle_probability(config: SegmenterConfig, vocabulary: Vocabulary | None) -> Iterator[str]:
-    if vocabulary is None or config.purification.active or config.labels.min_probability == 0:
+    if vocabulary is None or not config.purification.own_scores or config.labels.min_probability == 0:
         return
     if vocabulary.background_index is None:
         yield "labels.min_probability (the vocabulary has no background class)"

@@ -14,7 +14,7 @@ BackgroundPolicy = Literal["none", "first_class", "residual"]
 SfpVariant = Literal["released", "paper"]
 OutlierRule = Literal["attention", "norm", "local_outlier_factor"]
 PurificationMethod = Literal["freecp", "none"]
-PurificationVariant = Literal["image", "released", "paper"]
+PurificationVariant = Literal["image", "filter", "released", "paper"]
 Thresholds = Literal["published", "fixed", "auto"]
 ResClipBase = Literal["naclip", "clearclip", "sclip"]
 PearlAlignment = Literal["polar", "svd"]
@@ -213,16 +213,31 @@ class ResClipConfig(HeadSettings):
         residual_weight: Share of the middle blocks' attention, lambda. The authors take 0.3 for VOC21, Context60
             and ADE, 0.4 for Context59, Object and Stuff, 0.6 for VOC20 and 0.2 for Cityscapes.
         gain: Factor on the mixture, tau; without a residual it only weighs attention against the projection's bias.
+        feedback: Label the patches once, and let those labels guide the attention of a second pass. Costs maps of
+            all phrases at the size of every window.
+        feedback_weight: Share of the labels beside the head's own logits. The authors take 0.7, and 0.6 for VOC20 and
+            Cityscapes.
+        feedback_gain: Factor on both; larger is sharper. The authors take 2.1 for ADE, VOC20 and Cityscapes, 2.2 for
+            VOC21 and 1.8 elsewhere.
+        feedback_threshold: Pixels whose best probability in the first pass is below count as the first phrase. The
+            authors take 0.1 to 0.5 by data set.
     """
 
     base: ResClipBase = "naclip"
     residual_weight: float = 0.3
     gain: float = 2.0
+    feedback: bool = False
+    feedback_weight: float = 0.7
+    feedback_gain: float = 2.1
+    feedback_threshold: float = 0.25
 
     def __post_init__(self) -> None:
         _require_choice("resclip.base", self.base, ResClipBase)
         _require_share("resclip.residual_weight", self.residual_weight)
         _require_positive("resclip.gain", self.gain)
+        _require_share("resclip.feedback_weight", self.feedback_weight)
+        _require_positive("resclip.feedback_gain", self.feedback_gain)
+        _require_share("resclip.feedback_threshold", self.feedback_threshold)
 
 
 @dataclass(frozen=True)
@@ -365,15 +380,16 @@ class PurificationConfig:
     Attributes:
         method: "freecp" removes words that are absent from the image and settles words that claim one region;
             "none" labels with the host's own scores.
-        variant: FreeCP's form: "image" decides once an image, "released" once a window as the authors' code,
-            "paper" once a window by the paper's equations.
+        variant: FreeCP's form: "image" decides once an image, and labels by the purified maps; "filter" decides the
+            same, and labels by the host's own scores of the words that are left; "released" decides once a window as
+            the authors' code, "paper" once a window by the paper's equations.
         redundancy: Remove the classes that are absent from the image.
         ambiguity: Let one class win where several claim the same region.
         thresholds: "published" takes FreeCP's own numbers, as a curve over the number of words that compete
             (`published_thresholds`); "fixed" the two numbers below; "auto" derives the redundancy decision from the
             image itself.
         redundancy_threshold: Keep a class when its score is above this; larger removes more. Scores are below 0.5,
-            mostly far below ("image", "released"), or a soft IoU from 0 to 1 ("paper"). None: the published one.
+            mostly far below ("image", "filter", "released"), or a soft IoU from 0 to 1 ("paper"). None: the published one.
         ambiguity_threshold: Classes whose maps' soft IoU reaches this are ambiguous; larger groups fewer. None: the
             published one.
         score_scale: Factor on cosines before the softmax; larger is more peaked. None: the one that the weights were
@@ -414,6 +430,16 @@ class PurificationConfig:
     def active(self) -> bool:
         """Whether classes are purified at all."""
         return self.method == "freecp"
+
+    @property
+    def by_image(self) -> bool:
+        """Whether an image decides as a whole; otherwise each of its windows does."""
+        return self.variant in ("image", "filter")
+
+    @property
+    def own_scores(self) -> bool:
+        """Whether labels come from the host's own scores, in its own form; otherwise from purified maps."""
+        return not self.active or self.variant == "filter"
 
     def numbers(self, words: int, logit_scale: float) -> "PurificationNumbers":
         """Settle what is left to the vocabulary and the model.
@@ -516,7 +542,8 @@ class LabelConfig:
     """How score maps become labels.
 
     Attributes:
-        logit_scale: Factor on cosines before the softmax over phrases (no purification only).
+        logit_scale: Factor on cosines before the softmax over phrases (where labels come from the host's own scores:
+            without purification, and in its form "filter").
         min_probability: Pixels whose best probability is below become the background class; larger gives more
             background. Needs a background class.
         min_area: Classes whose share of the foreground area is not above this are dropped; None keeps all.
@@ -662,7 +689,7 @@ class SegmenterConfig:
         whole = self.class_prior > 0
         return (
             *(self.model, self.host, self.head_settings, self.windows, self.purification.active, whole),
-            *(self.proxy if self.needs_proxy else None, self.regions.scope),
+            *(self.purification.own_scores, self.proxy if self.needs_proxy else None, self.regions.scope),
         )
 
     @property
@@ -733,3 +760,40 @@ def _build(kind: Any, values: Mapping[str, Any]) -> Any:
             for name, value in values.items()
         }
     )
+
+
+OnTop = Literal["small", "large"]
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Which mask generator makes regions, and what it keeps.
+
+    Attributes:
+        generator: Folder as transformers saves it, or name on the hub, such as facebook/sam2.1-hiera-large or
+            tue-mps/coco_panoptic_eomt_large_640; its kind is read from its config.json.
+        points: Points a side of the grid that SAM 2 is asked at; more finds smaller objects and takes longer.
+        points_at_once: Points that SAM 2 decodes together; fewer need less memory.
+        min_quality: SAM 2's masks of a lower predicted IoU are dropped, and EoMT's segments of a lower probability.
+        min_stability: SAM 2's masks that change more with their threshold are dropped.
+        max_pixels: Images of more pixels are failures.
+        on_top: Which of SAM 2's overlapping masks a pixel belongs to: the small one keeps parts and small objects.
+    """
+
+    generator: str
+    points: int = 32
+    points_at_once: int = 64
+    min_quality: float = 0.8
+    min_stability: float = 0.95
+    on_top: OnTop = "small"
+    max_pixels: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        for name in ("points", "points_at_once", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name in ("min_quality", "min_stability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
+        if self.on_top not in ("small", "large"):
+            raise ConfigError(f"on_top is {self.on_top!r}; give one of 'small', 'large'")

@@ -53,6 +53,11 @@ def scope_hosts() -> frozenset[str]:
     return _hosts_that("can_scope")
 
 
+def classless_hosts() -> frozenset[str]:
+    """Return the names of the dense heads that work on a tower without a class token."""
+    return _hosts_that("classless")
+
+
 def _hosts_that(flag: str) -> frozenset[str]:
     if "ovss_core.dense_heads" in sys.modules:
         heads = sys.modules["ovss_core.dense_heads"].HEADS

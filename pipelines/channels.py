@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ovss_core.clip.timm_tower import open_tower
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import TraceRequest
 from ovss_core.clip.weights import load_clip
@@ -99,7 +100,7 @@ def measure_channels(
         ImageError: None of them can be read.
     """
     clip = load_clip(model)
-    encoder = ImageEncoder(clip.model.visual.to(options.device))
+    encoder = open_tower(clip.model.visual.to(options.device))
     cut = windows or WindowConfig()
     images, patches = 0, 0
     dominated = torch.zeros(encoder.depth, encoder.width, dtype=torch.int64)
@@ -129,10 +130,10 @@ def _count(encoder: ImageEncoder, windows: Tensor, threshold: float) -> tuple[Te
     outputs.append(encoder.blocks[-1].forward(trace.tokens))
     counted, peaks = [], []
     for tokens in outputs:
-        shares = channel_shares(tokens[:, 1:]).flatten(0, 1) * encoder.width
+        shares = channel_shares(tokens[:, encoder.prefix :]).flatten(0, 1) * encoder.width
         counted.append((shares > threshold).sum(0))
         peaks.append(shares.amax(0))
-    patches = outputs[0].shape[0] * (outputs[0].shape[1] - 1)
+    patches = outputs[0].shape[0] * (outputs[0].shape[1] - encoder.prefix)
     return torch.stack(counted).cpu(), torch.stack(peaks).amax(0).cpu(), patches
 
 

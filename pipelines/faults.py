@@ -38,6 +38,9 @@ class Attempts(Protocol):
     def end(self, stage: str, ids: Sequence[str]) -> None:
         """Strike images off."""
 
+    def is_stopping(self) -> bool:
+        """Say whether no further image is to be begun, because the run ends."""
+
 
 @dataclass(frozen=True)
 class Failure:

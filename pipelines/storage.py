@@ -98,6 +98,11 @@ class Folder:
         """Say whether a file or folder of that name is there."""
         return bool(self._info(name).type != pafs.FileType.NotFound)
 
+    def modified(self, name: str) -> float | None:
+        """Return when a file was written, in seconds by the storage's own clock; None where it is gone or not told."""
+        info = self._info(name)
+        return info.mtime_ns / 1e9 if info.is_file and info.mtime_ns is not None else None
+
     def is_file(self, name: str = "") -> bool:
         """Say whether a file of that name is there."""
         return bool(self._info(name).is_file)

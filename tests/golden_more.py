@@ -34,7 +34,9 @@ from ovss_core.dense_heads.cliper import CliperHead, read_along, refined_attenti
 from ovss_core.dense_heads.clipsurgery import ClipSurgeryHead, surgery_weights
 from ovss_core.dense_heads.cliptrase import CliptraseHead, less_class, token_correlation, vote
 from ovss_core.dense_heads.clusters import ENLARGED, Clusters, cluster_by_density
+from ovss_core.dense_heads.label_feedback import coarse_probability, label_attention, label_patches
 from ovss_core.dense_heads.pearl import center, polar_steps
+from ovss_core.dense_heads.resclip import ResClipHead
 from ovss_core.dense_heads.rfclip import RfClipHead, decode, guide_tokens, propagate
 from ovss_core.dense_heads.scoring import EncodedWindows, ScoringHead, Words
 from ovss_core.feature_purification.similarity import cut_similarity, patch_similarity
@@ -43,8 +45,8 @@ from tests.golden_report import Report
 
 GOLDEN = Path(__file__).parent / "golden"
 ELSEWHERE = {
-    "car": "CaR is no host here",
-    "pamr": "a refiner, no host",
+    "car": "CaR is not built: a filter of words, no host",
+    "pamr": "a refiner, no host: its checks stand in rows named pamr",
     "fsa": "a plug-in for a second tower's attention, no host here",
     "floss": "fuses the labels of several sets of templates, no host",
 }
@@ -260,24 +262,61 @@ def _voted(case: Case, clusters: Clusters, tokens: Tensor, size: tuple[int, int]
 
 
 RESCLIP_DEVIATION = {"resclip": 3.4e-6, "clearclip": 2.8e-6, "sclip": 2.9e-6}
+RESCLIP_CASES = "voc20,ade,obj"
 
 
 def check_resclip(case: Case) -> None:
-    """ResCLIP: residual attention on three heads."""
+    """ResCLIP: residual attention on three heads, and the labels that it feeds back."""
+    known: dict[str, dict[str, Tensor]] = {}
     for key in case.arrays:
-        window, _, quantity = key.partition("/")
-        named = re.fullmatch(r"(resclip|clearclip|sclip)_rcs_lambda([\d.]+)", quantity)
-        if named:
-            base: ResClipBase = "naclip" if named[1] == "resclip" else named[1]  # type: ignore[assignment]
-            head = _head("resclip", ResClipConfig(base, float(named[2]), gain=2.0))
+        window, _, rest = key.partition("/")
+        quantity, _, stage = rest.partition("/")
+        named = re.fullmatch(r"(resclip|clearclip|sclip)_(rcs_lambda([\d.]+)|\w+)", quantity)
+        if "tau_lambda" in key or key.startswith("temp_thd"):
+            case.skip(key, SETTING)
+        elif "margin" in stage:
+            case.skip(key, MARGIN)
+        elif named and named[3]:
+            head = ResClipHead(HeadOptions(settings=ResClipConfig(_base(named[1]), float(named[3]), 2.0)))
             features = head.features(case.encoder, _trace(case, head, window))[0]
             _patches(case, key, features, RESCLIP_DEVIATION[named[1]])
-        elif "tau_lambda" in key or key.startswith("temp_thd"):
-            case.skip(key, SETTING)
-        elif "margin" in quantity:
-            case.skip(key, MARGIN)
-        else:
-            case.skip(key, "ResCLIP's feedback of labels, not built")
+        elif named:
+            if f"{window}/{quantity}" not in known:
+                known[f"{window}/{quantity}"] = _feedback_stages(case, window, named[1], named[2])
+            found = known[f"{window}/{quantity}"]
+            if stage == "features":
+                _patches(case, key, found[stage], RESCLIP_DEVIATION[named[1]])
+            elif stage == "patch_label":
+                case.equal(key, found[stage])
+            elif stage == "attn_sfr":
+                case.close(key, found[stage], 1.3e-8)
+            else:
+                case.every(key, found["coarse_prob"], 1.0e-5)
+
+
+def _base(name: str) -> ResClipBase:
+    return "naclip" if name == "resclip" else name  # type: ignore[return-value]
+
+
+def _feedback_stages(case: Case, window: str, name: str, setting: str) -> dict[str, Tensor]:
+    place = RESCLIP_CASES.split(",").index(setting)
+    (gain, share), (feedback_gain, weight) = (
+        case.arrays[f"{kind}_tau_lambda/{RESCLIP_CASES}"][place].tolist() for kind in ("rcs", "sfr")
+    )
+    threshold = float(case.arrays[f"temp_thd/{RESCLIP_CASES}"][place])
+    settings = ResClipConfig(_base(name), share, gain, True, weight, feedback_gain, threshold)
+    head = ResClipHead(HeadOptions(settings=settings))
+    encoded, trace = _encoded(case, head, window)
+    first = case.phrases @ encoded.features.mT
+    label = label_patches(first, case.window(window), encoded.grid, threshold)
+    attention = label_attention(label, encoded.grid)
+    kept = encoded.evidence
+    return {
+        "coarse_prob": coarse_probability(first, case.window(window), encoded.grid)[0],
+        "patch_label": label[0].view(encoded.grid),
+        "attn_sfr": attention[0],
+        "features": head._read(case.encoder, trace.tokens, kept["residual"], encoded.grid, attention)[0],
+    }
 
 
 def check_itaclip(case: Case) -> None:
@@ -305,7 +344,7 @@ def check_pearl(case: Case) -> None:
             settings = PearlConfig(named[1], centered_weight=weight)  # type: ignore[arg-type]
             case.close(key, _tokens(case, _head("pearl", settings), window), 6.4e-6)
         elif quantity.startswith("tlp"):
-            case.skip(key, "a refiner, no host")
+            case.skip(key, "a refiner, no host: its checks stand in rows named tlp")
         else:
             query, key_vectors, _ = block.query_key_value(_trace(case, _head("pearl"), window).tokens)
             centered_query, centered_key = center(query, key_vectors)
@@ -443,7 +482,7 @@ def _cliper_sets(case: Case, trace: EncoderTrace) -> Tensor:
     for layer, attention in enumerate(refined_attention(trace, encoder.depth)):
         last = layer == encoder.depth - 1
         tokens = trace.tokens if last else encoder.blocks[layer].normalize(trace.hidden[layer])
-        found.append(read_along(encoder, tokens, attention)[0])
+        found.append(read_along(encoder, trace, tokens, attention)[0])
     return torch.stack(found)
 
 

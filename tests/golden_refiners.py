@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ovss_core.config import PamrConfig, TlpConfig, WindowConfig
 from ovss_core.dense_heads import build_head
+from ovss_core.images.neighbors import neighbor_weights, spread_to_neighbors
 from ovss_core.images.stitch import Stitcher
 from ovss_core.images.windows import WindowLayout
 from ovss_core.refiners import Guide, Refiner, ScoreMaps
-from ovss_core.refiners.pamr import PamrRefiner, neighbor_weights, spread_to_neighbors
+from ovss_core.refiners.pamr import PamrRefiner
 from ovss_core.refiners.tlp import TlpRefiner, own_similarity
 from tests.golden_encoder import load_arrays, load_encoder
 from tests.golden_report import Report

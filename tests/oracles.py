@@ -283,9 +283,9 @@ def smooth(similarity: Array, patches: Array) -> Array:
 
 def similarity_attention(similarity: Array) -> Array:
     """Take the softmax over the non-negative entries of 3 (S - mean(S))."""
-    centerd = 3 * (similarity - similarity.mean())
+    centered = 3 * (similarity - similarity.mean())
     result = np.zeros_like(similarity)
-    for i, row in enumerate(centerd):
+    for i, row in enumerate(centered):
         total = sum(np.exp(value) for value in row if value >= 0)
         for j, value in enumerate(row):
             result[i, j] = np.exp(value) / total if value >= 0 else 0.0

@@ -288,3 +288,69 @@ def cliptrase_votes(
         inside = [label for label, place in zip(labels, region, strict=True) if place == cluster]
         winners[cluster] = min(set(inside), key=lambda label: (-inside.count(label), label))
     return [winners[place] for place in region.tolist()]
+
+
+def label_attention(labels: Sequence[int], grid: Grid) -> Array:
+    """Let patches of one label attend to each other, less where the beginning of the way meets another label."""
+    count = grid[0] * grid[1]
+    farthest = max(max(grid) - 1, 1)
+    agreement = np.zeros((count, count))
+    for i in range(count):
+        for j in range(count):
+            (y, x), (v, u) = divmod(i, grid[1]), divmod(j, grid[1])
+            distance = max(abs(v - y), abs(u - x))
+            visited = [
+                labels[round(y + k / farthest * (v - y)) * grid[1] + round(x + k / farthest * (u - x))]
+                for k in range(distance + 1)
+            ]
+            if labels[i] == labels[j]:
+                clear = all(label == labels[i] for label in visited)
+                agreement[i, j] = 1 if clear else np.exp(-distance / farthest)
+    width = min(count, 31) - (1 - min(count, 31) % 2)
+    kernel = [np.exp(-((k - width // 2) ** 2) / 50) for k in range(width)]
+    blurred = np.zeros_like(agreement)
+    for i in range(count):
+        for j in range(count):
+            for k, weight in enumerate(kernel):
+                place = j + k - width // 2
+                if 0 <= place < count:
+                    blurred[i, j] += weight * agreement[i, place]
+    result: Array = blurred / blurred.sum(1, keepdims=True)
+    return result
+
+
+def resclip_guided(
+    tower: SlowTower,
+    window: Array,
+    base: str,
+    residual: Sequence[int],
+    shares: tuple[float, float],
+    guidance: tuple[Array, float, float],
+) -> Array:
+    """Run ResCLIP's second pass: logits gain ((1 - weight) s t t^T + weight M / max M), plus the neighborhood.
+
+    Args:
+        shares: Share of the residual attention, and the factor on the mixture.
+        guidance: M, its weight, and the gain.
+    """
+    states, grid = tower.hidden(window)
+    tokens, last = states[tower.depth - 1], tower.depth
+    query, key, value = tower.query_key_value(last, tokens)
+    lent = [tower.attention(layer, states[layer - 1]) for layer in residual]
+    attention, weight, gain = guidance
+    guide = np.zeros((len(tokens), len(tokens)))
+    guide[1:, 1:] = gain * weight * attention / attention.max()
+    guide += neighborhood(grid) if base == "naclip" else 0
+    attended = []
+    for head, (q, k, v) in enumerate(zip(query, key, value, strict=True)):
+        asking = {"naclip": [k], "clearclip": [q], "sclip": [q, k]}[base]
+        own = np.sum(
+            [[softmax(row) for row in gain * (1 - weight) * tower.scale * t @ t.T + guide] for t in asking], 0
+        )
+        mean = np.mean([maps[head] for maps in lent], 0)
+        attended.append(shares[1] * ((1 - shares[0]) * own + shares[0] * mean) @ v)
+    result = tower.output(last, attended)
+    if base == "sclip":
+        result = tokens + result
+        result = result + tower.feed_forward(last, result)
+    return tower.project(result[1:])

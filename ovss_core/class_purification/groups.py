@@ -61,11 +61,13 @@ class RegionTable:
         image: Image of each box; image 0 in unused rows.
         corners: x0, y0, x1, y1 in pixels of the resized image; one pixel in unused rows.
         complete: Whether every box has a row.
+        needed: Boxes that there are.
     """
 
     image: Int[Tensor, " regions"]
     corners: Int[Tensor, "regions 4"]
     complete: Bool[Tensor, ""]
+    needed: Int[Tensor, ""]
 
 
 def list_regions(groups: AmbiguousGroups, placement: Placement, capacity: int | None = None) -> RegionTable:
@@ -88,7 +90,8 @@ def list_regions(groups: AmbiguousGroups, placement: Placement, capacity: int | 
         image, corners = placement.images.index[unit], corners + placement.origins[unit]
     pixel = torch.arange(4, device=corners.device) // 2  # 0, 0, 1, 1
     corners = torch.where(there[:, None], corners, pixel)
-    return RegionTable(torch.where(there, image, 0), corners, wanted.sum() <= len(row))
+    needed = wanted.sum()
+    return RegionTable(torch.where(there, image, 0), corners, needed <= len(row), needed)
 
 
 def find_ambiguous(
@@ -117,7 +120,7 @@ def find_ambiguous(
     names = connected_parts(edges & eligible[:, :, None] & eligible[:, None, :])
     members, complete = _group_members(names, eligible, room.groups if room else None)
     maps = _mean_maps(kept, members)
-    by_window = config.variant != "image"
+    by_window = not config.by_image
     maps = maps.unflatten(2, placement.grid)
     if not by_window:
         maps = _lay_on_lattice(placement, maps)
@@ -196,7 +199,7 @@ def _bound_groups(
     regions = threshold_regions(levels, levels.amax(1), config.box_threshold)
     boxes = bound_parts(
         regions.unflatten(1, maps.shape[2:]),
-        exclude_last=config.variant != "image",
+        exclude_last=not config.by_image,
         holes=config.variant == "released",
         capacity=capacity,
     ).without_repetitions()

@@ -4,8 +4,8 @@
 images at once. A vocabulary holds many words that an image does not. Redundancy purification removes the words that are
 absent; ambiguity purification finds the words that claim one region, for the encoder to settle (`winners`).
 
-A decision is made for a unit: the whole image (variant "image") or each window ("released", "paper"). The three
-variants differ in that, in the score and in what a winner takes.
+A decision is made for a unit: the whole image (variants "image" and "filter") or each window ("released", "paper"). The
+variants differ in that, in the score, in what a winner takes, and "filter" in that it labels without the maps.
 """
 
 from dataclasses import dataclass
@@ -143,7 +143,7 @@ class ClassPurifier:
             room: Fixes all shapes beforehand, so that nothing waits for a count; None counts.
         """
         # 1. Who decides: the image as a whole, or each of its windows as in the published forms.
-        whole = self._config.variant == "image"
+        whole = self._config.by_image
         place = batch.placement
         units = place.images if whole else place.windows
         unit_images = Units.singles(units) if whole else place.images
@@ -155,7 +155,9 @@ class ClassPurifier:
         statistics = softmax_statistics(phrases, units)
         evidence = _Evidence(batch, units, unit_images, balance(batch.attention), statistics)
 
-        # 3. Redundancy: a class stays when refinement along the attention confirms where it is.
+        # 3. Redundancy: a class stays when refinement along the attention confirms where it is. P is its probability
+        #    map, q the same refined; its score is sum(P q) / (sum P + sum q), or by the paper their soft IoU.
+        #    `complete` says whether the room that was fixed beforehand sufficed; if not, the caller makes it larger.
         thresholds, distractors = self._thresholds(evidence, room)
         scores, kept, complete, active = self._redundancy(evidence, phrases, thresholds, room)
         complete &= _fits(active, room.active if room else None)

@@ -5,17 +5,12 @@ responses which refinement moves. Released form: sum(P q) / (sum P + sum q), a t
 Paper form: soft IoU of the map before and after refinement.
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ovss_core.class_purification.class_maps import ClassMaps
 from ovss_core.class_purification.refinement import EPSILON, normalize_range
-
-ScoreRule = Callable[[ClassMaps, ClassMaps], Tensor]
-"""Takes P and q of the same classes and returns a score for each place [units, places], float64."""
 
 
 def released_score(probability: ClassMaps, refined: ClassMaps) -> Float[Tensor, "units places"]:

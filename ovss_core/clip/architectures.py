@@ -6,6 +6,7 @@ open_clip brings torch, which takes longer than a mistyped name should have to w
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,23 +31,46 @@ _CUSTOM_BLOCKS = (
     "scale_fc",
 )
 _TEXT_PACKAGE = "transformers"
+_TIMM_DEPTHS = {
+    "tiny": 12,
+    "small": 12,
+    "base": 12,
+    "large": 24,
+    "so400m": 27,
+    "giant": 40,
+    "giantopt": 40,
+    "gigantic": 50,
+}
+"""Blocks of timm's ViTs by the word for their size."""
+_TIMM_FAMILIES = re.compile(
+    r"vit_(?P<size>\w+?)_(?:patch(?P<patch>\d+)_siglip|mci)"
+    r"|vit_pe_core_(?P<pe_size>[a-z]+)_patch(?P<pe_patch>\d+)"
+    r"|vit_(?P<clip_size>[a-z]+)_patch(?P<clip_patch>\d+)_clip"
+    r"|eva(?:02)?_(?P<eva_size>base|large|giant)_patch(?P<eva_patch>\d+)"
+)
+"""Families of timm's towers that `timm_tower` takes apart: SigLIP, MobileCLIP-B, PE-Core, CLIP and EVA."""
+_NO_CLASS_TOKEN = re.compile(r"siglip|vit_pe_core_gigantic")
+_STEM_PATCH = 16
+"""Pixels of a patch of MobileCLIP-B, whose name does not tell."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A CLIP whose image tower is a plain ViT.
+    """A CLIP whose image tower is a ViT that ovss can take apart.
 
     Attributes:
         name: As open_clip calls it.
         patch_size: Side of a patch, pixels.
         depth: Blocks of the image tower.
         context_length: Tokens that the text tower reads.
+        class_token: Whether the image tower has one.
     """
 
     name: str
     patch_size: int
     depth: int
     context_length: int
+    class_token: bool = True
 
 
 def open_clip_name(name: str) -> str:
@@ -79,6 +103,10 @@ def find_architecture(name: str) -> Architecture | None:
             "ViT-B-16, ViT-B-32 or ViT-L-14, or demo"
         )
     vision, text = described["vision_cfg"], described["text_cfg"]
+    if "timm_model_name" in vision:
+        found = _timm_architecture(name, vision["timm_model_name"], text)
+        _require_text_package(name, text)
+        return found
     _require_vit(name, vision)
     _require_text_package(name, text)
     return Architecture(
@@ -117,10 +145,6 @@ def weight_tags(name: str) -> list[str]:
 
 
 def _require_vit(name: str, vision: dict[str, Any]) -> None:
-    if "timm_model_name" in vision:
-        raise ModelError(
-            f"{name} has a timm image tower ({vision['timm_model_name']}); choose a plain ViT such as ViT-B-16"
-        )
     if isinstance(vision.get("layers"), list):
         raise ModelError(
             f"{name} has a ResNet image tower, which has no class token and no attention blocks to purify; {_ADVICE}"
@@ -136,6 +160,29 @@ def _require_vit(name: str, vision: dict[str, Any]) -> None:
         raise ModelError(
             f"the image tower of {name} has a single block; dense heads need one below the last: {_ADVICE}"
         )
+
+
+def _timm_architecture(name: str, tower: str, text: dict[str, Any]) -> Architecture:
+    """Read patches, blocks and the class token out of the name of a timm tower.
+
+    Raises:
+        ModelError: It is of no family that can be taken apart.
+    """
+    found = _TIMM_FAMILIES.match(tower)
+    parts = {
+        key.rpartition("_")[2]: value for key, value in (found.groupdict() if found else {}).items() if value
+    }
+    depth = _TIMM_DEPTHS.get(parts.get("size", ""))
+    if depth is None:
+        raise ModelError(
+            f"{name} has a timm image tower ({tower}) that ovss cannot take apart; choose a plain ViT such as ViT-B-16, or "
+            "ViT-B-16-SigLIP2, PE-Core-B-16, EVA02-B-16 or MobileCLIP-B"
+        )
+    patch = int(parts.get("patch", _STEM_PATCH))
+    has_class_token = _NO_CLASS_TOKEN.search(tower) is None
+    return Architecture(
+        open_clip_name(name), patch, depth, int(text.get("context_length", 77)), has_class_token
+    )
 
 
 def _require_text_package(name: str, text: dict[str, Any]) -> None:

@@ -165,7 +165,8 @@ class TransformerBlock:
             if kept.whole or kept.total is not None:
                 kept.mean = weights.mean(1)
                 if kept.total is not None:
-                    kept.total += kept.mean[:, 1:, 1:]
+                    first = kept.mean.shape[1] - kept.total.shape[1]
+                    kept.total += kept.mean[:, first:, first:]
             by_head: Tensor = weights.to(value.dtype) @ value
             return by_head
         if kept is None or not (kept.whole or kept.total is not None):

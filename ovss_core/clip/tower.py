@@ -15,14 +15,19 @@ from ovss_core.kernels.norms import add_norm, layer_norm
 
 
 class ImageEncoder:
-    """A frozen CLIP image tower, opened up for dense prediction.
+    """A frozen CLIP image tower, opened up for dense prediction; `timm_tower` opens others.
 
     Args:
         visual: An `open_clip.transformer.VisionTransformer` with a class token and learned positions.
 
     Raises:
         ModelError: The tower is no such ViT (a ResNet, a timm tower, attention or average pooling).
+
+    Attributes:
+        prefix: Tokens in front of the patches: 1, the class token, or 0 where a tower has none.
     """
+
+    prefix: int = 1
 
     def __init__(self, visual: Any) -> None:
         _require_plain_vit(visual)
@@ -55,6 +60,12 @@ class ImageEncoder:
         """Return the rows and columns of patches of a window of `window_size` (height, width) pixels."""
         return window_size[0] // self.patch_size, window_size[1] // self.patch_size
 
+    def lie_on(self, grid: tuple[int, int]) -> None:
+        """Say which grid the patches of tokens lie on that blocks are given from now on.
+
+        Needed where that is not the grid embedded last; positions that are added to the embedding need it nowhere.
+        """
+
     def embed(
         self, windows: Float[Tensor, "windows 3 height width"], resampling: Resampling = "scale"
     ) -> Float[Tensor, "windows tokens channels"]:
@@ -78,7 +89,7 @@ class ImageEncoder:
         stream = Stream(self.embed(windows, request.resampling))
         grid = self.grid_of((windows.shape[2], windows.shape[3]))
         observed = request.observer.begin() if request.observer else None
-        trace = EncoderTrace(grid=grid, tokens=stream.tokens, observed=observed)
+        trace = EncoderTrace(grid=grid, tokens=stream.tokens, observed=observed, prefix=self.prefix)
         if request.mean_attention:
             patches = grid[0] * grid[1]
             trace.mean_attention = torch.zeros(

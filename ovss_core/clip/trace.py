@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -136,7 +137,7 @@ def merge_requests(requests: Iterable[TraceRequest]) -> TraceRequest:
 
 @dataclass
 class EncoderTrace:
-    """What blocks 1 to L-1 left for the heads; tokens have the class token first, layers count from 1.
+    """What blocks 1 to L-1 left for the heads; tokens have the class token first, if there is one; layers count from 1.
 
     Attributes:
         grid: Rows and columns of patches, N = rows * columns.
@@ -151,6 +152,7 @@ class EncoderTrace:
         head_attention_sum: Sum over blocks of each head's attention in float32, or None.
         proxy: What the second tower made of the same windows, where it was asked for.
         regions: Which region each patch lies in, where a head may see inside regions only.
+        prefix: Tokens in front of the patches: 1, or 0 in a tower without a class token.
     """
 
     grid: tuple[int, int]
@@ -177,3 +179,17 @@ class EncoderTrace:
                 "this head needs a second tower; give --proxy, such as vit_base_patch16_224.dino"
             )
         return self.proxy
+
+    prefix: int = 1
+
+    def patches_of(
+        self, tokens: Float[Tensor, "windows tokens width"]
+    ) -> Float[Tensor, "windows patches width"]:
+        """Return tokens without the class token."""
+        return tokens[:, self.prefix :]
+
+    def class_token_of(
+        self, tokens: Float[Tensor, "windows tokens width"]
+    ) -> Float[Tensor, "windows 1 width"]:
+        """Return the class token; zeros where the tower has none, so that what is added of it is nothing."""
+        return tokens[:, :1] if self.prefix else torch.zeros_like(tokens[:, :1])

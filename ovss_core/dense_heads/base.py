@@ -42,11 +42,14 @@ class DenseHead(ABC):
         needs_proxy: It reads a second tower, and its features lie on that tower's grid; written as a plain constant in
             the class, since settings are checked without importing it.
         can_scope: It can keep patches inside their region; written as a plain constant as well.
+        classless: It works on a tower without a class token, since it takes patches from the trace
+            (`EncoderTrace.patches_of`); written as a plain constant as well.
     """
 
     name: ClassVar[str]
     needs_proxy: ClassVar[bool] = False
     can_scope: ClassVar[bool] = False
+    classless: ClassVar[bool] = False
 
     def __init__(self, options: HeadOptions) -> None:
         self.options = options
@@ -75,8 +78,8 @@ class LastBlockHead(DenseHead):
     ) -> Float[Tensor, "windows patches features"]:
         """Attend, add what the form keeps, drop the class token, project."""
         block = encoder.blocks[-1]
-        patches = self.combine(block, trace.tokens, self.attend(block, trace))[:, 1:]
-        return encoder.project(patches)
+        tokens = self.combine(block, trace.tokens, self.attend(block, trace))
+        return encoder.project(trace.patches_of(tokens))
 
     @abstractmethod
     def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Float[Tensor, "windows tokens width"]:
@@ -102,5 +105,5 @@ def self_attention(
 
 
 def class_and_patches(trace: EncoderTrace, patches: Tensor) -> Tensor:
-    """Put the trace's class token in front of (changed) patch tokens."""
-    return torch.cat([trace.tokens[:, :1], patches], 1)
+    """Put the trace's class token, if there is one, in front of (changed) patch tokens."""
+    return torch.cat([trace.tokens[:, : trace.prefix], patches], 1)

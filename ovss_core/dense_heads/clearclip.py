@@ -13,6 +13,7 @@ class ClearClipHead(LastBlockHead):
 
     name = "clearclip"
     can_scope = True
+    classless = True
 
     def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
         """Attend from queries to queries, class token included."""

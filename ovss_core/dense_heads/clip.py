@@ -14,6 +14,7 @@ class ClipHead(LastBlockHead):
 
     name = "clip"
     can_scope = True
+    classless = True
 
     def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
         """Attend from queries to keys."""

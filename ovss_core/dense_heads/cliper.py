@@ -11,6 +11,7 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import CliperConfig
 from ovss_core.dense_heads.base import HeadOptions
+from ovss_core.dense_heads.region_scope import keep_visible, token_scope
 from ovss_core.dense_heads.scoring import (
     EncodedWindows,
     Evidence,
@@ -28,6 +29,8 @@ class CliperHead(ScoringHead):
     """Probabilities of one feature set a block, averaged, plus the last set's spread along the attention."""
 
     name = "cliper"
+    can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -44,7 +47,7 @@ class CliperHead(ScoringHead):
     ) -> Float[Tensor, "windows patches features"]:
         """Return the last feature set, that of block L-1."""
         *_, last = refined_attention(trace, encoder.depth)
-        return read_along(encoder, trace.tokens, last)
+        return read_along(encoder, trace, trace.tokens, last)
 
     def evidence(self, encoder: ImageEncoder, trace: EncoderTrace, windows: Tensor) -> Evidence:
         """Keep the feature sets of the blocks before, and the last set's attention between patches."""
@@ -53,8 +56,11 @@ class CliperHead(ScoringHead):
             if layer < encoder.depth - 1:
                 # as released: what enters block layer + 1 normalized, and so normalized twice
                 entering = encoder.blocks[layer].normalize(trace.hidden[layer])
-                sets.append(F.normalize(read_along(encoder, entering, attention).float(), dim=-1))
-        return {"sets": torch.stack(sets, 1), "affinity": attention.mean(1)[:, 1:, 1:]}
+                sets.append(F.normalize(read_along(encoder, trace, entering, attention).float(), dim=-1))
+        return {
+            "sets": torch.stack(sets, 1),
+            "affinity": attention.mean(1)[:, trace.prefix :, trace.prefix :],
+        }
 
     def scores(self, encoder: ImageEncoder, encoded: EncodedWindows, words: Words) -> PhraseTables:
         """Average the sets' probabilities, the last set's cut, and add the last set's spread along the attention.
@@ -90,30 +96,32 @@ def refined_attention(
     """Yield one attention a feature set: the heads' attention over all blocks, balanced once more each time.
 
     Columns, then rows are divided by their sums; what follows is symmetrized, less its columns' means, without what is
-    negative, and its rows sum to 1. As released, each set goes on from the balance of the one before.
+    negative, and its rows sum to 1. As released, each set goes on from the balance of the one before. With regions patches
+    then see their own region's alone, and rows sum to 1 again.
     """
     attention = trace.head_attention_sum
     if attention is None:
         raise ValueError("the trace lacks head_attention_sum; request it")
-    rows = torch.ones_like(attention[..., :1])
+    rows, visible = torch.ones_like(attention[..., :1]), token_scope(trace)
     for _ in range(depth):
         columns = 1 / (attention.mT @ rows)
         rows = 1 / (attention @ columns)
         balanced = rows * attention * columns.mT
         symmetric = (balanced + balanced.mT) / 2
         raised = (symmetric - symmetric.mean(-2, keepdim=True)).clamp_min_(0)
-        yield raised / raised.sum(-1, keepdim=True)
+        yield keep_visible(raised / raised.sum(-1, keepdim=True), visible)
 
 
 def read_along(
     encoder: ImageEncoder,
+    trace: EncoderTrace,
     tokens: Float[Tensor, "windows tokens width"],
     attention: Float[Tensor, "windows heads tokens tokens"],
 ) -> Float[Tensor, "windows patches features"]:
     """Run tokens' values through the last block along an attention; no residual, no feed-forward."""
     block = encoder.blocks[-1]
     value = block.value(tokens)
-    return encoder.project(block.output(attention.to(value.dtype) @ value)[:, 1:])
+    return encoder.project(trace.patches_of(block.output(attention.to(value.dtype) @ value)))
 
 
 def cut_below_peak(

@@ -8,6 +8,7 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import ClipSurgeryConfig
 from ovss_core.dense_heads.base import HeadOptions, self_attention
+from ovss_core.dense_heads.region_scope import token_scope
 from ovss_core.dense_heads.scoring import (
     EncodedWindows,
     Evidence,
@@ -27,6 +28,8 @@ class ClipSurgeryHead(ScoringHead):
     """Adds the value-value attentions of the last six blocks to the stream that enters them; no feed-forward."""
 
     name = "clipsurgery"
+    can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -46,12 +49,12 @@ class ClipSurgeryHead(ScoringHead):
         self, encoder: ImageEncoder, trace: EncoderTrace
     ) -> Float[Tensor, "windows patches features"]:
         """Let each block read the plain path and write into the stream."""
-        stream = trace.hidden[_start(encoder.depth)]
+        stream, visible = trace.hidden[_start(encoder.depth)], token_scope(trace)
         for layer in range(_start(encoder.depth), encoder.depth):
             block = encoder.blocks[layer]
             value = block.value(trace.hidden[layer])
-            stream = stream + block.output(self_attention(block, value, value))
-        return encoder.project(stream[:, 1:])
+            stream = stream + block.output(self_attention(block, value, value, visible))
+        return encoder.project(trace.patches_of(stream))
 
     def evidence(self, encoder: ImageEncoder, trace: EncoderTrace, windows: Tensor) -> Evidence:
         """Keep the plain path's class token."""

@@ -11,6 +11,7 @@ from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import CliptraseConfig
 from ovss_core.dense_heads.base import HeadOptions, LastBlockHead, self_attention, with_feed_forward
 from ovss_core.dense_heads.clusters import Clusters, cluster_by_density
+from ovss_core.dense_heads.region_scope import token_scope
 from ovss_core.dense_heads.scoring import (
     EncodedWindows,
     Evidence,
@@ -25,6 +26,8 @@ class CliptraseHead(LastBlockHead, ScoringHead):
     """(softmax(s q q^T) + softmax(s k k^T) + softmax(s v v^T)) v, residual and feed-forward; with clusters a vote."""
 
     name = "cliptrase"
+    can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -44,10 +47,11 @@ class CliptraseHead(LastBlockHead, ScoringHead):
     def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
         """Add the three attentions; rows sum to 3."""
         query, key, value = block.query_key_value(trace.tokens)
+        visible = token_scope(trace)
         return block.output(
-            self_attention(block, query, value)
-            + self_attention(block, key, value)
-            + self_attention(block, value, value)
+            self_attention(block, query, value, visible)
+            + self_attention(block, key, value, visible)
+            + self_attention(block, value, value, visible)
         )
 
     def combine(self, block: TransformerBlock, tokens: Tensor, attended: Tensor) -> Tensor:

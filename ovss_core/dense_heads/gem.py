@@ -17,6 +17,7 @@ class GemHead(DenseHead):
 
     name = "gem"
     can_scope = True
+    classless = True
 
     def request(self, depth: int) -> TraceRequest:
         """Ask for the inputs of the last half of the blocks; positions are resampled with antialiasing."""
@@ -30,7 +31,7 @@ class GemHead(DenseHead):
         stream, visible = trace.hidden[start], token_scope(trace)
         for layer in range(start, encoder.depth):
             stream = stream + self_self_attention(encoder.blocks[layer], trace.hidden[layer], visible)
-        return encoder.project(stream[:, 1:])
+        return encoder.project(trace.patches_of(stream))
 
 
 def self_self_attention(

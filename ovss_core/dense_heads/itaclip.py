@@ -14,12 +14,15 @@ from ovss_core.dense_heads.base import (
     proportional_layer,
     self_attention,
 )
+from ovss_core.dense_heads.region_scope import token_scope
 
 
 class ItaClipHead(DenseHead):
     """(C_12 + mean(C_7, C_8, C_10)) / 2 v + residual, C_l = softmax(s q q^T) + softmax(s k k^T) of block l."""
 
     name = "itaclip"
+    can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -33,18 +36,22 @@ class ItaClipHead(DenseHead):
         """Mix the attentions, all applied to the last block's values; residual, no feed-forward."""
         last, layers = encoder.blocks[-1], _middle_layers(encoder.depth)
         query, key, value = last.query_key_value(trace.tokens)
-        middle = torch.zeros_like(value)
+        middle, visible = torch.zeros_like(value), token_scope(trace)
         for layer in layers:
             block = encoder.blocks[layer - 1]
             vectors = block.query_key_value(trace.hidden[layer - 1])
-            middle += self._attend(block, vectors[0], vectors[1], value)
-        mixed = (self._attend(last, query, key, value) + middle / len(layers)) / 2
-        return encoder.project((trace.tokens + last.output(mixed))[:, 1:])
+            middle += self._attend(block, vectors[:2], value, visible)
+        mixed = (self._attend(last, (query, key), value, visible) + middle / len(layers)) / 2
+        return encoder.project(trace.patches_of(trace.tokens + last.output(mixed)))
 
-    def _attend(self, block: TransformerBlock, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(
+        self, block: TransformerBlock, vectors: tuple[Tensor, ...], value: Tensor, visible: Tensor | None
+    ) -> Tensor:
+        query, key = vectors
         if self.settings.self_attention:
-            return self_attention(block, query, value) + self_attention(block, key, value)
-        return F.scaled_dot_product_attention(query, key, value, scale=block.scale)
+            own = self_attention(block, query, value, visible)
+            return own + self_attention(block, key, value, visible)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=block.scale)
 
 
 def _middle_layers(depth: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ class MaskClipHead(LastBlockHead):
     """Identity attention, no residual; FreeCP's form adds the feed-forward network with its own residual."""
 
     name = "maskclip"
+    classless = True
 
     def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
         """Project the values."""

@@ -20,11 +20,12 @@ class NaClipHead(LastBlockHead):
 
     name = "naclip"
     can_scope = True
+    classless = True
 
     def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
         """Attend from keys to keys with the Gaussian of the patch distance d added to the logits."""
         _, key, value = block.query_key_value(trace.tokens)
-        bias = neighborhood_bias_on(value.device, value.dtype, *trace.grid)
+        bias = neighborhood_bias_on(value.device, value.dtype, *trace.grid, prefix=trace.prefix)
         if (visible := token_scope(trace)) is not None:
             bias = bias.masked_fill(~visible, -torch.inf)
         return block.output(
@@ -33,10 +34,12 @@ class NaClipHead(LastBlockHead):
 
 
 @lru_cache(maxsize=32)
-def neighborhood_bias_on(device: torch.device, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
+def neighborhood_bias_on(
+    device: torch.device, dtype: torch.dtype, rows: int, columns: int, prefix: int = 1
+) -> Tensor:
     """Keep the table where it is used: bringing it there makes the CPU wait."""
     with torch.inference_mode(False):
-        return neighborhood_bias(rows, columns).to(device, dtype)
+        return neighborhood_bias(rows, columns)[1 - prefix :, 1 - prefix :].to(device, dtype)
 
 
 @lru_cache(maxsize=32)

@@ -44,16 +44,18 @@ def gather_values(
     tokens: Float[Tensor, "windows tokens width"],
     attention: Float[Tensor, "windows patches patches"],
     grids: tuple[tuple[int, int], tuple[int, int]],
+    prefix: int = 1,
 ) -> Float[Tensor, "windows patches width"]:
     """Return the block's output projection of A v, the same A for all heads; the class token is left out.
 
     Args:
         block: CLIP's last.
-        tokens: What enters it, class token first.
+        tokens: What enters it.
         attention: On the second tower's grid.
         grids: CLIP's grid, and the second tower's.
+        prefix: Tokens in front of the patches.
     """
-    values = block.value(tokens).transpose(1, 2).flatten(2)[:, 1:]
+    values = block.value(tokens).transpose(1, 2).flatten(2)[:, prefix:]
     attended = attention.to(values.dtype) @ resample_grid(values, *grids)
     return block.output(attended.unflatten(2, (block.heads, -1)).transpose(1, 2))
 

@@ -19,6 +19,7 @@ class ProxyClipHead(DenseHead):
     name = "proxyclip"
     needs_proxy = True
     can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -44,6 +45,7 @@ class ProxyClipHead(DenseHead):
                     patch_scope(trace, part),
                 ),
                 grids,
+                trace.prefix,
             )
             for part in parts(*vectors.shape[:2])
         ]

@@ -63,24 +63,24 @@ def patch_scope(
 
 
 def token_scope(trace: EncoderTrace) -> Bool[Tensor, "windows 1 tokens tokens"] | None:
-    """Do as `patch_scope` for tokens with the class token first, which sees all and is seen by all, for all heads."""
-    patches = patch_scope(trace)
-    return None if patches is None else F.pad(patches, (1, 0, 1, 0), value=True)[:, None]
+    """Do as `patch_scope` for tokens, for all heads; the class token, if there is one, sees all and is seen by all."""
+    patches, first = patch_scope(trace), trace.prefix
+    return None if patches is None else F.pad(patches, (first, 0, first, 0), value=True)[:, None]
 
 
 def keep_visible(
-    attention: Float[Tensor, "windows patches patches"],
-    visible: Bool[Tensor, "windows patches patches"] | None,
-) -> Float[Tensor, "windows patches patches"]:
+    attention: Float[Tensor, "*windows tokens tokens"],
+    visible: Bool[Tensor, "*windows tokens tokens"] | Bool[Tensor, "windows 1 tokens tokens"] | None,
+) -> Float[Tensor, "*windows tokens tokens"]:
     """Take what is not visible out of attention and let rows sum to 1 again, as a softmax without it would.
 
-    A row of which nothing is left sees its own patch.
+    A row of which nothing is left sees itself.
     """
     if visible is None:
         return attention
     kept = attention.masked_fill(~visible, 0)
     total = kept.sum(-1, keepdim=True)
-    own = torch.eye(kept.shape[1], dtype=kept.dtype, device=kept.device)
+    own = torch.eye(kept.shape[-1], dtype=kept.dtype, device=kept.device)
     return torch.where(total > 0, kept / total.clamp_min(torch.finfo(kept.dtype).tiny), own)
 
 

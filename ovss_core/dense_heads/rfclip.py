@@ -1,7 +1,6 @@
 """rfclip: distracted patches repaired in every block, guided keys-with-keys attention of all blocks (RF-CLIP, 2026)."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,6 +9,7 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.config import RfClipConfig
 from ovss_core.dense_heads.base import DenseHead, HeadOptions, self_attention
+from ovss_core.dense_heads.region_scope import patch_scope, token_scope
 from ovss_core.feature_purification.channels import ChannelRepair
 from ovss_core.feature_purification.similarity import cut_similarity, patch_similarity
 
@@ -18,6 +18,7 @@ class RfClipHead(DenseHead):
     """Patches propagated along a guide, then the mean over blocks of softmax(s k k^T); no residual, no feed-forward."""
 
     name = "rfclip"
+    can_scope = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -45,6 +46,8 @@ class RfClipHead(DenseHead):
         """Decode the last tokens and the guide, both propagated along the guide, and average them."""
         guide = guide_tokens(encoder, trace, self.repair)
         similarity = cut_similarity(patch_similarity(guide[:, 1:]))
+        if (seen := patch_scope(trace)) is not None:
+            similarity = similarity.masked_fill(~seen, 0)
         propagated = [propagate(similarity, tokens) for tokens in (trace.tokens, guide)]
         return encoder.project(torch.stack(decode(encoder, trace, propagated)).mean(0))
 
@@ -82,10 +85,12 @@ def decode(
         _, key, value = last.query_key_value(tokens)
         keys.append(key)
         values.append(torch.cat([torch.zeros_like(value[:, :, :1]), value[:, :, 1:]], 2))
-    side_by_side = torch.cat(values, -1)
+    side_by_side, visible = torch.cat(values, -1), token_scope(trace)
     total = torch.zeros_like(side_by_side)
     for layer, key in trace.keys.items():
-        total += F.scaled_dot_product_attention(key, key, side_by_side, scale=encoder.blocks[layer - 1].scale)
-    own = torch.cat([self_attention(last, key, value) for key, value in zip(keys, values, strict=True)], -1)
+        total += self_attention(encoder.blocks[layer - 1], key, side_by_side, visible)
+    own = torch.cat(
+        [self_attention(last, key, value, visible) for key, value in zip(keys, values, strict=True)], -1
+    )
     mean = (total + own) / encoder.depth
     return [last.output(part)[:, 1:] for part in mean.chunk(len(streams), -1)]

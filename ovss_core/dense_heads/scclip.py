@@ -15,6 +15,7 @@ class ScClipHead(DenseHead):
 
     name = "scclip"
     can_scope = True
+    classless = True
 
     def request(self, depth: int) -> TraceRequest:
         """Ask for the semantic and the spatial layer and the sum of the middle ones."""
@@ -24,7 +25,7 @@ class ScClipHead(DenseHead):
         self, encoder: ImageEncoder, trace: EncoderTrace
     ) -> Float[Tensor, "windows patches features"]:
         """Repair, aggregate, attend, aggregate again, add the second stream."""
-        outliers = local_outlier_factor_outliers(trace.tokens[:, 1:])
+        outliers = local_outlier_factor_outliers(trace.patches_of(trace.tokens))
         guidance = guide(trace, SimilarityLayers.of(encoder.depth), outliers, attend_before_cut=True)
         patches = guidance.semantic.apply(guidance.patches)
         return two_streams(encoder, trace, guidance, patches, ("key",), ("key",))

@@ -13,6 +13,7 @@ class SclipHead(LastBlockHead):
 
     name = "sclip"
     can_scope = True
+    classless = True
 
     def attend(self, block: TransformerBlock, trace: EncoderTrace) -> Tensor:
         """Add the two attentions; rows sum to 2."""

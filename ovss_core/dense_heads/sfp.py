@@ -34,6 +34,7 @@ class SfpHead(DenseHead):
 
     name = "sfp"
     can_scope = True
+    classless = True
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(options)
@@ -48,7 +49,9 @@ class SfpHead(DenseHead):
             return TraceRequest(layers.hidden, layers.hidden_sum, attention_statistics=statistics)
         start = min(sfp.integration_start, depth - 1) if sfp.attention_integration else None
         return TraceRequest(
-            observer=OutlierMitigation(self._factor, self._limit, self._detects_by_attention, start)
+            observer=OutlierMitigation(
+                self._factor, self._limit, repair=self._detects_by_attention, integrate_from=start
+            )
         )
 
     def features(
@@ -61,34 +64,47 @@ class SfpHead(DenseHead):
 
     def _released(self, encoder: ImageEncoder, trace: EncoderTrace) -> Tensor:
         sfp = self.settings
+        # 1. Outliers of block L-1 are repaired in its own output and in block 9's, whose cosines S (those below the
+        #    cut are 0) guide all that follows: a token that attends to everything would look like everything.
         guidance = guide(
             trace, SimilarityLayers.of(encoder.depth), self._outliers(trace), attend_before_cut=False
         )
         patches = guidance.patches
         if sfp.attention_integration:
+            # 2. Patches become averages of those that are like them in block 9, where semantics are sharpest.
             patches = guidance.semantic.apply(patches)
             if sfp.attention_enhancement:
-                return two_streams(encoder, trace, guidance, patches, ("key", "query"), ())
+                # 3 to 5 at once, because a GPU can share their products: the same sums as below.
+                return two_streams(encoder, trace, guidance, patches, terms=("key", "query"), second_terms=())
+        # 3. The last block on patches alone: keys attend to keys, queries to queries, and all along S.
         if sfp.attention_enhancement:
-            class_token = trace.tokens[:, :1]
+            class_token = trace.class_token_of(trace.tokens)
             attended = attend_guided(
                 *(encoder, patches, class_token, ("key", "query"), guidance.attention, guidance.visible)
             )
         else:
-            attended = _clearclip_attention(encoder, class_and_patches(trace, patches), token_scope(trace))
+            attended = _clearclip_attention(encoder, trace, patches)
         if sfp.attention_integration:
-            attended = guidance.spatial.apply(attended) + second_stream(encoder, trace, guidance, ())
+            # 4. Averages again, by block 4's cosines, which know where things end.
+            # 5. The second stream: blocks 4 to L-2 added up, through the same value projection, along S alone.
+            attended = guidance.spatial.apply(attended) + second_stream(encoder, trace, guidance, terms=())
+        # 6. The final norm, and the projection into the space that images share with words.
         return encoder.project(attended)
 
     def _paper(self, encoder: ImageEncoder, trace: EncoderTrace) -> Tensor:
         sfp = self.settings
-        patches = trace.tokens[:, 1:]
+        # SOM, eq. 4 and 5. By attention it has repaired inside the tower, after every block (`request`); the other
+        # rules look at block L-1 alone.
+        patches = trace.patches_of(trace.tokens)
         if sfp.outlier_mitigation and not self._detects_by_attention:
             patches = repair_tokens(patches, self._outliers(trace), trace.grid)
+        # SAE, eq. 6 and 7, in the place of the last block.
         if sfp.attention_enhancement:
             enhanced = enhance_attention(encoder.blocks[-1], patches, sfp, patch_scope(trace))
         else:
-            enhanced = _clearclip_attention(encoder, class_and_patches(trace, patches), token_scope(trace))
+            enhanced = _clearclip_attention(encoder, trace, patches)
+        # HAI, eq. 8 to 11. Columns of outliers are left out of the layers' sum even where SOM is off: they are what
+        # the sum would be drawn to.
         notes: MitigationNotes = trace.observed
         if notes.filtered_attention is None:
             return encoder.project(enhanced)
@@ -114,7 +130,7 @@ class SfpHead(DenseHead):
 
     def _outliers(self, trace: EncoderTrace) -> Bool[Tensor, "windows patches"]:
         """Find the outliers of block L-1 by the chosen rule; none where mitigation is off."""
-        patches = trace.tokens[:, 1:]
+        patches = trace.patches_of(trace.tokens)
         if not self.settings.outlier_mitigation:
             return torch.zeros(patches.shape[:2], dtype=torch.bool, device=patches.device)
         if self.settings.outlier_rule == "norm":
@@ -128,7 +144,8 @@ class SfpHead(DenseHead):
 
 
 def _clearclip_attention(
-    encoder: ImageEncoder, tokens: Tensor, visible: Tensor | None
+    encoder: ImageEncoder, trace: EncoderTrace, patches: Tensor
 ) -> Float[Tensor, "windows patches width"]:
-    query, _, value = encoder.blocks[-1].query_key_value(tokens)
-    return encoder.blocks[-1].output(self_attention(encoder.blocks[-1], query, value, visible))[:, 1:]
+    query, _, value = encoder.blocks[-1].query_key_value(class_and_patches(trace, patches))
+    attended = self_attention(encoder.blocks[-1], query, value, token_scope(trace))
+    return trace.patches_of(encoder.blocks[-1].output(attended))

@@ -69,7 +69,7 @@ def guide(
     outliers: Bool[Tensor, "windows patches"],
     attend_before_cut: bool,
 ) -> SimilarityGuidance:
-    """Repair the outliers and derive the similarities.
+    """Repair the outliers and derive the similarities: steps 2 and 3 of SFP's released code share them.
 
     Args:
         trace: Holds the semantic and the spatial layer.
@@ -77,14 +77,14 @@ def guide(
         attend_before_cut: Derive the attention from the similarity before the cut (SC-CLIP) or after (SFP).
     """
     semantic, attention = guide_attention(
-        trace.hidden[layers.semantic][:, 1:], outliers, trace.grid, attend_before_cut
+        trace.patches_of(trace.hidden[layers.semantic]), outliers, trace.grid, attend_before_cut
     )
     visible = patch_scope(trace)
     return SimilarityGuidance(
-        patches=repair_tokens(trace.tokens[:, 1:], outliers, trace.grid),
+        patches=repair_tokens(trace.patches_of(trace.tokens), outliers, trace.grid),
         semantic=semantic,
         attention=keep_visible(attention, visible),
-        spatial=Aggregation.of(trace.hidden[layers.spatial][:, 1:]),
+        spatial=Aggregation.of(trace.patches_of(trace.hidden[layers.spatial])),
         visible=visible,
     )
 
@@ -148,14 +148,13 @@ def two_streams(
     block, summed = encoder.blocks[-1], trace.hidden_sum
     plain = block.scales_layers or not use_kernel(patches) or guidance.visible is not None
     if summed is None or plain:
-        attended = attend_guided(
-            encoder, patches, trace.tokens[:, :1], terms, guidance.attention, guidance.visible
-        )
+        class_token = trace.class_token_of(trace.tokens)
+        attended = attend_guided(encoder, patches, class_token, terms, guidance.attention, guidance.visible)
         first = guidance.spatial.apply(attended)
         return encoder.project(first + second_stream(encoder, trace, guidance, second_terms))
     if second_terms:
         heads = _attend(block, patches, terms, guidance.attention)
-        heads = heads + _attend(block, summed[:, 1:], second_terms, guidance.attention)
+        heads = heads + _attend(block, trace.patches_of(summed), second_terms, guidance.attention)
     else:
         query, key, value = block.query_key_value(patches)
         vectors = {"query": query, "key": key}
@@ -164,10 +163,11 @@ def two_streams(
             block.scale,
             guidance.attention,
             value,
-            block.value(summed[:, 1:]),
+            block.value(trace.patches_of(summed)),
         )
     # one bias has come with the projection; what is the same for all patches passes an average as it is
-    constant = torch.add(block.output_bias, trace.tokens[:, :1] + summed[:, :1], alpha=CLASS_TOKEN_WEIGHT)
+    class_tokens = trace.class_token_of(trace.tokens) + trace.class_token_of(summed)
+    constant = torch.add(block.output_bias, class_tokens, alpha=CLASS_TOKEN_WEIGHT)
     return encoder.project(guidance.spatial.apply(block.output(heads)), constant.expand_as(patches))
 
 
@@ -179,6 +179,7 @@ def second_stream(
         return torch.zeros_like(guidance.patches)
     summed = trace.hidden_sum
     attended = attend_guided(
-        encoder, summed[:, 1:], summed[:, :1], terms, guidance.attention, guidance.visible
+        *(encoder, trace.patches_of(summed), trace.class_token_of(summed), terms),
+        *(guidance.attention, guidance.visible),
     )
     return guidance.spatial.apply(attended)

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovss_core.check import background_policy
+from ovss_core.check import background_policy, require_class_token
 from ovss_core.class_purification.class_maps import NOBODY, Room, WindowBatch
 from ovss_core.class_purification.groups import list_regions
 from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.class_purification.winners import Regions
 from ovss_core.clip.text import EncodedVocabulary
-from ovss_core.clip.tower import ImageEncoder
+from ovss_core.clip.timm_tower import open_tower
 from ovss_core.clip.trace import EncoderTrace, TraceRequest, WindowRegions
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
@@ -159,7 +159,8 @@ class SegmentationEngine:
     ) -> None:
         self.config = config
         self.device = torch.device(device)
-        self.encoder = ImageEncoder(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
+        self.encoder = open_tower(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
+        require_class_token(config, self.encoder.prefix > 0)
         self.normalization = clip.image_mean, clip.image_std
         self.head = build_head(config.host, head_options(config))
         self.scorer = as_scorer(self.head)
@@ -232,10 +233,10 @@ class SegmentationEngine:
         """Windows encoded at once."""
         return self.config.window_batch or (WINDOW_BATCH_CPU if self.device.type == "cpu" else WINDOW_BATCH)
 
-    def learn(self, active: int, distractors: int) -> None:
-        """Fit the room of later waves to what one needed."""
+    def learn(self, *needed: int) -> None:
+        """Fit the room of later waves to what one needed; see `Room.learned`."""
         if self.room is not None:
-            self.room = self.room.learned(active, distractors)
+            self.room = self.room.learned(*needed)
 
     def take_timings(self) -> dict[str, float]:
         """Return the seconds by stage, and start counting anew."""
@@ -437,9 +438,14 @@ class SegmentationEngine:
         images = wave.placement.images
         image_sound = images.reduce(sound.int(), "amin") > 0
         guides = self._guides(wave)
+        scores, scored = None, True
+        tables = None if self.scorer is None else self._tables(wave, encoded, self.scorer)
+        if self.config.purification.own_scores:
+            with self._timed("scores"):
+                scores, scored = self._score(wave, encoded, tables)
         if self.purifier is None or encoded.attention is None:
             with self._timed("scores"):
-                scores, scored = self._score(wave, encoded)
+                assert scores is not None, "without purification labels come from the head's own scores"
                 whole = Proposals(
                     *(wave.sizes, wave.layouts, scores, scored), guides=guides, region_maps=self._voting(wave)
                 )
@@ -453,7 +459,7 @@ class SegmentationEngine:
                 for table in (self._mixed(wave, encoded), encoded.attention)
             )
             with self._products_as_exact_as_the_tower():
-                logits = self._logits(wave, encoded, sound)
+                logits = self._logits(wave, encoded, sound, tables)
                 batch = WindowBatch(features, attention, wave.placement, logits)
                 purified = self.purifier.purify(batch, room)
         with self._timed("crops"):
@@ -468,39 +474,45 @@ class SegmentationEngine:
             groups.used,
             groups.boxes,
             groups.members,
-            purified.needed,
+            torch.cat([purified.needed, regions.needed[None]]),
             complete,
         )
-        maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
+        if scores is None:
+            scores = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
         voting = self._voting(wave)
-        whole = Proposals(wave.sizes, wave.layouts, maps, crops=crops, guides=guides, region_maps=voting)
+        whole = Proposals(
+            wave.sizes, wave.layouts, scores, scored, crops=crops, guides=guides, region_maps=voting
+        )
         facts = known(wave, encoded, purified)
         download = Download([image_sound, *facts.values(), *decided])
         return PendingProposals(self, wave, encoded, whole, download, tuple(facts), groups.by_window)
 
-    def _score(self, wave: Wave, encoded: Encoded) -> tuple[Float[Tensor, "windows maps patches"], bool]:
+    def _score(
+        self, wave: Wave, encoded: Encoded, tables: PhraseTables | None
+    ) -> tuple[Float[Tensor, "windows maps patches"], bool]:
         """Score the phrases at the patches of each window, and say that these are scores.
+
+        Args:
+            tables: What a scoring head gives.
 
         Where a vocabulary has more phrases than dimensions, and cosines are all that is asked for, the features go on
         instead: they are smaller.
         """
-        if self.scorer is None:
+        if tables is None:
             maps = self._mixed(wave, encoded).mT
             scored = len(self._phrases) <= maps.shape[1]
             return (self._phrases @ maps if scored else maps), scored
-        tables = self._tables(wave, encoded, self.scorer)
         return add_prior(
             tables.phrases, self._prior(wave, encoded, self._phrases), self.config.class_prior
         ), True
 
     def _logits(
-        self, wave: Wave, encoded: Encoded, sound: Bool[Tensor, " windows"]
+        self, wave: Wave, encoded: Encoded, sound: Bool[Tensor, " windows"], tables: PhraseTables | None
     ) -> tuple[Tensor, Tensor] | None:
         """Return what FreeCP takes the softmax of, phrases first, where that is no scaled cosine of the features."""
-        if self.scorer is None:
+        if self.scorer is None or tables is None:
             return None
         scale, share = self._score_scale, self.config.class_prior
-        tables = self._tables(wave, encoded, self.scorer)
         made = []
         for scores, words in ((tables.phrases, self.words.phrases), (tables.others, self.words.others)):
             prior = self._prior(wave, encoded, words)
@@ -557,6 +569,28 @@ class SegmentationEngine:
         return Proposals.from_rows(rows, config.windows, patches, config.purification.crop_size)
 
     @torch.inference_mode()
+    def of_kept_words(
+        self, wave: Wave, decisions: Decisions, proposals: Proposals
+    ) -> tuple[Int[np.ndarray, "images places"], Float[Tensor, "windows places patches"]]:
+        """Take out of all scores those of the words that each image keeps; a background that competes is among them.
+
+        Returns:
+            The phrase of each place, `NOBODY` behind an image's last, and its scores; anything in unused places.
+        """
+        text = self.text
+        kept = np.zeros((len(decisions.classes), len(text.vocabulary) + 1), bool)
+        np.put_along_axis(kept, decisions.classes, True, 1)  # what is nobody's lies in the last column
+        if self.finisher.policy == "first_class":
+            kept[:, text.vocabulary.background_index] = True
+        wanted = kept[:, np.asarray(text.phrase_class)]
+        order = np.argsort(~wanted, axis=1, kind="stable")[:, : wanted.sum(1).max()]
+        phrases = np.where(np.take_along_axis(wanted, order, 1), order, NOBODY)
+        rows = upload({"rows": order}, self.device)["rows"][wave.placement.images.index]
+        if proposals.scored:
+            return phrases, proposals.maps.gather(1, rows[..., None].expand(-1, -1, proposals.maps.shape[2]))
+        return phrases, self._phrases[rows] @ proposals.maps
+
+    @torch.inference_mode()
     def finish(self, proposals: Proposals) -> list[Segmentation | ImageError]:
         """Encode the crops, pick winners and assign labels at the images' sizes (stage 2).
 
@@ -590,7 +624,7 @@ class SegmentationEngine:
 def head_options(config: SegmenterConfig) -> HeadOptions:
     """Return what of a configuration may change a head."""
     return HeadOptions(
-        config.purification.active, config.head_settings, config.model, scoped=config.regions.scope
+        not config.purification.own_scores, config.head_settings, config.model, scoped=config.regions.scope
     )
 
 
@@ -628,34 +662,66 @@ class PendingProposals:
         if not decided:
             return replace(self.proposals, sound=sound, facts=facts)
         scores, classes, used, boxes, members, needed, complete = decided
-        self.engine.learn(*needed.tolist())
+        active, distractors, areas = needed.tolist()
+        self.engine.learn(active, distractors, -(-areas // len(self.wave.sizes)), *used.shape[1:])
         if not complete:
             return self.engine.propose_encoded(self.wave, self.encoded, room=None).wait()
         counts = self.proposals.window_counts
         regions = Regions.of_tables(used, boxes, members, self.by_window, counts)
         # of the places that were kept free, those that nobody took go
         places = 1 + int(np.flatnonzero((classes != NOBODY).any(0)).max(initial=-1))
-        classes, maps = classes[:, :places], self.proposals.maps[:, :places]
-        if not places:  # no image keeps anything; tables have one place at least, which is nobody's
-            classes, maps = (
-                np.full((len(classes), 1), NOBODY),
-                maps.new_zeros(maps.shape[0], 1, maps.shape[2]),
-            )
+        # where no image keeps anything, tables have one place all the same, which is nobody's
+        classes = classes[:, :places] if places else np.full((len(classes), 1), NOBODY)
         decisions = Decisions(scores, classes, regions)
+        if self.engine.config.purification.own_scores:
+            return self._with_own_scores(decisions, sound, facts)
+        maps = self.proposals.maps[:, :places]
+        if not places:
+            maps = maps.new_zeros(maps.shape[0], 1, maps.shape[2])
         if self.engine.must_keep:
-            decisions, maps = _keep_something(decisions, maps)
-        crops = None if self.proposals.crops is None else self.proposals.crops[: regions.has_area.sum()]
-        return replace(self.proposals, maps=maps, sound=sound, decisions=decisions, crops=crops, facts=facts)
+            decisions = _keep_something(decisions)
+        return replace(
+            self.proposals,
+            maps=maps,
+            sound=sound,
+            decisions=decisions,
+            crops=self._crops(regions),
+            facts=facts,
+        )
+
+    def _crops(self, regions: Regions) -> Tensor | None:
+        """Return the crops of the regions that there are; room was made for more."""
+        return None if self.proposals.crops is None else self.proposals.crops[: regions.has_area.sum()]
+
+    @torch.inference_mode()
+    def _with_own_scores(
+        self, decisions: Decisions, sound: np.ndarray, facts: Mapping[str, np.ndarray]
+    ) -> Proposals:
+        decisions = _keep_something(decisions)
+        phrases, maps = self.engine.of_kept_words(self.wave, decisions, self.proposals)
+        return replace(
+            self.proposals,
+            maps=maps,
+            scored=True,
+            sound=sound,
+            decisions=decisions,
+            phrases=phrases,
+            crops=self._crops(decisions.regions),
+            facts=facts,
+        )
 
 
-def _keep_something(decisions: Decisions, maps: Tensor) -> tuple[Decisions, Tensor]:
-    """Give an image whose every class was removed its best-scored one, where no background can take the image."""
+def _keep_something(decisions: Decisions) -> Decisions:
+    """Give an image whose every class was removed its best-scored one, where no background can take the image.
+
+    A purified map of that class stays 0, and takes the whole image all the same: nothing competes.
+    """
     classes = decisions.classes
     nothing = (classes == NOBODY).all(1)
     if nothing.any():
         classes = classes.copy()
         classes[nothing, 0] = np.nanargmax(decisions.scores[nothing], 1)
-    return Decisions(decisions.scores, classes, decisions.regions), maps
+    return Decisions(decisions.scores, classes, decisions.regions)
 
 
 def plan_waves(layouts: Sequence[WindowLayout], limit: int) -> list[list[int]]:

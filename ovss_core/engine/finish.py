@@ -86,7 +86,7 @@ class Finisher:
     Args:
         config: Decides the rules.
         text: Class descriptions and names.
-        policy: What becomes of the background class.
+        policy: What becomes of the background class; kept as an attribute.
         encoder: Encodes the crops.
         normalization: Mean and standard deviation of the tower's pixels.
         window_batch: Windows whose tokens are encoded at once.
@@ -113,6 +113,8 @@ class Finisher:
         self._cells = cells or PatchGrid(encoder.patch_size)
         self._crop_batch = window_batch * CROPS_PER_WINDOW
         self._phrases = text.phrase_embeddings.to(encoder.device)
+        self._phrase_class = np.append(np.asarray(text.phrase_class), NOBODY)  # nobody's phrase is the last
+        self.policy = policy
         self._rule = PhraseRule(
             text.phrase_class.to(encoder.device), len(text.vocabulary), text.vocabulary.background_index
         )
@@ -199,13 +201,17 @@ class Finisher:
         self, proposals: Proposals, decisions: Decisions
     ) -> tuple[list[_Labelled | ImageError], list[_Decided]]:
         device = self._encoder.device
-        classes = upload({"classes": decisions.classes}, device)["classes"]
+        own = proposals.phrases
+        named = decisions.classes if own is None else self._phrase_class[own]
+        tables = {"named": named} | ({} if own is None else {"phrases": own.clip(0)})
+        on_device = upload(tables, device)
+        classes, config = on_device["named"], self._config.labels
         winners, finite = self.winners(proposals)
         decided = Download([winners, finite])
         kept = ClassMaps(Units.of(proposals.window_counts, device), classes, proposals.maps.to(device))
         edits = None
-        if self._config.purification.variant == "image":
-            edits = LabelEdits.of_regions(decisions.regions, winners, decisions.classes, proposals.scales)
+        if self._config.purification.by_image:
+            edits = LabelEdits.of_regions(decisions.regions, winners, named, proposals.scales)
         else:
             kept = self._without_losers(
                 kept, decisions, self._cells.of(proposals.layouts[0].window_size), winners
@@ -214,23 +220,26 @@ class Finisher:
         for part in chunks:
             stitcher = self._stitcher(proposals, part)
             tiled = stitcher.tile(kept.maps[proposals.windows_of(part)])
-            count = int((decisions.classes[part.start] != NOBODY).sum())
-            labels = label_by_purified_maps(
-                tiled,
-                classes[part],
-                len(self._vocabulary),
-                self._residual,
-                stitcher,
-                edits.of_images(part) if edits else None,
-                self._config.labels,
-                self._refined(
-                    proposals,
-                    part,
-                    tiled[:, :count],
+            mine = edits.of_images(part) if edits else None
+            count = int((named[part.start] != NOBODY).sum())
+            if own is None:
+                vectors = self._descriptions[classes[part.start, :count]]
+                refined = self._refined(proposals, part, tiled[:, :count], stitcher, vectors)
+                labels = label_by_purified_maps(
+                    tiled,
+                    classes[part],
+                    len(self._vocabulary),
+                    self._residual,
                     stitcher,
-                    self._descriptions[classes[part.start, :count]],
-                ),
-            )
+                    mine,
+                    config,
+                    refined,
+                )
+            else:
+                vectors = self._phrases[on_device["phrases"][part.start, :count]]
+                refined = self._refined(proposals, part, tiled[:, :count], stitcher, vectors)
+                rule = self._rule.of_images(classes[part] if refined is None else classes[part, :count])
+                labels = label_by_probability(tiled, rule, stitcher, config, refined, mine)
             downloads.append(Download(_tables(labels)))
         found = [
             image

@@ -22,6 +22,8 @@ _WIDER = 4
 """An image is at least so many times as wide as the grids of its windows, where windows lie as in the papers."""
 _TABLES = 8
 """Numbers a pixel that are held beside the scores, with all that becomes of them."""
+_ABSENT = -1e4
+"""Score of a phrase that an image does not have: so low that it has no share in a softmax, and yet a number to stitch."""
 
 
 @dataclass(frozen=True)
@@ -251,14 +253,20 @@ def _strips(stitcher: Stitcher, tiled: Tensor, refined: RefinedScores | None) ->
 
 
 def _rename(
-    place: Tensor, positive: Tensor, edits: LabelEdits, rows: slice, others: Tensor | None = None
+    place: Tensor,
+    positive: Tensor | None,
+    edits: LabelEdits,
+    rows: slice,
+    others: Tensor | None = None,
+    least: float = -1.0,
 ) -> None:
     """Let each winner take the pixels of its group inside its box, where anybody claims them at all.
 
     The winner gets the largest score of its group, and that is the score already there: only names change.
 
     Args:
-        others: Scores without the winner's. The group that won counts as one class: there its members get -1.
+        positive: Where anybody claims them; None everywhere.
+        others: Scores without the winner's. The group that won counts as one class: there its members get `least`.
     """
     device = place.device
     y = torch.arange(rows.start, rows.stop, device=device)
@@ -276,13 +284,15 @@ def _rename(
         x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
         lines = (y[area[1]] >= y0) & (y[area[1]] < y1)
         x = torch.arange(left, left + now.shape[2], device=device)
-        inside = lines[:, :, None] & ((x >= x0) & (x < x1))[:, None, :] & positive[area]
+        inside = lines[:, :, None] & ((x >= x0) & (x < x1))[:, None, :]
+        if positive is not None:
+            inside &= positive[area]
         new = renamed.gather(1, now.flatten(1)).view_as(now)
         place[area] = torch.where(inside, new, now)
         if others is not None:
             won = inside & member.gather(1, now.flatten(1)).view_as(now)
             scores = others[:, :, area[1], area[2]]
-            scores.masked_fill_(won[:, None] & member[:, :, None, None], -1)
+            scores.masked_fill_(won[:, None] & member[:, :, None, None], least)
 
 
 @dataclass(frozen=True)
@@ -290,21 +300,54 @@ class PhraseRule:
     """How phrases stand for classes.
 
     Attributes:
-        phrase_class: Class of each phrase, ascending.
+        phrase_class: Class of each phrase, ascending; where images have phrases of their own, one row an image, with
+            `NOBODY` behind the last.
         classes: Number of classes of the vocabulary.
         background: Index of the background class, or None.
+        most: Phrases of the class that has most; None counts them.
     """
 
-    phrase_class: Int[Tensor, " phrases"]
+    phrase_class: Int[Tensor, "*images phrases"]
     classes: int
     background: int | None
+    most: int | None = None
 
     @cached_property
-    def spans(self) -> tuple[Int[Tensor, " classes"], Int[Tensor, " classes"], int]:
+    def spans(self) -> tuple[Int[Tensor, "*images classes"], Int[Tensor, "*images classes"], int]:
         """First and last phrase of each class, and the phrases of the one that has most; made once."""
-        counts = torch.bincount(self.phrase_class, minlength=self.classes)
-        ends = counts.cumsum(0)
-        return ends - counts, ends - 1, int(counts.max())
+        if self.phrase_class.dim() == 1:
+            counts = torch.bincount(self.phrase_class, minlength=self.classes)
+        else:
+            column = torch.where(self.phrase_class == NOBODY, self.classes, self.phrase_class)
+            counts = column.new_zeros(len(column), self.classes + 1)
+            counts = counts.scatter_add_(1, column, torch.ones_like(column))[:, : self.classes]
+        ends = counts.cumsum(-1)
+        return ends - counts, ends - 1, int(counts.max()) if self.most is None else self.most
+
+    def of_images(self, phrase_class: Int[Tensor, "images phrases"]) -> "PhraseRule":
+        """Return the rule for images that have some of the phrases each, named by their classes."""
+        return replace(self, phrase_class=phrase_class, most=self.spans[2])
+
+    @property
+    def there(self) -> Bool[Tensor, "*images phrases"]:
+        """Which phrases there are."""
+        return self.phrase_class != NOBODY
+
+    def class_of(self, phrase: Int[Tensor, "images height width"]) -> Int[Tensor, "images height width"]:
+        """Look up the classes of phrases."""
+        return _look_up(self.phrase_class, phrase)
+
+    def by_phrase(self, table: Bool[Tensor, "images classes"]) -> Bool[Tensor, "images phrases"]:
+        """Repeat what is known of each class for its phrases; for nobody's it means nothing."""
+        phrases = self.phrase_class.clamp_min(0)
+        return table[:, phrases] if phrases.dim() == 1 else table.gather(1, phrases)
+
+
+def _look_up(table: Tensor, index: Int[Tensor, "images height width"]) -> Tensor:
+    """Look up an index of each pixel in one table for all images, or in a row for each."""
+    if table.dim() == 1:
+        return table[index]
+    return table.gather(1, index.flatten(1)).view_as(index)
 
 
 def label_by_probability(
@@ -313,6 +356,7 @@ def label_by_probability(
     stitcher: Stitcher,
     config: LabelConfig,
     refined: RefinedScores | None = None,
+    edits: LabelEdits | None = None,
 ) -> Labels:
     """Assign each pixel the class of its most probable phrase (SFP's evaluation rule).
 
@@ -327,22 +371,29 @@ def label_by_probability(
         config: `logit_scale`, `min_area` and `min_probability` apply; with background "none" the background's phrases
             count in the softmax and never win. `confidence` and `min_confidence` apply.
         refined: What takes the place of the stitched cosines; of one image.
+        edits: Boxes in which a group's members are renamed to its winner; places are phrases.
     """
     never = rule.background if config.background == "none" else None
-    allowed = torch.ones(len(tiled), len(rule.phrase_class), dtype=torch.bool, device=tiled.device)
+    allowed = rule.there.expand(len(tiled), -1)
+    if rule.phrase_class.dim() > 1 and refined is None:
+        tiled = tiled.masked_fill(~rule.there[:, :, None, None], _ABSENT)
     if never is not None:
-        allowed &= rule.phrase_class != never
+        allowed = allowed & (rule.phrase_class != never)
     floor = config.min_probability if config.background != "none" and rule.background is not None else 0.0
     everyone = never is None
     if config.min_area is not None:
         # a second pass: how large a class is shows only when every pixel has been labelled once
         plain = replace(config, confidence="none", min_confidence=0.0)
-        first = _assign(tiled, rule, stitcher, allowed, everyone, 0.0, plain, refined)
-        large = ~_small_classes(first.pixels, rule.background, config.min_area)[:, rule.phrase_class]
+        first = _assign(tiled, rule, stitcher, allowed, everyone, 0.0, plain, refined, edits)
+        large = rule.by_phrase(~_small_classes(first.pixels, rule.background, config.min_area))
         remaining = allowed & large
         allowed = torch.where(remaining.any(1, keepdim=True), remaining, allowed)
         everyone = False
-    return _assign(tiled, rule, stitcher, allowed, everyone, floor, config, refined)
+        if edits is not None:  # a winner that is dropped takes nothing
+            every = torch.arange(allowed.shape[1], device=allowed.device)
+            stays = allowed.expand(len(edits.places), -1, -1).gather(2, edits.places)
+            edits = replace(edits, places=torch.where(stays, edits.places, every))
+    return _assign(tiled, rule, stitcher, allowed, everyone, floor, config, refined, edits)
 
 
 def _assign(
@@ -354,25 +405,30 @@ def _assign(
     floor: float,
     config: LabelConfig,
     refined: RefinedScores | None,
+    edits: LabelEdits | None = None,
 ) -> Labels:
     """Give each pixel its best allowed class, and that class's probability among all phrases."""
     collector, scale = _Collector(stitcher, rule.classes, tiled.device, config), float(config.logit_scale)
     if refined is None:
         tiled = tiled * scale
-        if use_kernel(tiled):
+        # phrases of an image's own, and boxes among phrases, are only known to the plain form
+        if edits is None and rule.phrase_class.dim() == 1 and use_kernel(tiled):
             return _probable_on_device(tiled, rule, stitcher, None if everyone else allowed, floor, collector)
     for rows in _strips(stitcher, tiled, refined):
         if refined is not None:
             probability, phrase, best = refined.most_probable(scale, allowed[0])
-            label = rule.phrase_class[phrase]
         else:
             logits = stitcher.stitch(tiled, rows)
             probability, phrase, best = _most_probable(logits, allowed, everyone)
-            label = rule.phrase_class[phrase]
+        if edits is not None:
+            rivals = logits if collector.ranks and refined is None else None
+            _rename(phrase, None, edits, rows, rivals, -torch.inf)
+        label = rule.class_of(phrase)
         second = None
         if collector.ranks:
             if refined is not None:
-                others = scale * refined.largest_of_others(label, rule.phrase_class, allowed[0])
+                owners = rule.phrase_class.reshape(-1)
+                others = scale * refined.largest_of_others(label, owners, allowed[0])
             else:
                 others = _without_class(logits, label, rule).amax(1)
             second = probability * (others - best).exp_()
@@ -432,7 +488,7 @@ def _most_probable(
 def _without_class(logits: Tensor, label: Tensor, rule: PhraseRule) -> Tensor:
     """Strike out, in place, the phrases of each pixel's class."""
     first, last, most = rule.spans
-    first, last = first[label], last[label]
+    first, last = _look_up(first, label), _look_up(last, label)
     for offset in range(most):
         logits.scatter_(1, torch.minimum(first + offset, last)[:, None], -torch.inf)
     return logits

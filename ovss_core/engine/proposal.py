@@ -29,6 +29,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "maps": np.uint8,
     "guide": np.uint8,
     "kept": np.int32,
+    "phrases": np.int32,
     "scores": np.float32,
     "group_sizes": np.int32,
     "members": np.int32,
@@ -39,8 +40,9 @@ COLUMNS: dict[str, type[np.generic]] = {
     "region_map": np.uint8,
     **FACT_COLUMNS,
 }
-"""What a row holds, and of which numbers its bytes are. Maps are the bytes of uint16 levels, or, without purification, of
-float32; what follows the guide, but the region map and the facts, is then empty. The guide is there only where a refiner wants
+"""What a row holds, and of which numbers its bytes are. Maps are the bytes of uint16 levels, or, where labels come from the
+head's own scores, of float32: of `phrases` in purification's form "filter", of all without purification, where what follows the
+guide, but the region map and the facts, is empty. The guide is there only where a refiner wants
 it, a region map where regions vote."""
 
 
@@ -68,6 +70,8 @@ class Proposals:
         layouts: Where its windows lie in the resized image.
         maps: A map for each window and kept class (purified), phrase (cosines), or feature dimension. The windows
             lie image after image.
+        phrases: Where labels come from the head's own scores of the kept words: the phrase of each map of an image,
+            ascending, `NOBODY` behind the last.
         scored: Without purification: whether the maps are cosines; features are smaller where a vocabulary has more
             phrases than they have dimensions.
         sound: Whether the features of each image's windows are numbers; the rest means nothing where they are not.
@@ -88,6 +92,7 @@ class Proposals:
     guides: tuple[UInt8[Tensor, "_height _width 3"], ...] | None = None
     facts: Mapping[str, np.ndarray] = field(default_factory=dict)
     region_maps: tuple[RegionMap | None, ...] | None = None
+    phrases: Int[np.ndarray, "images places"] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -158,21 +163,28 @@ class Proposals:
         self, decisions: Decisions, crops: UInt8[Tensor, "areas side side 3"]
     ) -> dict[str, Sequence[np.ndarray]]:
         classes, regions = decisions.classes, decisions.regions
-        used = (classes != NOBODY).repeat(self.window_counts, 0)
+        names = classes if self.phrases is None else self.phrases
+        used = (names != NOBODY).repeat(self.window_counts, 0)
         with beside(self.maps.device):
-            levels, pixels = Download([_levels(self.maps, used), crops]).wait()
+            taken_maps = _used(self.maps, used)
+            levels, pixels = Download(
+                [_levels(taken_maps) if self.phrases is None else taken_maps, crops]
+            ).wait()
         rows = np.cumsum(used.sum(1))[np.cumsum(self.window_counts) - 1]
         others = np.arange(1, len(self))
         region, group = regions.image.searchsorted(others), regions.group_image.searchsorted(others)
         areas = np.concatenate([[0], np.cumsum(regions.has_area)])[region]
         taken = regions.members != NOBODY
-        names = np.concatenate([[0], np.cumsum(taken.sum(1))])[group]
+        ends = np.concatenate([[0], np.cumsum(taken.sum(1))])[group]
         return {
             "kept": [row[row != NOBODY] for row in classes],
+            "phrases": [row[row != NOBODY] for row in names]
+            if self.phrases is not None
+            else [np.empty(0)] * len(self),
             "maps": np.split(levels.view(np.uint8), rows[:-1]),
             "scores": list(decisions.scores),
             "group_sizes": np.split(taken.sum(1), group),
-            "members": np.split(regions.members[taken], names),
+            "members": np.split(regions.members[taken], ends),
             "region_group": np.split(regions.group - regions.group_image.searchsorted(regions.image), region),
             "region_window": np.split(regions.window, region),
             "region_corners": np.split(regions.corners, region),
@@ -200,28 +212,35 @@ class Proposals:
             scored, regions = bool(found["scored"][0][0]), _region_maps(found["region_map"], sizes)
             scores = torch.from_numpy(maps)
             return cls(sizes, layouts, scores, scored, guides=guides, facts=facts, region_maps=regions)
-        most = max(1, *map(len, found["kept"]))
-        classes = np.full((len(rows), most), NOBODY, np.int64)
-        purified = np.zeros((sum(map(len, layouts)), most, patches), np.float32)
+        classes, own = _side_by_side(found["kept"]), len(found["phrases"][0]) > 0
+        names = _side_by_side(found["phrases"]) if own else classes
+        maps = np.zeros((sum(map(len, layouts)), names.shape[1], patches), np.float32)
         first = 0
-        for names, kept, levels, layout in zip(classes, found["kept"], found["maps"], layouts, strict=True):
-            names[: len(kept)] = kept
+        for count, stored, layout in zip((names != NOBODY).sum(1), found["maps"], layouts, strict=True):
             last = first + len(layout)
-            purified[first:last, : len(kept)] = levels.view(np.uint16).reshape(
-                last - first, len(kept), patches
-            )
+            values = stored.view(np.float32 if own else np.uint16)
+            maps[first:last, :count] = values.reshape(last - first, count, patches)
             first = last
         crops = np.concatenate(found["crops"]).reshape(-1, crop_size, crop_size, 3)
         return cls(
             sizes,
             layouts,
-            torch.from_numpy(purified).div_(MAP_LEVELS),
+            torch.from_numpy(maps) if own else torch.from_numpy(maps).div_(MAP_LEVELS),
             decisions=Decisions(np.stack(found["scores"]), classes, _regions_of_rows(found)),
             crops=torch.from_numpy(crops),
             guides=guides,
             facts=facts,
             region_maps=_region_maps(found["region_map"], sizes),
+            phrases=names if own else None,
         )
+
+
+def _side_by_side(rows: Sequence[np.ndarray]) -> Int[np.ndarray, "images places"]:
+    """Lay rows of different lengths side by side, one place at least; `NOBODY` behind the last."""
+    table = np.full((len(rows), max(1, *map(len, rows))), NOBODY, np.int64)
+    for places, row in zip(table, rows, strict=True):
+        places[: len(row)] = row
+    return table
 
 
 def _guides_of_rows(
@@ -252,13 +271,17 @@ def _region_maps(
     )
 
 
-def _levels(
+def _used(
     maps: Float[Tensor, "windows places patches"], used: Bool[np.ndarray, "windows places"]
-) -> Tensor:
-    """Return the maps of the places that are used, window by window, in `MAP_LEVELS` as the bits of uint16."""
+) -> Float[Tensor, "rows patches"]:
+    """Return the maps of the places that are used, window by window."""
     rows = upload({"rows": np.flatnonzero(used)}, maps.device)["rows"]
-    chosen = maps.reshape(-1, maps.shape[2]).index_select(0, rows)
-    return (chosen * MAP_LEVELS).round().to(torch.int32).to(torch.int16)
+    return maps.reshape(-1, maps.shape[2]).index_select(0, rows)
+
+
+def _levels(maps: Float[Tensor, "rows patches"]) -> Tensor:
+    """Return maps in `MAP_LEVELS` as the bits of uint16."""
+    return (maps * MAP_LEVELS).round().to(torch.int32).to(torch.int16)
 
 
 def _regions_of_rows(found: Mapping[str, Sequence[np.ndarray]]) -> Regions:

@@ -179,7 +179,9 @@ class _Trunk:
 
 def _head_key(engine: SegmentationEngine) -> _HeadKey:
     config = engine.config
-    return _HeadKey(config.host, config.purification.active, config.head_settings, config.regions.scope)
+    return _HeadKey(
+        config.host, not config.purification.own_scores, config.head_settings, config.regions.scope
+    )
 
 
 def _plan_trunks(engines: Sequence[SegmentationEngine]) -> dict[_WaveKey, list[_Trunk]]:

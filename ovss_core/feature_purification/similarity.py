@@ -104,10 +104,10 @@ def similarity_attention(
     Returns:
         Rows that sum to 1, shared by all heads. A patch always attends to itself, so no row is empty.
     """
-    centerd = SIMILARITY_GAIN * (similarity - similarity.mean((1, 2), keepdim=True))
-    excluded = centerd < 0
+    centered = SIMILARITY_GAIN * (similarity - similarity.mean((1, 2), keepdim=True))
+    excluded = centered < 0
     excluded.diagonal(dim1=1, dim2=2).fill_(False)
-    return centerd.masked_fill_(excluded, -torch.inf).softmax(-1)
+    return centered.masked_fill_(excluded, -torch.inf).softmax(-1)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -44,13 +44,6 @@ def resize_image(
     return resize_bilinear(image, resized_size(image.shape[:2], short_side, long_side, minimum))
 
 
-def resize_images(
-    images: Sequence[np.ndarray], short_side: int, long_side: int, minimum: int = 1
-) -> list[np.ndarray]:
-    """Resize several pictures of any sizes; each as `resize_image` alone."""
-    return [resize_image(image, short_side, long_side, minimum) for image in images]
-
-
 def resize_bilinear(
     image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_height new_width channels"]:

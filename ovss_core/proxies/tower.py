@@ -5,7 +5,6 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -156,9 +155,3 @@ def _require_driveable(model: Any) -> None:
         raise ModelError(
             f"the second tower's patches or queries ({type(model).__name__}) differ from a plain ViT's; give another"
         )
-
-
-def unit_vectors(features: ProxyFeatures, which: ProxyVectors) -> Float[Tensor, "windows patches width"]:
-    """Return a tower's vectors at unit length, at least in float32."""
-    vectors = features.vectors[which]
-    return F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=-1)

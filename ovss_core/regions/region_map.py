@@ -1,5 +1,6 @@
 """A region map: which region of an image each pixel lies in, and what of it lies on the patches of a window."""
 
+import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,20 @@ class RegionMap:
         if values.ndim == 3:
             values = values.astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
         return cls.of_array(values // stretch if stretch > 1 else values)
+
+    def to_png(self) -> bytes:
+        """Return the numbers as an index PNG of 8 or 16 bits, for `decode`.
+
+        Raises:
+            ImageError: A region's number is above 65,535.
+        """
+        most = int(self.ids.max())
+        if most > np.iinfo(np.uint16).max:
+            raise ImageError(f"{most} regions do not fit an index PNG; give numbers up to 65535")
+        buffer = io.BytesIO()
+        kind = np.uint8 if most <= np.iinfo(np.uint8).max else np.uint16
+        Image.fromarray(self.ids.astype(kind)).save(buffer, "PNG")
+        return buffer.getvalue()
 
     def to_bytes(self) -> bytes:
         """Return the numbers, compressed, for `from_bytes`: rows as their difference from the one above."""

@@ -26,7 +26,7 @@ from pipelines.run.execution import root_cause
 from pipelines.run.fragments import encode_parquet
 from pipelines.run.lifecycle import stopping_in_one_line
 from pipelines.run.progress import ProgressReport
-from pipelines.run.record import RUN, SUMMARY, continues_run, write_run
+from pipelines.run.record import REPORT, RUN, SUMMARY, continues_run, write_run
 from pipelines.run.schema import FAILURES
 from pipelines.run.sink import DONE, FAILED
 from pipelines.run.state_files import DamagedFileError, read_json, write_json
@@ -232,7 +232,7 @@ def remove_derived(output: Folder) -> None:
     except DamagedFileError:
         return
     folders = {name for start in starts for name in start.get("folders", ())}
-    for folder in (DONE, FAILED):
+    for folder in (DONE, FAILED, REPORT):
         output.remove_folder(folder)
     for name in sorted(folders):
         output.remove(name)

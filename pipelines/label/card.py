@@ -16,11 +16,14 @@ _PICTURES = ("mask", "confidence", IMAGE)
 _TYPES: dict[pa.DataType, str] = {
     pa.string(): "string",
     pa.binary(): "binary",
-    pa.int32(): "int32",
-    pa.int64(): "int64",
-    pa.float32(): "float32",
-    pa.float64(): "float64",
     pa.bool_(): "bool",
+    **{
+        pa.from_numpy_dtype(name): name
+        for name in (
+            *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+            *("float16", "float32", "float64"),
+        )
+    },
 }
 _TEXT = """
 # Labels by ovss
@@ -38,27 +41,30 @@ These are pseudo-labels of a model, not annotations. The license of this data se
 """
 
 
-def write_card(output: Folder, schema: pa.Schema, vocabulary: Vocabulary) -> None:
+def write_card(
+    output: Folder, schema: pa.Schema, vocabulary: Vocabulary, files: str = "labels/*.parquet"
+) -> None:
     """Write the card of an output that has none; one that somebody edited stays as it is.
 
     Args:
         schema: Of the files in ``labels/``.
+        files: Where they lie below the output.
     """
     if output.exists(CARD):
         return
-    written = yaml.safe_dump(header(schema, vocabulary), sort_keys=False, allow_unicode=True, width=1000)
+    written = yaml.safe_dump(
+        header(schema, vocabulary, files), sort_keys=False, allow_unicode=True, width=1000
+    )
     text = f"---\n{written}---\n{_MARK}\n{_TEXT.format(ignore=ignore_index(len(vocabulary)))}"
     output.write(CARD, text.encode("utf-8", "replace"))
 
 
-def header(schema: pa.Schema, vocabulary: Vocabulary) -> dict[str, Any]:
+def header(schema: pa.Schema, vocabulary: Vocabulary, files: str = "labels/*.parquet") -> dict[str, Any]:
     """Return the card's YAML header, which the `datasets` library reads: files, features, and the classes' names."""
     return {
         "pretty_name": "Labels by ovss",
         "task_categories": ["image-segmentation"],
-        "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": "labels/*.parquet"}]}
-        ],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}],
         "dataset_info": {"features": [_feature(entry.name, entry.type) for entry in schema]},
         "class_names": list(vocabulary.names),
         "ignore_index": ignore_index(len(vocabulary)),

@@ -13,8 +13,9 @@ from ovss_core.shipped_descriptions import DescriptionChoice, choose_description
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.card import write_card
 from pipelines.label.checks import check_label
-from pipelines.label.options import OutputOptions
+from pipelines.label.options import OutputOptions, PartOptions
 from pipelines.label.pictures import write_previews
+from pipelines.label.report.page import report_afterwards
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.table import label_table
 from pipelines.preflight import check_model, check_proxy, say_once
@@ -26,12 +27,15 @@ from pipelines.run.progress import announced
 from pipelines.run.record import proxy_facts
 from pipelines.run.runner import ActorStage
 from pipelines.run.schema import LABELS
+from pipelines.run.selection import Selection
+from pipelines.run.share import Share
 from pipelines.run.sink import OutputTable
+from pipelines.run.summary import merge_summaries
 from pipelines.run.weight_hashes import WeightHashes, hash_weights
 from pipelines.sources import FolderSource, ParquetSource, Source, WebDatasetSource
 from pipelines.sources.carried import FIELDS, TEXT, CarriedColumns, parse_columns
 from pipelines.sources.region_maps import described_regions
-from pipelines.storage import Folder
+from pipelines.storage import Folder, join_uri
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class LabelJob:
         descriptions: Sentences by class name for the ambiguity step; "shipped" takes those of a shipped vocabulary.
         segmenter: What decides the masks.
         columns: What is stored beside them.
+        part: Which images of the source are labelled.
     """
 
     source: SourceOptions
@@ -52,6 +57,22 @@ class LabelJob:
     descriptions: DescriptionChoice = "shipped"
     pools: PoolOptions = field(default_factory=PoolOptions)
     columns: OutputOptions = field(default_factory=OutputOptions)
+    part: PartOptions = field(default_factory=PartOptions)
+
+    @property
+    def share(self) -> Share | None:
+        """Which of several independent jobs this one is, if it is one of them."""
+        return Share.parse(self.part.shard) if self.part.shard else None
+
+    @property
+    def selection(self) -> Selection:
+        """What is taken of the source."""
+        return Selection(self.part.limit, self.part.sample, self.part.seed, self.share)
+
+    @property
+    def output(self) -> Folder:
+        """Where this job's own rows go: the output, or a folder of its share below it."""
+        return Folder(join_uri(self.run.output, self.share.folder) if self.share else self.run.output)
 
     def table(self, source: Source) -> OutputTable:
         """Return the table that the run writes.
@@ -89,8 +110,8 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         source.fields = replace(source.fields, beside=(TEXT, FIELDS))
     summary, manifest = carry_out(
         Course(
-            source=source,
-            run=job.run,
+            source=job.selection.of(source),
+            run=replace(job.run, output=job.output.uri),
             pools=job.pools,
             table=table,
             model=job.segmenter.model,
@@ -101,6 +122,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             details={
                 "vocabulary": job.vocabulary.name,
                 "segmenter": job.segmenter.to_dict(),
+                "part": asdict(job.part),
                 **proxy_facts(job.segmenter),
             },
             proxy=job.segmenter.proxy if job.segmenter.needs_proxy else None,
@@ -112,7 +134,14 @@ def run_label(job: LabelJob) -> dict[str, Any]:
     )
     if job.run.previews:
         with announced("ovss: drawing previews", job.run.progress_s), stopping_in_one_line():
-            write_previews(Folder(job.run.output), source, manifest, job.vocabulary, job.run.previews)
+            write_previews(job.output, source, manifest, job.vocabulary, job.run.previews)
+    if job.run.report:
+        with announced("ovss: writing the report", job.run.progress_s), stopping_in_one_line():
+            report_afterwards(job.output)
+    if job.share:
+        with stopping_in_one_line():
+            write_card(Folder(job.run.output), table.schema, job.vocabulary, "shard-*/labels/*.parquet")
+            merge_summaries(Folder(job.run.output), job.share.jobs)
     return summary
 
 
@@ -175,12 +204,13 @@ def _identity(job: LabelJob, source: Source, hashes: WeightHashes) -> dict[str, 
         **hashes,
         "descriptions": job.sentences,
         "shard_size": job.run.shard_size,
+        **({"shard": job.part.shard} if job.part.shard else {}),
     }
 
 
 def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:
     """Print what came out, and return the exit status: 1 if not a single image could be labelled."""
-    place = Folder(job.run.output).public_uri
+    place = job.output.public_uri
     start = summary["this_start"]
     did = (
         f"this start did {start['images']:,} in {start['seconds']:.1f} s ({start['images_per_second']:.2f} images/s)"
@@ -193,6 +223,12 @@ def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:
     print(f"labels: {place}/labels, summary: {place}/summary.json")
     if summary["failed"]:
         print(f"why images failed: {place}/_failures; try them again with --retry-failed")
+    if job.run.report:
+        print(f"report: {place}/_report/index.html")
+    if job.selection.is_partial:
+        print("a part of the corpus; the same command without --limit and --sample goes on to the whole")
+    if job.share:
+        print(f"all jobs: {Folder(job.run.output).public_uri}/summary.json")
     if job.run.previews:
         print(f"previews: {place}/_previews/index.html")
     return 0 if summary["labelled"] else 1

@@ -3,7 +3,6 @@
 Files are numbered; names from the input occur only as escaped text.
 """
 
-import colorsys
 import io
 import logging
 import math
@@ -21,6 +20,7 @@ from ovss_core.images.decode import decode_image
 from ovss_core.vocabulary import Vocabulary
 from pipelines.faults import Failure
 from pipelines.label.masks import decode_mask
+from pipelines.label.palette import class_colors
 from pipelines.pages import render
 from pipelines.run.manifest_files import Manifest, read_part, shard_of
 from pipelines.run.publish import read_part_rows, read_published
@@ -87,18 +87,6 @@ def _write_page(
     page = _page(articles, manifest, vocabulary, _failures(output, manifest))
     output.write(f"{PREVIEWS}/index.html", page.encode("utf-8", "replace"))
     return len(articles)
-
-
-def class_colors(vocabulary: Vocabulary) -> np.ndarray:
-    """Give every class a color, uint8 [classes, 3]; the background class is nearly black."""
-    colors = np.zeros((len(vocabulary), 3), np.uint8)
-    for index in range(len(vocabulary)):
-        hue, value = (index * 0.61803398875) % 1.0, (0.95, 0.7, 0.85)[index % 3]
-        red, green, blue = colorsys.hsv_to_rgb(hue, (0.75, 0.9, 0.6)[index % 3], value)
-        colors[index] = round(255 * red), round(255 * green), round(255 * blue)
-    if vocabulary.background_index is not None:
-        colors[vocabulary.background_index] = 40
-    return colors
 
 
 def draw(

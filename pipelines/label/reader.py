@@ -69,6 +69,11 @@ class LabelFiles:
         return ignore_index(len(self.class_names))
 
     @property
+    def readable(self) -> tuple[str, ...]:
+        """The columns that may be asked for: those of `LABELS`, and what else the files have."""
+        return *LABELS.names, *_beside(self.schema)
+
+    @property
     def arrow(self) -> ds.Dataset:
         """All rows as a data set of Arrow, with the columns that are stored."""
         base = self.folder.path.rstrip("/")
@@ -91,8 +96,8 @@ class LabelFiles:
         Raises:
             StorageError: They cannot be read.
         """
-        wanted = list(columns) if columns is not None else [*LABELS.names, *_beside(self.schema)]
-        if unknown := [entry for entry in wanted if entry not in (*LABELS.names, *self.schema.names)]:
+        wanted = list(columns if columns is not None else self.readable)
+        if unknown := [entry for entry in wanted if entry not in self.readable]:
             raise ConfigError(
                 f"no column {unknown[0]!r} in {self.folder.public_uri}; it has {self.schema.names}"
             )

@@ -116,6 +116,10 @@ class _EngineStage:
             ConfigError: The batch has no such column, or it holds no payloads.
         """
         use_threads(self._torch_threads)
+        if not self._chained and self.ledger is not None and self.ledger.is_stopping():
+            batch = batch.slice(
+                0, 0
+            )  # the run ends: the next start does them; what stage 1 has done is finished
         rows = Batch.of(batch)
         payload = self._payload(rows)
         items = self._items(rows, payload)

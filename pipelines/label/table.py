@@ -7,55 +7,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Int
 
 from ovss_core.config import ConfidenceDetail
 from ovss_core.engine.facts import FACTS
 from ovss_core.results import PresentClass, ScoredClass, ScoredClasses, Segmentation, ignore_index
 from ovss_core.vocabulary import Vocabulary
-from pipelines.label.masks import encode_mask
 from pipelines.run.schema import IMAGE, LABELS, result_type
 from pipelines.run.sink import OutputTable
 from pipelines.sources.carried import CarriedColumns
 
 CLASSES, IGNORE = b"ovss_classes", b"ovss_ignore_index"
 """Keys in a file's metadata: the classes' names by their value in the mask, as a JSON list; the value of no label."""
-
-
-def label_row(result: Segmentation) -> dict[str, Any]:
-    """Return the columns of `LABELS` for one image that its labels decide."""
-    height, width = result.label_map.shape
-    present = sorted(result.present, key=lambda entry: -entry.pixels)
-    sure = result.confidence
-    return {
-        "height": height,
-        "width": width,
-        "mask": encode_mask(result.label_map),
-        "words": [entry.name for entry in present],
-        "present": [vars(entry) for entry in present],
-        "score": None if sure is None else sure.score,
-        "margin": None if sure is None else sure.margin,
-        "sure": None if sure is None else sure.sure,
-        "ignored": 0.0 if sure is None else sure.ignored,
-        "confidence": None if sure is None or sure.margins is None else encode_mask(sure.margins),
-        "kept": _listed(result.kept),
-        "removed": _listed(result.removed),
-        "groups": [
-            {"classes": list(group.classes), "boxes": [vars(box) for box in group.boxes]}
-            for group in result.groups
-        ],
-        **result.facts,
-        "regions": [vars(entry) for entry in result.regions] or None,
-    }
-
-
-def _listed(classes: Sequence[ScoredClass]) -> list[dict[str, object]]:
-    return classes.to_dicts() if isinstance(classes, ScoredClasses) else [vars(entry) for entry in classes]
+HISTOGRAMS, STEPS = ("margin", "disagreement"), 20
+"""Columns of shares in [0, 1] whose images are counted in so many steps."""
 
 
 def label_column(
     results: Sequence[Segmentation], masks: Sequence[bytes], margins: Sequence[bytes | None] | None = None
 ) -> pa.StructArray:
-    """Return the values of the column ``result`` for a batch of images, each as `label_row` has it.
+    """Return the values of the column ``result`` for a batch of images, in the order of the images.
 
     They are made of flat arrays, without an object for every class that is listed: with large vocabularies an image
     lists thousands.
@@ -159,7 +131,13 @@ def _lists(counts: Sequence[int], values: pa.Array, missing: Sequence[bool] | No
 
 
 def summarize_labels(table: pa.Table) -> dict[str, Any]:
-    """Count images and pixels by class over rows of `LABELS`."""
+    """Count what `pipelines.label.report` shows over rows of `LABELS`; columns that are missing are not counted.
+
+    Returns:
+        Pixels; by class the images and pixels that have it; by class the images that kept it, and how many images were
+        purified at all (each of them removed what it did not keep); and for each column of `HISTOGRAMS` the images by
+        the number of their step.
+    """
     classes: dict[str, dict[str, int]] = {}
     pixels = 0
     for present in table["present"].to_pylist():
@@ -168,7 +146,22 @@ def summarize_labels(table: pa.Table) -> dict[str, Any]:
             counts["images"] += 1
             counts["pixels"] += entry["pixels"]
             pixels += entry["pixels"]
-    return {"pixels": pixels, "classes": classes}
+    found: dict[str, Any] = {"pixels": pixels, "classes": classes}
+    if {"kept", "removed"} <= set(table.column_names):
+        listed = pc.add(pc.list_value_length(table["kept"]), pc.list_value_length(table["removed"]))
+        names = pc.struct_field(pc.list_flatten(table["kept"]), "name")
+        kept = {entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()}
+        found |= {"purified": pc.sum(pc.greater(listed, 0)).as_py() or 0, "kept": kept}
+    for name in HISTOGRAMS:
+        if name in table.column_names:
+            steps = _steps(table[name].drop_null().to_numpy())
+            found[name] = {str(step): int(count) for step, count in enumerate(steps) if count}
+    return found
+
+
+def _steps(shares: Float[np.ndarray, " images"]) -> Int[np.ndarray, " steps"]:
+    steps = np.minimum((np.asarray(shares, np.float64) * STEPS).astype(np.int64), STEPS - 1)
+    return np.bincount(steps, minlength=STEPS)
 
 
 def label_table(

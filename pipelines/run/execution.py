@@ -15,6 +15,7 @@ from pipelines.run.capacity import READ_CPUS, WRITE_CPUS, Pool
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.manifest import is_streamed
 from pipelines.run.options import FETCH_SHARE
+from pipelines.run.plan import UNIT_ROWS
 from pipelines.run.publish import publish
 from pipelines.run.reading import ReadImages
 from pipelines.run.sink import OutputTable, WriteFragments, merge_part
@@ -25,8 +26,9 @@ from pipelines.storage import Folder
 _MAX_BLOCKS = 4096
 _MERGES_AT_ONCE = 4
 _FILES_AT_ONCE = 2
-_BLOCK_BYTES, _STREAM_BLOCK_BYTES = 16 << 20, 2 << 20
-"""A block goes to one actor; those of a streamed shard are smaller, for its few readers feed all actors."""
+_IMAGE_BYTES, _STREAM_IMAGE_BYTES, _MOST_BLOCK_BYTES = 256 << 10, 32 << 10, 128 << 20
+"""Room of a block for each image of a unit: a block goes to one actor; those of a streamed shard are smaller, for its few
+readers feed all actors."""
 _COLORS = re.compile(r"\x1b\[\d+m")
 _ERROR_LINE = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*: \S")
 
@@ -58,6 +60,8 @@ class Job:
         fetch_timeout_s: Seconds that one file may take to arrive; at most a third of `no_progress_s`, as a table of
             files that all fail may take twice as long.
         shard_size: Images of a part of a shard that is listed while it is read.
+        unit_rows: Images of a read task where there are many. The driver's work is by the task and block, about 20 ms
+            for the way through all stages; what is under way when a run is killed is done again.
         file_bytes: Parts are put together in files of about so many bytes at the end.
         fragment_rows: Images that are stored together while a part is unfinished; what a kill can cost.
         no_progress_s: Give up when Ray moves nothing for so long.
@@ -70,6 +74,7 @@ class Job:
     max_bytes: int = 1 << 28
     fetch_timeout_s: float = 60.0
     shard_size: int = 256
+    unit_rows: int = UNIT_ROWS
     fragment_rows: int = 16
     file_bytes: int = 1 << 28
     no_progress_s: float = 300.0
@@ -89,6 +94,9 @@ class Execution(Protocol):
 
     def wait(self) -> None:
         """Wait until all that `merge` and `publish` were called for is there."""
+
+    def stop(self) -> None:
+        """Begin no further image, so that `written` ends when what was begun is stored."""
 
     def finished(self) -> int:
         """Return how many images the last stage has finished, stored or not."""
@@ -164,6 +172,10 @@ class RayExecution:
             ray.get(self._merges)
         self._merges = []
 
+    def stop(self) -> None:
+        """Tell the ledger, which readers and stages ask."""
+        self._ledger.stop()
+
     def finished(self) -> int:
         """Ask the ledger."""
         return self._ledger.finished(self.job.stages[-1].name)
@@ -186,7 +198,8 @@ def _context(job: Job) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     names = ("target_max_block_size", "execution_no_progress_timeout_s", "enable_progress_bars")
     before = {name: getattr(context, name) for name in names}
-    context.target_max_block_size = _STREAM_BLOCK_BYTES if is_streamed(job.source) else _BLOCK_BYTES
+    room = _STREAM_IMAGE_BYTES if is_streamed(job.source) else _IMAGE_BYTES
+    context.target_max_block_size = min(_MOST_BLOCK_BYTES, job.unit_rows * room)
     context.execution_no_progress_timeout_s = job.no_progress_s
     context.enable_progress_bars = False
     try:

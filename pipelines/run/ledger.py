@@ -6,12 +6,15 @@ the hands of a worker that died: they are then worked on one at a time, and an i
 `faults.MAX_DEATHS` workers all by itself becomes a failure row. One ledger serves all stages of a run, reading included.
 """
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_ASK_S = 0.5
 
 
 class AttemptRecord:
@@ -21,6 +24,7 @@ class AttemptRecord:
         self._open: dict[tuple[str, str], bool] = {}
         self._deaths: dict[tuple[str, str], int] = {}
         self._finished: Counter[str] = Counter()
+        self._stopping = False
 
     def begin(self, stage: str, ids: Sequence[str]) -> dict[str, int]:
         """Note images as being worked on together, or alone if it is one.
@@ -52,6 +56,14 @@ class AttemptRecord:
         """Return how many images a stage has struck off."""
         return self._finished[stage]
 
+    def stop(self) -> None:
+        """Let no further image be begun."""
+        self._stopping = True
+
+    def is_stopping(self) -> bool:
+        """Say whether no further image is to be begun."""
+        return self._stopping
+
     def noted(self, ids: Sequence[str]) -> dict[str, str]:
         """Return, of some images, those that a stage began and never finished, with that stage."""
         wanted = set(ids)
@@ -63,6 +75,7 @@ class AttemptLedger:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._asked, self._stopping = float("-inf"), False
 
     @classmethod
     def start(cls) -> "AttemptLedger":
@@ -88,6 +101,17 @@ class AttemptLedger:
         """Return how many images a stage has struck off."""
         count: int = ray.get(self._actor.finished.remote(stage))
         return count
+
+    def stop(self) -> None:
+        """Let no further image be begun."""
+        ray.get(self._actor.stop.remote())
+
+    def is_stopping(self) -> bool:
+        """Say whether no further image is to be begun; asked for twice a second at most."""
+        if time.monotonic() - self._asked > _ASK_S:
+            self._stopping = ray.get(self._actor.is_stopping.remote())
+            self._asked = time.monotonic()
+        return self._stopping
 
     def noted(self, ids: Sequence[str]) -> dict[str, str]:
         """Return, of some images, those that a stage began and never finished, with that stage."""

@@ -1,11 +1,12 @@
-"""The course of a run, the same for every job: check, list, start Ray, plan, encode the text, work, add up.
+"""The course of a run, the same for every job: check, start Ray, plan, encode the text, list, work, add up.
 
-What can be known without Ray is decided first, and a run whose output is finished already ends there. Nothing is
+What can be known without Ray is decided first, and a run whose output is finished already ends there. Whether an output
+is continued is asked a second time when the text is encoded, because only then the weights' hashes are known. Nothing is
 written before the checks have passed but a file that shows whether the output can be written to.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any, TypeVar, cast
@@ -26,6 +27,7 @@ from pipelines.run.awaiting import await_plan
 from pipelines.run.capacity import Node
 from pipelines.run.cluster import connected, run_near_gpu
 from pipelines.run.execution import root_cause
+from pipelines.run.lease import held
 from pipelines.run.manifest import is_streamed, prepare_manifest, read_manifest
 from pipelines.run.manifest_files import COMPLETE, Manifest
 from pipelines.run.options import PoolOptions, RunOptions
@@ -36,6 +38,7 @@ from pipelines.run.retry import reopen_failed
 from pipelines.run.runner import ActorStage, Job, run_job
 from pipelines.run.sink import OutputTable
 from pipelines.run.state_files import DamagedFileError
+from pipelines.run.stopping import Stop
 from pipelines.run.summary import read_markers, write_summary
 from pipelines.run.verify import is_whole
 from pipelines.run.weight_hashes import CLIP_HASH, PROXY_HASH, UNKNOWN, WeightHashes, hash_weights
@@ -106,11 +109,23 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
         ClusterError: Before any worker starts: Ray cannot start, or the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
+    stop = Stop(course.run.grace_s)
+    with ExitStack() as lease:
+        with _refusing_in_one_line():
+            if not course.run.overwrite:  # another run's output is refused before anything is written there
+                continues_run(course.output, course.identity(UNKNOWN), but=(CLIP_HASH, PROXY_HASH))
+            course.output.check_writable()
+        with announced(f"ovss: {course.output.public_uri}", course.run.progress_s) as tell:
+            lease.enter_context(held(course.output, stop.fail, tell))
+        return _carry_out(course, stop)
+
+
+def _carry_out(course: Course, stop: Stop) -> tuple[dict[str, Any], Manifest]:
+    """Run a job on an output that no other driver works on."""
     output, run = course.output, course.run
     with _refusing_in_one_line():
         known = course.identity(UNKNOWN)
         replaces = run.overwrite or not continues_run(output, known, but=(CLIP_HASH, PROXY_HASH))
-        output.check_writable()
         manifest = None if replaces else _extend_finished(course)
     if manifest and _is_finished(course, manifest):
         with stopping_in_one_line():
@@ -128,7 +143,7 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
             write_run(output, identity, _details(course, plan, nodes))
             course.begin(output)
             manifest = manifest or _list(course)
-            return _work(course, manifest, plan, text)
+            return _work(course, manifest, plan, text, stop)
 
 
 def open_source(uri: str | None, open_it: Callable[[], OpenSource], run: RunOptions) -> OpenSource:
@@ -249,7 +264,7 @@ def _details(course: Course, plan: WorkerPlan, nodes: Sequence[Node]) -> dict[st
 
 
 def _work(
-    course: Course, manifest: Manifest, plan: WorkerPlan, text: Text
+    course: Course, manifest: Manifest, plan: WorkerPlan, text: Text, stop: Stop
 ) -> tuple[dict[str, Any], Manifest]:
     output, run, source = course.output, course.run, course.source
     if run.retry_failed:
@@ -263,14 +278,16 @@ def _work(
         fetch_timeout_s=course.fetch_timeout_s,
         shard_size=run.shard_size,
         file_bytes=run.file_bytes,
-        fragment_rows=2 * plan.batch_size,
+        unit_rows=plan.unit_rows,
+        fragment_rows=plan.fragment_rows,
         no_progress_s=run.no_progress_s * course.patience,
     )
     start = monotonic()
     workers = ", ".join(f"{pool.actors} x {pool.name}" for pool in plan.pools)
     say(f"ovss: starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})")
     with ProgressReport(manifest.images, interval_s=run.progress_s, final=not manifest.unlisted) as progress:
-        manifest = run_job(work, manifest, progress)
+        manifest = run_job(work, manifest, progress, stop=stop)
+    stop.check()
     seconds = monotonic() - start
     return write_summary(output, manifest, _this_start(progress.fresh, seconds)), manifest
 

@@ -6,6 +6,7 @@ shards that came to the source since are appended as new parts, so that no finis
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -64,6 +65,11 @@ def prepare_manifest(output: Folder, source: Source, shard_size: int, relist: bo
 def is_streamed(source: Source) -> bool:
     """Say whether the images of a source are listed by the workers that read them, shard by shard."""
     return bool(getattr(source, "streamed", False))
+
+
+def is_partial(source: Source) -> bool:
+    """Say whether only a part of a source is to be listed (`pipelines.run.selection`)."""
+    return bool(getattr(source, "is_partial", False))
 
 
 def read_manifest(output: Folder) -> Manifest:
@@ -130,9 +136,20 @@ def _prepare_listed(
                 f"no image in {source.describe()['uri']} ({source.ignored} other files passed over); check the path"
             )
         tables = tuple(source.containers() or ())
-        return _complete(output, Manifest(parts, tables, ignored=source.ignored, digests=digests))
+        manifest = Manifest(
+            parts, tables, ignored=source.ignored, digests=digests, partial=is_partial(source)
+        )
+        return _complete(output, manifest)
+    if is_partial(source) and sound and not kept.partial:
+        raise OutputMismatchError(
+            f"{output.public_uri} lists the whole corpus already; leave --limit and --sample out, or give another --output"
+        )
+    relist = relist or kept.partial
     known = KnownImages.load(output, kept, sound)
     containers = source.containers()
+    if is_partial(source) and (known.damaged or not sound):  # what is lost is looked for in the whole
+        whole: Source = source.whole  # type: ignore[attr-defined]
+        deque(known.unknown(chain.from_iterable(distinct(whole.records(), IdSet()))), maxlen=0)
     missing = [name for name in containers or () if name not in set(kept.containers)]
     if containers is None or known.damaged or not sound or relist:
         new = known.unknown(chain.from_iterable(distinct(source.records(), IdSet())))
@@ -148,12 +165,13 @@ def _prepare_listed(
         (*kept.containers, *missing),
         ignored=source.ignored,
         appended=sum(added.values()),
-        gone=sum(known.parts.values()) - known.found if containers is None else 0,
+        gone=sum(known.parts.values()) - known.found if containers is None and not is_partial(source) else 0,
         digests={**known.digests, **digests},
+        partial=is_partial(source),
     )
     if not merged.parts:
         raise StorageError(f"no image in {source.describe()['uri']}; check the path")
-    changed = added or missing or known.damaged or not sound
+    changed = added or missing or known.damaged or not sound or merged.partial != kept.partial
     return _complete(output, merged) if changed else replace(merged, ignored=source.ignored)
 
 

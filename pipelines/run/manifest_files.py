@@ -58,6 +58,7 @@ class Manifest:
         appended: Images that the last listing added to an existing manifest.
         gone: Images of the manifest that the last listing did not find again (plain files only).
         digests: What `digest_of_list` gives for each part that was listed before the work.
+        partial: Only some images were to be listed, so that the source may hold more (plain files and tables only).
     """
 
     parts: Mapping[str, int]
@@ -68,6 +69,7 @@ class Manifest:
     appended: int = 0
     gone: int = 0
     digests: Mapping[str, str] = field(default_factory=dict)
+    partial: bool = False
 
     @property
     def images(self) -> int:
@@ -179,7 +181,15 @@ def read_complete(output: Folder) -> Manifest:
             "--overwrite to replace what is there"
         )
     streamed = values.get("streamed", False)
-    return Manifest(parts, tuple(values["containers"]), streamed, None, values["ignored"], digests=digests)
+    return Manifest(
+        parts,
+        tuple(values["containers"]),
+        streamed,
+        None,
+        values["ignored"],
+        digests=digests,
+        partial=values.get("partial") is True,
+    )
 
 
 def write_complete(output: Folder, manifest: Manifest, identity: str | None) -> None:
@@ -197,6 +207,7 @@ def write_complete(output: Folder, manifest: Manifest, identity: str | None) -> 
         "digests": {} if manifest.streamed else dict(manifest.digests),
         "containers": list(manifest.containers),
         "ignored": 0 if manifest.streamed else manifest.ignored,
+        **({"partial": True} if manifest.partial else {}),
     }
     write_json(output, COMPLETE, values)
 

@@ -92,11 +92,13 @@ class RunOptions:
         shard_size: Images of one part, the unit in which work is finished.
         file_bytes: Bytes of one file of finished rows, about; parts are put together at the end.
         previews: How many images to show on the page _previews/index.html.
+        report: Write the page _report/index.html at the end, as ovss report does.
         address: Ray cluster to join ("auto": the one on this machine); the default starts one here, unless
             RAY_ADDRESS says otherwise.
         cluster_wait_s: Wait up to so many seconds for nodes that are still to join; the workers are planned from
             what is there then.
         no_progress_s: Give up when nothing moves for so many seconds.
+        grace_s: Seconds that SIGTERM leaves for storing what is finished; a second signal ends at once.
         progress_s: Seconds between progress lines in a log.
         verbose: Show Ray's own messages.
     """
@@ -107,9 +109,11 @@ class RunOptions:
     shard_size: int = 256
     file_bytes: int = 1 << 28
     previews: int = 0
+    report: bool = False
     address: str | None = None
     cluster_wait_s: float = 0.0
     no_progress_s: float = 600.0
+    grace_s: float = 25.0
     progress_s: float = 10.0
     verbose: bool = False
 
@@ -122,6 +126,8 @@ class RunOptions:
             raise ConfigError(f"file_bytes is {self.file_bytes}; give at least 1")
         if not self.cluster_wait_s >= 0:
             raise ConfigError(f"cluster_wait_s is {self.cluster_wait_s}; give at least 0 seconds")
+        if not self.grace_s >= 0:
+            raise ConfigError(f"grace_s is {self.grace_s}; give at least 0 seconds")
         for name in ("no_progress_s", "progress_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0 seconds")

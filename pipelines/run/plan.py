@@ -27,7 +27,7 @@ from pipelines.storage import Folder
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
-_SLICE_ROWS = 64
+UNIT_ROWS = 64
 _TABLE_ROWS = 256
 _SLICES_PER_ACTOR = 16
 
@@ -76,13 +76,20 @@ def unfinished_parts(output: Folder, manifest: Manifest) -> list[str]:
 
 
 def plan_work(
-    output: Folder, source: Source, manifest: Manifest, table: OutputTable, actors: int, batch: int
+    output: Folder,
+    source: Source,
+    manifest: Manifest,
+    table: OutputTable,
+    actors: int,
+    batch: int,
+    most: int = UNIT_ROWS,
 ) -> Plan:
     """Find out what is left.
 
     Args:
         actors: Workers of the largest pool; every one should get several units.
         batch: Images of one call; a unit holds as many at least.
+        most: Images of a unit where there are many.
 
     Raises:
         DamagedFileError: A part's list was damaged since the run began.
@@ -94,7 +101,7 @@ def plan_work(
     unlisted = tuple(sorted({*manifest.unlisted, *again}))
     listed = [part for part in parts if shard_of(part.name) not in again]
     plan = Plan({part.name: int((~part.finished).sum()) for part in listed}, unlisted=unlisted)
-    rows = max(batch, min(_SLICE_ROWS, math.ceil(sum(plan.missing.values()) / (_SLICES_PER_ACTOR * actors))))
+    rows = max(batch, min(most, math.ceil(sum(plan.missing.values()) / (_SLICES_PER_ACTOR * actors))))
     plan.units.extend(_slices(listed, rows))
     for task, stored in _shard_tasks(output, manifest, unlisted, table):
         plan.units.append(task)
@@ -154,18 +161,24 @@ def _changed_shards(source: Source, manifest: Manifest, parts: Sequence[_Part]) 
 def _slices(parts: Sequence[_Part], rows: int) -> Iterator[Sequence[Slice]]:
     """Cut parts into units: `rows` images each, but a row group of a table is read once, by one task."""
     together: list[Slice] = []
+    size = 0
     last: tuple[str, int] | None = None
     for part in parts:
         for start, stop, group in _runs(part.groups):
-            if group is None:
-                yield from ([piece] for piece in _pieces(part, start, stop, rows))
-                continue
-            size = sum(piece.stop - piece.start for piece in together)
-            if together and group != last and size >= min(_TABLE_ROWS, 4 * rows):
+            full = size >= rows if group is None else size >= max(rows, min(_TABLE_ROWS, 4 * rows))
+            if together and full and (group is None or group != last):
                 yield together
-                together = []
+                together, size = [], 0
             last = group
-            together.extend(_pieces(part, start, stop, stop - start))
+            while start < stop:
+                end = stop if group is not None else min(stop, start + rows - size)
+                if not part.finished[start:end].all():
+                    together.append(Slice.pack(part.name, start, end, part.finished[start:end]))
+                    size += end - start
+                start = end
+                if group is None and size >= rows:
+                    yield together
+                    together, size = [], 0
     if together:
         yield together
 
@@ -178,13 +191,6 @@ def _runs(
         if place == len(groups) or groups[place] != groups[start]:
             yield start, place, groups[start]
             start = place
-
-
-def _pieces(part: _Part, first: int, last: int, rows: int) -> Iterator[Slice]:
-    for start in range(first, last, rows):
-        stop = min(start + rows, last)
-        if not part.finished[start:stop].all():
-            yield Slice.pack(part.name, start, stop, part.finished[start:stop])
 
 
 def _shard_tasks(

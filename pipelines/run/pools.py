@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from ovss_core.errors import ClusterError
 from pipelines.run.capacity import Node, Pool, check_capacity
 from pipelines.run.options import PoolOptions
+from pipelines.run.plan import UNIT_ROWS
 
 _GPU_SHARE, _GPU_SHARE_FINISH = 0.75, 0.25
 _WORKERS_A_GPU = 2
@@ -38,6 +39,16 @@ class WorkerPlan:
     def pools(self) -> list[Pool]:
         """Both pools."""
         return [self.propose, self.finish] if self.finish else [self.propose]
+
+    @property
+    def unit_rows(self) -> int:
+        """Images of a read task: on GPUs a second's work of a worker, for the driver's work is by the task."""
+        return 16 * self.batch_size if self.on_gpus else UNIT_ROWS
+
+    @property
+    def fragment_rows(self) -> int:
+        """Images that are stored together."""
+        return (4 if self.on_gpus else 2) * self.batch_size
 
     @property
     def on_gpus(self) -> bool:

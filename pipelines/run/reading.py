@@ -61,6 +61,8 @@ class ReadImages:
         """Yield the images of each unit."""
         with ThreadPoolExecutor(self.threads) as pool:
             for unit in unpack_units(batch):
+                if self.ledger is not None and self.ledger.is_stopping():
+                    return
                 read = self.shards.read(unit) if isinstance(unit, ShardTask) else self._slices(unit, pool)
                 for table in read:
                     yield table.append_column(ORIGINAL, table["image"]) if self.keep_images else table

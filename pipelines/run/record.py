@@ -27,7 +27,7 @@ from pipelines.storage import Folder
 
 RUN = "run.json"
 SUMMARY = "summary.json"
-PREVIEWS = "_previews"
+PREVIEWS, REPORT = "_previews", "_report"
 CARD, CARD_MARK = "README.md", b"<!-- Written by ovss"
 """The data set's card, and what a card has that a run wrote and that nobody replaced."""
 CLEARING = "_ovss_clearing.json"
@@ -162,7 +162,11 @@ def _tables(output: Folder) -> list[str]:
     return (
         [named]
         if named
-        else [name for name in output.folders() if name not in (MANIFEST, PREVIEWS, "manifest", "previews")]
+        else [
+            name
+            for name in output.folders()
+            if name not in (MANIFEST, PREVIEWS, REPORT, "manifest", "previews")
+        ]
     )
 
 
@@ -213,7 +217,8 @@ def clear(output: Folder) -> None:
         begun = {}
     output.remove(COMPLETE)
     older = ("manifest", "failures", "previews") if begun.get("older") else ()
-    for folder in (DONE, FRAGMENTS, MANIFEST, begun.get("table", "labels"), PARTS, FAILED, PREVIEWS, *older):
+    table = begun.get("table", "labels")
+    for folder in (DONE, FRAGMENTS, MANIFEST, table, PARTS, FAILED, PREVIEWS, REPORT, *older):
         output.remove_folder(folder)
     if output.exists(CARD) and CARD_MARK in output.read(CARD):
         output.remove(CARD)

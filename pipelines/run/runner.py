@@ -23,9 +23,10 @@ from pipelines.run.manifest_files import Manifest, read_part
 from pipelines.run.plan import Plan, plan_work
 from pipelines.run.progress import ProgressReport
 from pipelines.run.publish import PARTS, free_numbers, plan_files, read_published
-from pipelines.run.record import PREVIEWS
+from pipelines.run.record import PREVIEWS, REPORT
 from pipelines.run.sink import DONE, FAILED, read_marker
 from pipelines.run.state_files import DamagedFileError
+from pipelines.run.stopping import Stop
 from pipelines.run.summary import read_markers
 from pipelines.run.verify import foreign_files, reopen_damaged
 from pipelines.run.work_units import ShardTask
@@ -42,15 +43,21 @@ def run_job(
     manifest: Manifest,
     progress: ProgressReport,
     start: Callable[[Job], Execution] = RayExecution,
+    stop: Stop | None = None,
 ) -> Manifest:
     """Bring every part of the manifest to its finished files.
+
+    Args:
+        stop: Ends the run early and in order; never, unless given.
 
     Returns:
         The manifest with all that was listed on the way.
 
     Raises:
         OvssError: Images are missing after all rounds, or a stage failed as a whole.
+        Interrupted: By `stop`; what was finished is stored.
     """
+    stop = stop or Stop()
     begun = time.monotonic()
     execution: Execution | None = None
     before = None
@@ -68,13 +75,14 @@ def run_job(
             _LOG.warning("%d images have no row yet; running again for them", sum(plan.missing.values()))
         before = plan.state
         execution = execution or start(job)
-        with _polled(progress, execution):
-            _run_round(manifest, plan, execution, progress)
+        with _polled(progress, execution), stop.obeyed(execution.stop):
+            _run_round(manifest, plan, execution, progress, stop)
+        stop.end()
     else:
         raise OvssError(_left_behind(job, plan, execution))
     progress.expect(manifest.images, final=True)
     _publish(job, manifest, lambda: execution or start(job))
-    _tidy(job, manifest, time.monotonic() - begun)
+    _tidy(job, time.monotonic() - begun)
     if not manifest.images:
         raise OvssError(
             f"no image in the {len(manifest.containers)} shards of {job.source.describe()['uri']} ({manifest.ignored} "
@@ -92,15 +100,19 @@ def plan_job(job: Job, manifest: Manifest) -> Plan:
         job.table,
         max(stage.pool.actors for stage in job.stages),
         max(stage.batch_size for stage in job.stages),
+        job.unit_rows,
     )
 
 
-def _run_round(manifest: Manifest, plan: Plan, execution: Execution, progress: ProgressReport) -> None:
+def _run_round(
+    manifest: Manifest, plan: Plan, execution: Execution, progress: ProgressReport, stop: Stop
+) -> None:
     counts = _Counts(manifest, plan)
     for part in [part for part, missing in plan.missing.items() if missing == 0]:
         execution.merge(part)
     if plan.units:
         for row in execution.written(plan.units):
+            stop.check()
             progress.advance(row["labelled"], row["failed"])
             if counts.add(row):
                 execution.merge(row["part"])
@@ -115,7 +127,6 @@ class _Counts:
     def __init__(self, manifest: Manifest, plan: Plan) -> None:
         self._stored: Counter[str] = Counter(plan.stored)
         self._expected = {part: count for part, count in plan.missing.items() if count}
-        self._already = plan.stored
         listed = sum(count for part, count in manifest.parts.items())
         again = sum(sum(unit.done.values()) for unit in plan.units if isinstance(unit, ShardTask))
         self._images = listed + again
@@ -228,9 +239,9 @@ def _publish(job: Job, manifest: Manifest, execution: Callable[[], Execution]) -
     output.remove_folder(PARTS)
 
 
-def _tidy(job: Job, manifest: Manifest, seconds: float) -> None:
+def _tidy(job: Job, seconds: float) -> None:
     """Remove what nobody needs any more: rows that are merged, and halves of files from before this start."""
     output = job.output
     output.remove_folder(FRAGMENTS)
-    for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS):
+    for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS, REPORT):
         output.remove_leftovers(folder, older_than_s=seconds)

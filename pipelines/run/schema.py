@@ -132,8 +132,16 @@ PROPOSAL = pa.struct(
     [
         (name, pa.binary())
         for name in (
-            *("size", "resized", "scored", "maps", "guide", "kept", "scores", "group_sizes", "members"),
-            *("region_group", "region_window", "region_corners", "crops", "region_map", *FACT_COLUMNS),
+            *("size", "resized", "scored", "maps", "guide", "kept", "phrases", "scores", "group_sizes"),
+            *(
+                "members",
+                "region_group",
+                "region_window",
+                "region_corners",
+                "crops",
+                "region_map",
+                *FACT_COLUMNS,
+            ),
         )
     ]
 )

@@ -80,6 +80,8 @@ class ShardReader:
         rows: list[dict[str, Any]] = []
         size = 0
         for row in reading.rows():
+            if self.ledger is not None and not rows and self.ledger.is_stopping():
+                return  # the run ends; the next start reads on behind what is stored
             rows.append(row)
             size += len(row["image"] or b"")
             if len(rows) == _ROWS or size >= _BYTES:

@@ -11,7 +11,10 @@ from pipelines.run.manifest_files import Manifest
 from pipelines.run.publish import published_sizes
 from pipelines.run.record import SUMMARY
 from pipelines.run.sink import DONE, read_marker
+from pipelines.run.state_files import DamagedFileError, read_json
 from pipelines.storage import Folder
+
+_COUNTS = ("images", "labelled", "failed", "files_passed_over", "parts")
 
 
 def read_markers(output: Folder, manifest: Manifest) -> Iterator[dict[str, Any]]:
@@ -60,6 +63,32 @@ def write_summary(output: Folder, manifest: Manifest, run: Mapping[str, Any]) ->
             f"parts, {totals['labelled']} labelled and {totals['failed']} failed; run the same command again"
         )
     return summary
+
+
+def merge_summaries(output: Folder, jobs: int) -> dict[str, Any]:
+    """Add up the summaries of independent jobs that lie below one output, and write `summary.json` there.
+
+    Every job writes it when it ends, so the last one leaves the whole.
+
+    Args:
+        jobs: How many there are; those without a summary are named under ``missing``.
+    """
+    folders = {number: f"shard-{number:05d}-of-{jobs:05d}" for number in range(1, jobs + 1)}
+    merged: dict[str, Any] = {
+        "jobs": jobs, "missing": [], **dict.fromkeys(_COUNTS, 0), "seconds_by_stage": {}, "statistics": {}
+    }  # fmt: skip
+    for number, folder in folders.items():
+        try:
+            found = read_json(output, f"{folder}/{SUMMARY}", dict.fromkeys(_COUNTS, int))
+        except DamagedFileError:
+            merged["missing"].append(f"{number}/{jobs}")
+            continue
+        for name in _COUNTS:
+            merged[name] += found[name]
+        add_statistics(merged["seconds_by_stage"], found["seconds_by_stage"])
+        add_statistics(merged["statistics"], found["statistics"])
+    output.write(SUMMARY, json.dumps(merged, indent=2, ensure_ascii=False).encode())
+    return merged
 
 
 def add_statistics(total: dict[str, Any], part: Mapping[str, Any]) -> None:

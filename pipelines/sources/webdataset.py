@@ -1,9 +1,12 @@
 """WebDataset tar shards: the shard is the unit, listed by its name alone and streamed once by whoever reads it."""
 
+import io
 import re
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
+
+import pyarrow as pa
 
 from ovss_core.errors import StorageError
 from pipelines.sources.fetch import ImageFetcher
@@ -11,9 +14,12 @@ from pipelines.sources.listing import list_files
 from pipelines.sources.promises import Promises, check_count
 from pipelines.sources.record import ImageRecord
 from pipelines.sources.tar_samples import ImageFields
+from pipelines.sources.tar_stream import TarImage, stream_tar
 from pipelines.storage import redact
 from pipelines.transport.addresses import printable
+from pipelines.transport.patient_stream import PatientStream
 
+_BUFFER = 1 << 20
 _SHARD_NAME = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
@@ -71,6 +77,17 @@ class WebDatasetSource:
     def records(self, skip: Collection[str] = ()) -> Iterator[ImageRecord]:
         """Yield nothing: the images of a shard are listed by the worker that streams it."""
         return iter(())
+
+
+def count_images(source: Any, shard: str) -> int:
+    """Count the images of a shard by reading it to its end; a shard that cannot be read counts as one, its failure."""
+    max_bytes = 1 << 28
+    try:
+        with io.BufferedReader(PatientStream(source.uri, shard, 60.0), _BUFFER) as stream:
+            items = stream_tar(cast(BinaryIO, stream), source.fields, max_bytes, lambda key: False)
+            return sum(isinstance(item, TarImage) for item in items)
+    except (OSError, ValueError, ImportError, pa.ArrowException):
+        return 1
 
 
 def is_shard_name(name: str) -> bool:

@@ -87,7 +87,7 @@ def test_every_tower_of_open_clip_is_judged_as_it_is_when_it_is_built(
         ("dmeo", r"did you mean 'demo'\?"),
         ("openai:ViT-B-16", "unknown architecture"),
         ("RN50", "RN50 has a ResNet image tower"),
-        ("ViT-B-16-SigLIP", r"timm image tower \(vit_base_patch16_siglip_224\)"),
+        ("ViTamin-B", r"timm image tower \(vitamin_base_224\)"),
         ("coca_ViT-L-14", "pools by 'attention', not by its class token"),
         ("ViT-L-14-CLIPA", "pools by 'avg', not by its class token"),
         ("local-dir:/nowhere", r"/nowhere/open_clip_config\.json describes no architecture"),

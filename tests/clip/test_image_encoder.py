@@ -153,8 +153,8 @@ def test_a_resnet_is_refused_before_anything_is_downloaded(name: str) -> None:
         load_clip(ModelConfig(name, "openai"))
 
 
-@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "tiny-timm"])
-def test_a_timm_tower_is_refused_before_anything_is_downloaded(name: str) -> None:
+@pytest.mark.parametrize("name", ["convnext_base_w", "ViTamin-B", "MobileCLIP-S1", "tiny-timm"])
+def test_a_timm_tower_that_is_no_plain_vit_is_refused_before_anything_is_downloaded(name: str) -> None:
     register_tiny_models()
     with pytest.raises(ModelError, match=r"timm image tower.*choose a plain ViT"):
         load_clip(ModelConfig(name, "webli"))

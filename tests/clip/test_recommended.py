@@ -34,8 +34,8 @@ def test_the_demo_model_takes_what_it_recommends(capsys: pytest.CaptureFixture[s
 
 
 def test_what_the_user_sets_stays(capsys: pytest.CaptureFixture[str]) -> None:
-    config = parsed("--model", "demo", "--host", "sfp", "--purification.redundancy_threshold", "0.3")
-    assert (config.host, config.purification.redundancy_threshold) == ("sfp", 0.3)
+    config = parsed("--model", "demo", "--host", "sfp", "--variant", "image")
+    assert (config.host, config.purification.variant) == ("sfp", "image")
     assert "recommends" not in capsys.readouterr().err
     given = SegmenterConfig(host="naclip")
     kept = OpenVocabSegmenter.from_pretrained("demo", vocabulary="cat,dog", config=given, device="cpu")

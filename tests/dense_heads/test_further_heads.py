@@ -165,6 +165,15 @@ def test_many_polar_steps_arrive_at_the_orthogonal_factor() -> None:
         (lambda: ResClipConfig(gain=0), r"resclip\.gain is 0; give a number above 0"),
         (lambda: PearlConfig("qr"), r"pearl\.alignment is 'qr'; give one of 'polar', 'svd'"),  # type: ignore[arg-type]
         (lambda: PearlConfig(iterations=0), r"pearl\.iterations is 0; give at least 1"),
+        (
+            lambda: ResClipConfig(feedback_weight=2),
+            r"resclip\.feedback_weight is 2; give a number from 0 to 1",
+        ),
+        (lambda: ResClipConfig(feedback_gain=0), r"resclip\.feedback_gain is 0; give a number above 0"),
+        (
+            lambda: ResClipConfig(feedback_threshold=-1),
+            r"resclip\.feedback_threshold is -1; give a number from",
+        ),
         (lambda: CliptraseConfig(distance=0), r"cliptrase\.distance is 0; give a number above 0"),
         (lambda: CliptraseConfig(neighbors=0), r"cliptrase\.neighbors is 0; give at least 1"),
         (lambda: RfClipConfig((3, -1)), r"rfclip\.channels has \[-1\]; channels count from 0"),

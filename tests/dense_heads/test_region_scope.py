@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, WindowRegions
-from ovss_core.config import SfpConfig
+from ovss_core.config import PearlConfig, RfClipConfig, SfpConfig
 from ovss_core.dense_heads import HEADS, DenseHead, HeadOptions, build_head
 from ovss_core.dense_heads.region_scope import keep_visible, patch_scope, token_scope
 from ovss_core.head_names import proxy_hosts, scope_hosts
@@ -15,6 +15,9 @@ from tests.tiny_towers import ROTARY, tiny_proxy_tower
 
 SCOPED = sorted(scope_hosts())
 PLAIN = [host for host in SCOPED if host not in proxy_hosts()]
+
+
+SETTINGS = {"rfclip": RfClipConfig((1, 2)), "pearl": PearlConfig("svd")}
 
 
 def traced(encoder: ImageEncoder, head: DenseHead, windows: Tensor) -> EncoderTrace:
@@ -27,18 +30,30 @@ def traced(encoder: ImageEncoder, head: DenseHead, windows: Tensor) -> EncoderTr
     return trace
 
 
+def moved(trace: EncoderTrace, tokens: Tensor, amount: float) -> EncoderTrace:
+    """Change some tokens in all that the last blocks' values are read from."""
+    step = amount * torch.randn(
+        len(tokens), trace.tokens.shape[2], generator=torch.Generator().manual_seed(1)
+    )
+    trace.tokens = trace.tokens.index_add(1, tokens, step[None])
+    trace.hidden = {layer: hidden.index_add(1, tokens, step[None]) for layer, hidden in trace.hidden.items()}
+    if trace.hidden_sum is not None:
+        trace.hidden_sum = trace.hidden_sum.index_add(1, tokens, step[None])
+    return trace
+
+
 def features_of(host: str, ids: Tensor | None, windows: Tensor, options: HeadOptions | None = None) -> Tensor:
-    encoder, head = tiny_encoder(), build_head(host, options or HeadOptions(scoped=True))
+    encoder, head = (
+        tiny_encoder(),
+        build_head(host, options or HeadOptions(scoped=True, settings=SETTINGS.get(host))),
+    )
     trace = traced(encoder, head, windows)
     trace.regions = None if ids is None else WindowRegions(ids, int(ids.max()))
     return head.features(encoder, trace)
 
 
-def test_heads_that_mix_attentions_of_several_blocks_or_have_none_cannot_keep_patches_inside_their_region() -> (
-    None
-):
-    several = {"clipsurgery", "cliptrase", "resclip", "itaclip", "pearl", "rfclip", "cliper"}
-    assert set(HEADS) - set(SCOPED) == {"maskclip", *several}
+def test_only_a_head_without_attention_cannot_keep_patches_inside_their_region() -> None:
+    assert set(HEADS) - set(SCOPED) == {"maskclip"}
 
 
 @pytest.mark.parametrize("host", [host for host in SCOPED if host != "corrclip"])
@@ -50,7 +65,7 @@ def test_one_region_everywhere_or_none_is_as_without_regions(host: str, number: 
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("host", ["clip", "sclip", "clearclip", "naclip"])
+@pytest.mark.parametrize("host", ["clip", "sclip", "clearclip", "naclip", "cliptrase"])
 def test_a_scoped_head_equals_its_loop_written_form(host: str) -> None:
     tower, windows = tiny_tower(), random_windows(1, 24, 40)
     ids = torch.tensor([[0, 1, 1, 2, 2, 0, 1, 3, 2, 2, 3, 3, 3, 1, 0]])
@@ -62,7 +77,10 @@ def test_a_scoped_head_equals_its_loop_written_form(host: str) -> None:
     query, key, value = slow.query_key_value(4, tokens)
     heads = []
     for q, k, v in zip(query, key, value, strict=True):
-        pairs = {"clip": [(q, k)], "sclip": [(q, q), (k, k)], "clearclip": [(q, q)], "naclip": [(k, k)]}[host]
+        pairs = {
+            **{"clip": [(q, k)], "sclip": [(q, q), (k, k)], "clearclip": [(q, q)], "naclip": [(k, k)]},
+            "cliptrase": [(q, q), (k, k), (v, v)],
+        }[host]
         bias = oracles.neighborhood(grid) if host == "naclip" else np.zeros((16, 16))
         rows = []
         for i in range(16):
@@ -74,7 +92,7 @@ def test_a_scoped_head_equals_its_loop_written_form(host: str) -> None:
             rows.append(row)
         heads.append(np.array(rows))
     result = slow.output(4, heads)
-    if host in ("clip", "sclip"):
+    if host in ("clip", "sclip", "cliptrase"):
         result = tokens + result
         result = result + slow.feed_forward(4, result)
     expected = slow.project(result)[1:]
@@ -108,6 +126,21 @@ def test_every_form_of_sfp_keeps_to_regions(settings: SfpConfig) -> None:
     assert not torch.allclose(scoped, free, atol=1e-3)
     same = features_of("sfp", torch.ones_like(ids), windows, options)
     torch.testing.assert_close(same, free, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("host", ["clipsurgery", "itaclip", "resclip", "cliper"])
+def test_what_lies_in_other_regions_is_not_read(host: str) -> None:
+    """The last block's values come from patches of the same region alone: those of others may be anything."""
+    encoder, windows = tiny_encoder(), random_windows(1, 40, 56)
+    head = build_head(host, HeadOptions(scoped=True, settings=SETTINGS.get(host)))
+    ids = torch.tensor([[1] * 14 + [2] * 21])
+    found = []
+    for other in (0.0, 1.0):
+        trace = traced(encoder, head, windows)
+        trace.regions = WindowRegions(ids, 2)
+        features = head.features(encoder, moved(trace, 1 + torch.arange(14, 35), other))
+        found.append(features[:, :14])
+    torch.testing.assert_close(found[0], found[1], atol=2e-4, rtol=0)
 
 
 def test_patches_of_no_region_see_everything_and_are_seen_by_their_own_kind() -> None:

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import TraceRequest
-from ovss_core.config import CliperConfig, ClipSurgeryConfig, CliptraseConfig
+from ovss_core.config import CliperConfig, ClipSurgeryConfig, CliptraseConfig, ResClipBase, ResClipConfig
 from ovss_core.dense_heads import HeadOptions
 from ovss_core.dense_heads.cliper import CliperHead
 from ovss_core.dense_heads.clipsurgery import ClipSurgeryHead
 from ovss_core.dense_heads.cliptrase import CliptraseHead, merge_background, vote
 from ovss_core.dense_heads.clusters import Clusters, cluster_by_density, density_numbers, median
+from ovss_core.dense_heads.label_feedback import label_attention, label_patches, most_frequent
+from ovss_core.dense_heads.resclip import ResClipHead
 from ovss_core.dense_heads.scoring import EncodedWindows, ScoringHead, Words, as_scorer, join_weights
 from ovss_core.errors import ConfigError
 from tests import oracles_hosts
@@ -136,6 +138,53 @@ def test_under_freecp_the_clusters_of_cliptrase_share_their_mean() -> None:
             assert torch.allclose(tables.others[window][:, members], (others @ mean)[:, None], atol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [(1, 1), (4, 4), (3, 5), (1, 6), (6, 6)])
+def test_labels_attend_to_their_like_as_in_the_loop_written_form(grid: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    label = torch.randint(0, 3, (2, grid[0] * grid[1]), generator=generator)
+    found = label_attention(label, grid)
+    for window in range(2):
+        expected = oracles_hosts.label_attention(label[window].tolist(), grid)
+        np.testing.assert_allclose(found[window].numpy(), expected, atol=1e-6)
+
+
+def test_a_patch_has_the_label_of_most_of_its_pixels_and_the_smallest_of_equals() -> None:
+    label = torch.tensor([[[2, 2, 1, 3, 0], [1, 0, 3, 1, 0]]])
+    assert most_frequent(label, (1, 2), 4).tolist() == [[2, 1]]  # the last column is beyond the last patch
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("base", ["naclip", "clearclip", "sclip"])
+def test_the_second_pass_of_resclip_equals_its_loop_written_form(
+    size: tuple[int, int], base: ResClipBase
+) -> None:
+    tower, windows, phrases = tiny_tower(), random_windows(1, *size), unit_rows(5)
+    settings = ResClipConfig(base, 0.4, 1.5, feedback=True, feedback_weight=0.6, feedback_threshold=0.3)
+    encoder, head = ImageEncoder(tower), ResClipHead(HeadOptions(settings=settings))
+    kept = encoded(encoder, head, windows)
+    words = Words(phrases, torch.zeros(5, dtype=torch.bool), unit_rows(2, seed=1))
+    label = label_patches(phrases @ kept.features.mT, windows, kept.grid, 0.3)
+    guide = oracles_hosts.label_attention(label[0].tolist(), kept.grid)
+    features = oracles_hosts.resclip_guided(
+        slow_tower(tower), windows[0].double().numpy(), base, (2, 3), (0.4, 1.5), (guide, 0.6, 2.1)
+    )
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    tables = head.scores(encoder, kept, words)
+    np.testing.assert_allclose(tables.phrases[0].numpy(), phrases.numpy() @ unit.T, atol=5e-4)
+    np.testing.assert_allclose(tables.others[0].numpy(), words.others.numpy() @ unit.T, atol=5e-4)
+
+
+def test_pixels_that_no_phrase_is_sure_of_feed_the_first_one_back() -> None:
+    encoder, head = (
+        ImageEncoder(tiny_tower()),
+        ResClipHead(HeadOptions(settings=ResClipConfig(feedback=True))),
+    )
+    windows = random_windows(2, 32, 40)
+    first = unit_rows(5) @ encoded(encoder, head, windows).features.mT
+    assert not label_patches(first, windows, (4, 5), threshold=1.0).any()
+    assert len(label_patches(first, windows, (4, 5), threshold=0.0).unique()) > 1
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_feature_surgery_equals_its_definition(size: tuple[int, int]) -> None:
     tower, windows, phrases = tiny_tower(), random_windows(1, *size), unit_rows(5)
@@ -155,7 +204,7 @@ def test_feature_surgery_equals_its_definition(size: tuple[int, int]) -> None:
 
 
 def test_without_their_settings_these_are_plain_heads() -> None:
-    for head in (CliptraseHead(HeadOptions()), ClipSurgeryHead(HeadOptions())):
+    for head in (kind(HeadOptions()) for kind in (CliptraseHead, ClipSurgeryHead, ResClipHead)):
         assert as_scorer(head) is None
     assert CliptraseHead(HeadOptions()).request(4) == TraceRequest()
 

@@ -15,8 +15,9 @@ from pipelines.derive.options import DeriveOptions
 from pipelines.derive.units import Task, Unit, run_task, run_unit
 from pipelines.label.card import write_card
 from pipelines.label.reader import LabelFiles, open_labels
-from pipelines.label.table import label_row, label_table
+from pipelines.label.table import label_table
 from pipelines.storage import Folder
+from tests.label_rows import label_row
 from tests.pipelines.test_dataset_card import VOCABULARY, segmentation
 
 

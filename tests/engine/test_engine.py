@@ -43,7 +43,7 @@ METHODS = {
             redundancy_threshold=0.05,
             ambiguity_threshold=0.3,
         )
-        for variant in ("image", "released", "paper")
+        for variant in ("image", "filter", "released", "paper")
         for thresholds in ("auto", "fixed")
     },
 }
@@ -72,7 +72,7 @@ def _assert_sound(result: Segmentation, size: tuple[int, int], names: list[str])
             assert 0 <= box.y1 <= size[0]
 
 
-@pytest.mark.parametrize("method", ["none", "image auto", "released fixed", "paper fixed"])
+@pytest.mark.parametrize("method", ["none", "image auto", "filter fixed", "released fixed", "paper fixed"])
 @pytest.mark.parametrize("host", clip_hosts())
 def test_every_host_and_method_labels_pictures_of_any_size(host: str, method: str) -> None:
     engine = _engine(tiny_config(host, METHODS[method]), WITH_BACKGROUND)

@@ -9,7 +9,13 @@ import torch.nn.functional as F
 
 from ovss_core.class_purification.evidence import PhraseScores, plan_chunks
 from ovss_core.clip.tower import ImageEncoder
-from ovss_core.config import ClipSurgeryConfig, CliptraseConfig, PurificationConfig, SegmenterConfig
+from ovss_core.config import (
+    ClipSurgeryConfig,
+    CliptraseConfig,
+    PurificationConfig,
+    ResClipConfig,
+    SegmenterConfig,
+)
 from ovss_core.dense_heads.scoring import ScoringHead
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.variants import VariantEngines
@@ -31,6 +37,8 @@ CASES = {
     ),
     "surgery": replace(tiny_config("clipsurgery", NONE), clipsurgery=ClipSurgeryConfig(True)),
     "surgery under FreeCP": replace(tiny_config("clipsurgery", FREECP), clipsurgery=ClipSurgeryConfig(True)),
+    "resclip": replace(tiny_config("resclip", NONE), resclip=ResClipConfig(feedback=True)),
+    "resclip under FreeCP": replace(tiny_config("resclip", FREECP), resclip=ResClipConfig(feedback=True)),
     "prior": replace(tiny_config("clearclip", NONE), class_prior=0.3),
     "prior under FreeCP": replace(tiny_config("clearclip", FREECP), class_prior=0.3),
     "cliper with a prior": replace(tiny_config("cliper", NONE), class_prior=0.3),
@@ -112,7 +120,7 @@ def test_freecp_sees_a_scoring_heads_shares_and_that_of_each_distractor_joining_
     kept = engine.encode(wave)
     assert isinstance(engine.scorer, ScoringHead)
     tables = engine._tables(wave, kept, engine.scorer)
-    logits = engine._logits(wave, kept, torch.ones(len(wave.pixels), dtype=torch.bool))
+    logits = engine._logits(wave, kept, torch.ones(len(wave.pixels), dtype=torch.bool), tables)
     assert logits is not None
     shares = (tables.phrases / tables.phrases.sum(1, keepdim=True)).transpose(0, 1)
     assert torch.allclose(logits[0].softmax(0), shares, atol=1e-5)

@@ -31,6 +31,7 @@ SETTINGS = [
     ("clearclip", PurificationConfig()),
     ("sfp", PurificationConfig()),
     ("sfp", PurificationConfig(method="none")),
+    ("sclip", PurificationConfig(variant="filter")),
     ("clearclip", PurificationConfig(variant="released")),
     ("maskclip", PurificationConfig(variant="paper")),
 ]
@@ -61,7 +62,7 @@ def test_a_gpu_labels_as_a_cpu_does(host: str, purification: PurificationConfig)
     assert different <= NEAR_TIES * sum(one.label_map.size for one in ours)
 
 
-@pytest.mark.parametrize(("host", "purification"), SETTINGS[:3])
+@pytest.mark.parametrize(("host", "purification"), SETTINGS[:4])
 def test_nothing_waits_for_the_device_but_the_download(host: str, purification: PurificationConfig) -> None:
     engine, pictures = _segmenter(host, purification, "cuda").engine, _pictures(8)
     for _ in range(2):  # tables that are made once, and the room that the first wave teaches

@@ -14,7 +14,6 @@ from ovss_core.images.resize import (
     normalize,
     resize_bilinear,
     resize_image,
-    resize_images,
     resized_size,
 )
 from tests.golden_preprocessing import check_preprocessing
@@ -128,15 +127,6 @@ def test_the_short_side_rules_until_the_long_side_is_reached(
     size: tuple[int, int], short_side: int, minimum: int, expected: tuple[int, int]
 ) -> None:
     assert resized_size(size, short_side, 2048, minimum) == expected
-
-
-def test_resizing_many_equals_resizing_each() -> None:
-    images = [_picture(30, 40), _picture(50, 20)]
-
-    assert all(
-        np.array_equal(many, resize_image(image, 25, 100))
-        for many, image in zip(resize_images(images, 25, 100), images, strict=True)
-    )
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8)])

@@ -15,10 +15,10 @@ triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="with a GPU `make test-gpu` runs the kernels on it"
 )
-SIZES = ((29, 41), (40, 24), (7, 60))
-RESIZED = ((24, 40), (32, 16), (16, 24))
+SIZES = ((5, 8), (6, 7))
+RESIZED = ((16, 24), (24, 16))
 MARGINS = LabelConfig()
-CLASSES = torch.tensor([[1, 4, 5], [2, 6, -1], [3, -1, -1]])
+CLASSES = torch.tensor([[1, 4, 5], [2, 6, -1]])
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     from ovss_core.kernels import labels_triton
 
     monkeypatch.setattr(labels_triton, "_MAPS", 2)
-    monkeypatch.setattr(labels_triton, "_PIXELS", 32)
+    monkeypatch.setattr(labels_triton, "_PIXELS", 8)
 
 
 def _stitcher() -> Stitcher:
@@ -40,10 +40,8 @@ def _maps(count: int) -> torch.Tensor:
 
 
 def _edits() -> LabelEdits:
-    boxes = np.array(
-        [[[3, 2, 30, 25], [0, 0, 20, 30], [0, 0, 0, 0]], [[10, 5, 15, 9], [0, 0, 0, 0], [0, 0, 0, 0]]]
-    )
-    places = torch.tensor([[[2, 1, 2], [1, 1, 2], [0, 1, 2]], [[0, 0, 2], [0, 1, 2], [0, 1, 2]]])
+    boxes = np.array([[[1, 1, 7, 5], [0, 0, 5, 6]], [[2, 2, 5, 4], [0, 0, 0, 0]]])
+    places = torch.tensor([[[2, 1, 2], [1, 1, 2]], [[0, 0, 2], [0, 1, 2]]])
     return LabelEdits(boxes, torch.from_numpy(boxes), places)  # the second lies in the first
 
 
@@ -59,9 +57,9 @@ def _assert_equal(found: Labels, expected: Labels) -> None:
     assert torch.allclose(found.margins.scores, expected.margins.scores, rtol=1e-5)
 
 
-@pytest.mark.parametrize("background", [None, 0])
-@pytest.mark.parametrize("edited", [True, False])
-@pytest.mark.parametrize("strips", [True, False])
+@pytest.mark.parametrize(
+    ("background", "edited", "strips"), [(None, True, True), (0, True, False), (0, False, True)]
+)
 def test_labels_of_purified_maps_equal_the_plain_form(
     background: int | None, edited: bool, strips: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,9 +72,10 @@ def test_labels_of_purified_maps_equal_the_plain_form(
     _assert_equal(label_by_purified_maps(tiled, CLASSES, 7, background, stitcher, edits, MARGINS), expected)
 
 
-@pytest.mark.parametrize("min_area", [None, 0.15])
-@pytest.mark.parametrize("background", [None, 0])
-@pytest.mark.parametrize("policy", ["first_class", "none"])
+@pytest.mark.parametrize(
+    ("min_area", "background", "policy"),
+    [(None, 0, "none"), (0.15, 0, "first_class"), (None, None, "first_class")],
+)
 def test_labels_by_probability_equal_the_plain_form(
     min_area: float | None, background: int | None, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,4 +93,4 @@ def test_a_score_that_is_no_number_shows_in_the_sums(monkeypatch: pytest.MonkeyP
     maps[0, 1] = torch.nan
     monkeypatch.setattr(labels, "use_kernel", lambda tensor: True)
     found = label_by_purified_maps(stitcher.tile(maps), CLASSES, 7, None, stitcher)
-    assert found.confidence_sums.isfinite().all(1).tolist() == [False, True, True]
+    assert found.confidence_sums.isfinite().all(1).tolist() == [False, True]

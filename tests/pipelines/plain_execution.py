@@ -64,6 +64,9 @@ class PlainExecution:
     def wait(self) -> None:
         pass
 
+    def stop(self) -> None:
+        self.record.stop()
+
     def finished(self) -> int:
         return self.record.finished(self.job.stages[-1].name)
 

@@ -89,3 +89,10 @@ def test_numbers_that_cannot_be_are_refused() -> None:
         RunOptions("out", overwrite=True, retry_failed=True)
     with pytest.raises(ConfigError, match="shard_size is 0"):
         RunOptions("out", shard_size=0)
+
+
+def test_read_tasks_and_fragments_grow_with_the_batches_of_cards_only() -> None:
+    on_card = plan_workers(PoolOptions(batch_size=64), [Node(16, 1)], two_stages=True)
+    on_cpus = plan_workers(PoolOptions(), [Node(16, 0)], two_stages=True)
+    assert (on_card.unit_rows, on_card.fragment_rows) == (1024, 256)
+    assert (on_cpus.unit_rows, on_cpus.fragment_rows) == (64, 2 * on_cpus.batch_size)

@@ -17,10 +17,11 @@ from ovss_core.results import Confidence, PresentClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.card import header, write_card
 from pipelines.label.masks import encode_mask
-from pipelines.label.table import label_row, label_table
+from pipelines.label.table import label_table
 from pipelines.run.record import remove_run, write_run
 from pipelines.run.runner import Job
 from pipelines.sources import FolderSource
+from tests.label_rows import label_row
 from tests.pipelines.mean_color import MeanColor, mean_job
 from tests.pipelines.plain_execution import run_plain
 from tests.pipelines.test_shards import images

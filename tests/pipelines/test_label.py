@@ -226,7 +226,7 @@ def test_a_run_that_stops_before_its_first_image_leaves_nothing_that_blocks_anot
 ) -> None:
     images, output = image_folder(3), tmp_path / "out"
 
-    def full_disk(*arguments: object) -> None:
+    def full_disk(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device", "/out/manifest")
 
     with monkeypatch.context() as broken:

@@ -1,5 +1,5 @@
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,3 +189,20 @@ def test_a_fifo_in_the_place_of_an_image_or_a_shard_is_a_failure_and_nobody_wait
     summary = run_plain(shards)[2]
     assert (summary["labelled"], summary["failed"]) == (0, 1)
     assert "FIFO" in rows_of(shards.output, "_failures")[0]["reason"]
+
+
+def test_units_of_files_are_filled_across_parts(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
+    source = FolderSource(str(image_folder(23)))
+    job = replace(mean_job(str(tmp_path / "out"), source), shard_size=5)
+    manifest = prepare_manifest(job.output, source, 5)
+    units = plan_work(job.output, source, manifest, MEANS, actors=1, batch=8, most=64).units
+    sizes = [sum(piece.stop - piece.start for piece in unit) for unit in units if isinstance(unit, list)]
+    assert sizes == [8, 8, 7]
+    listed = [
+        row["image_id"]
+        for unit in units
+        if isinstance(unit, list)
+        for piece in unit
+        for row in piece.unfinished(read_part(job.output, piece.part))
+    ]
+    assert listed == [record.image_id for record in source.records()]

@@ -10,8 +10,9 @@ from PIL import Image
 from ovss_core.results import PresentClass, ScoredClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label import pictures as previews
+from pipelines.label.palette import class_colors
 from pipelines.label.pictures import write_previews
-from pipelines.label.table import label_row, label_table
+from pipelines.label.table import label_table
 from pipelines.run.fragments import write_fragment
 from pipelines.run.manifest import prepare_manifest, refresh_manifest
 from pipelines.run.manifest_files import Manifest, read_part
@@ -21,6 +22,7 @@ from pipelines.run.sink import FAILED, merge_part
 from pipelines.run.work_units import ShardTask
 from pipelines.sources import FolderSource, Source, WebDatasetSource
 from pipelines.storage import Folder
+from tests.label_rows import label_row
 from tests.pipelines.test_shards import images, write_shard
 
 VOCABULARY = Vocabulary.from_names(["background", "cat", "<b>grass</b>"])
@@ -138,6 +140,6 @@ def test_whatever_goes_wrong_with_previews_is_a_line_of_the_log(
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (700, 2)])
 def test_pictures_of_any_shape_are_drawn(size: tuple[int, int]) -> None:
     picture = Image.new("RGB", (size[1], size[0]))
-    drawn = previews.draw(picture, label_row(segmentation(size)), previews.class_colors(VOCABULARY), 0)
+    drawn = previews.draw(picture, label_row(segmentation(size)), class_colors(VOCABULARY), 0)
     assert {image.size for image in drawn.values()} == {drawn["image"].size}
     assert max(drawn["image"].size) <= 420

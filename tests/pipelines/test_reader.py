@@ -106,7 +106,7 @@ def older_output(folder: Path) -> None:
     """Write what the first version of the table looked like, of an output with the first layout."""
     old = ("image_id", "uri", "height", "width", "mask", "present", "kept", "removed", "groups")
     schema = pa.schema([LABELS.field(name) for name in old], {b"ovss_schema": b"labels/1"})
-    from pipelines.label.table import label_row
+    from tests.label_rows import label_row
 
     for number in range(2):
         names = {"image_id": f"{number}.jpg", "uri": f"/in/{number}.jpg"}

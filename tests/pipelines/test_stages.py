@@ -33,8 +33,9 @@ from ovss_core.results import (
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.masks import decode_mask, encode_mask
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
-from pipelines.label.table import label_column, label_row, summarize_labels
+from pipelines.label.table import label_column, summarize_labels
 from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, result_type
+from tests.label_rows import label_row
 from tests.tiny import WORDS, random_picture, tiny_clip, tiny_config
 
 SIZES = [(48, 64), (50, 41), (120, 48), (1, 1), (48, 64)]

@@ -25,10 +25,11 @@ from ovss_core.engine.labels import Labels, PhraseRule, label_by_probability, la
 from ovss_core.engine.refined import RefinedScores
 from ovss_core.errors import ConfigError
 from ovss_core.head_names import refiner_names
+from ovss_core.images.neighbors import neighbor_weights, spread_to_neighbors
 from ovss_core.images.stitch import Stitcher
 from ovss_core.images.windows import WindowLayout
 from ovss_core.refiners import REFINERS, Guide, Piece, Refiner, ScoreMaps, base, build_refiner, pamr, tlp
-from ovss_core.refiners.pamr import PamrRefiner, neighbor_weights, rectangles
+from ovss_core.refiners.pamr import PamrRefiner, rectangles
 from ovss_core.refiners.tlp import TlpRefiner, own_similarity, propagate
 from tests import oracles_refiners
 from tests.tiny import random_picture, tiny_clip, tiny_config, tiny_text
@@ -87,6 +88,17 @@ def test_pamr_equals_the_formula_written_pixel_by_pixel(dilations: tuple[int, ..
         _everything(scores).double().numpy(), picture.double().numpy(), dilations, 3
     )
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
+
+
+def test_several_pictures_flow_as_each_of_them_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures, maps = (torch.randn(2, count, 9, 14, generator=generator) for count in (3, 4))
+    weights = neighbor_weights(pictures, (1, 3))
+    found = spread_to_neighbors(maps, weights, (1, 3))
+    for place in range(2):
+        alone = neighbor_weights(pictures[place], (1, 3))
+        assert torch.allclose(weights[place], alone, atol=1e-6)
+        assert torch.allclose(found[place], spread_to_neighbors(maps[place], alone, (1, 3)), atol=1e-6)
 
 
 def test_a_flat_picture_weighs_all_neighbors_the_same() -> None:

@@ -1,0 +1,1 @@
+"""Region maps of a corpus out of a mask generator, made once and used for any vocabulary."""
