@@ -16,7 +16,7 @@ from jobs.arguments import (
     take_segmenter,
     vocabulary_flag,
 )
-from jobs.flags import flags_of
+from jobs.flags import Flag, flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
 from pipelines.label.options import OutputOptions, PartOptions
@@ -25,6 +25,13 @@ from pipelines.sources.kinds import SOURCE_KINDS
 
 _PLACES = [kind.names()[0] for kind in SOURCE_KINDS]
 _START = (*_PLACES, "vocabulary", "output", "model", "pretrained", "previews")
+_DRY_RUN = Flag(
+    "dry_run",
+    bool,
+    "List the corpus, label a sample of it on the cluster, and print what the run would cost; nothing is written.",
+    RUN,
+    False,
+)
 _HOMES = {name: IMAGES for kind in SOURCE_KINDS for name in kind.names()[1:]} | JOB_HOMES
 
 
@@ -44,6 +51,7 @@ def build_parser() -> CommandParser:
             benchmark_flag("Take the vocabulary and the constants of this benchmark.", QUALITY),
             descriptions_flag(),
             *flags_of(OutputOptions, RUN),
+            _DRY_RUN,
             *segmenter_flags(),
         ],
         _START,
@@ -79,6 +87,11 @@ def main(arguments: Arguments = None) -> int:
         take_fields(values, OutputOptions),
         take_fields(values, PartOptions),
     )
+    if values.dry_run:
+        from pipelines.label.dry_run import forecast_label
+
+        print("\n".join(forecast_label(job).lines()))
+        return 0
     return describe_result(job, run_label(job))
 
 

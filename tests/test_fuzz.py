@@ -39,12 +39,12 @@ def test_no_reader_fails_over_a_sample_of_damaged_files_and_all_read_the_sound_o
 
 
 def test_a_campaign_finds_every_planted_fault_and_goes_on_behind_it() -> None:
-    report = fuzz(load_planted, seconds=120.0, cases=14, case_s=1.0)
+    report = fuzz(load_planted, seconds=120.0, cases=14, case_s=4.0)  # a busy machine is no fault
     faults = {case.target: fault for case, fault in report.findings}
     assert faults.keys() == {"wordy", "raising", "leaving", "hanging", "growing"}
     assert faults["raising"] == "ValueError: not enough values to unpack"
     assert faults["leaving"] == "the process ended with SIGABRT"
-    assert faults["hanging"] == "no answer within 1 s"
+    assert faults["hanging"] == "no answer within 4 s"
     assert faults["growing"].startswith("the process grew by ")
     assert faults["wordy"].startswith("no short line: ImageError")
     assert report.refused["refusing"] == report.cases["refusing"] > 0

@@ -100,14 +100,8 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
-    asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.sentences
-    say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.sentences)])
-    check_proxy(job.segmenter)
-    options = job.source
-    source = open_source(options.place, options.open, job.run)
-    table, purification = job.table(source), job.segmenter.purification
-    if table.carried and isinstance(source, WebDatasetSource):
-        source.fields = replace(source.fields, beside=(TEXT, FIELDS))
+    source, table = opened(job)
+    options, purification = job.source, job.segmenter.purification
     summary, manifest = carry_out(
         Course(
             source=job.selection.of(source),
@@ -118,7 +112,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             encode=encode_text,
             encode_arguments=(job.segmenter, job.vocabulary, job.sentences),
             identity=partial(_identity, job, source),
-            stages=partial(_stages, job),
+            stages=partial(stages_of, job),
             details={
                 "vocabulary": job.vocabulary.name,
                 "segmenter": job.segmenter.to_dict(),
@@ -143,6 +137,22 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             write_card(Folder(job.run.output), table.schema, job.vocabulary, "shard-*/labels/*.parquet")
             merge_summaries(Folder(job.run.output), job.share.jobs)
     return summary
+
+
+def opened(job: LabelJob) -> tuple[Source, OutputTable]:
+    """Check a job, and open its source; returns that with the table that the job writes.
+
+    Raises:
+        ConfigError, StorageError, WeightsError: As `run_label`.
+    """
+    asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.sentences
+    say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.sentences)])
+    check_proxy(job.segmenter)
+    source = open_source(job.source.place, job.source.open, job.run)
+    table = job.table(source)
+    if table.carried and isinstance(source, WebDatasetSource):
+        source.fields = replace(source.fields, beside=(TEXT, FIELDS))
+    return source, table
 
 
 def carried_columns(source: Source, text: str) -> CarriedColumns:
@@ -172,7 +182,12 @@ def encode_text(
     return text.to_bytes(), hash_weights(clip, config.proxy if config.needs_proxy else None)
 
 
-def _stages(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
+def stages_of(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
+    """Return the stages of a job.
+
+    Args:
+        text: What `encode_text` returned.
+    """
     arguments = {
         "config": job.segmenter,
         "text": text,

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,7 @@ from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.checks import check_evaluate
 from pipelines.evaluate.options import PairOptions
-from pipelines.label.job import LabelJob, run_label
-from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
-from tests.conftest import encode_image
+from pipelines.run.options import PoolOptions, RunOptions
 
 VOCABULARY = Vocabulary.from_names(["cat", "dog"])
 
@@ -76,20 +73,3 @@ def test_the_line_comes_with_the_other_warnings_of_every_job() -> None:
     words = Vocabulary.load("voc21")
     assert len(words) == get_benchmark("voc21").classes
     assert line in check_evaluate(benchmark, run, pools, config, words)
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_run_records_the_licence_of_its_weights(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.jpg").write_bytes(encode_image(0))
-    run_label(
-        LabelJob(
-            SourceOptions(images=str(tmp_path / "images")),
-            RunOptions(str(tmp_path / "out"), no_progress_s=120.0),
-            VOCABULARY,
-            SegmenterConfig(ModelConfig("demo")),
-            pools=PoolOptions(actors=1, finish_actors=0, torch_threads=1),
-        )
-    )
-    [start] = json.loads((tmp_path / "out" / "run.json").read_text())["starts"]
-    assert start["weights_licence"] == {"name": "Apache-2.0", "commercial_use": True}

@@ -86,6 +86,7 @@ def test_operations_of_a_window_are_those_that_torch_counts_where_its_attention_
     assert window_operations(visual, (3, 3)) == counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_the_ray_job_is_measured_beside_the_bare_engine(ray_session: None) -> None:
     pools = PoolOptions(actors=1, finish_actors=0, torch_threads=1)
     rates = ray_over_engine(BenchmarkConfig(ray_images=10), "demo", pools)

@@ -60,7 +60,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         (
             f"label {RIGHT} --variant papr",
-            "--variant is 'papr'; give one of image, released, paper; did you mean paper?",
+            "--variant is 'papr'; give one of image, filter, released, paper; did you mean paper?",
         ),
         (f"label {RIGHT} --labels.background frist_class", "did you mean first_class?"),
         (

@@ -101,6 +101,7 @@ def test_an_error_of_ray_becomes_its_first_line_with_what_to_look_at() -> None:
     )
 
 
+@pytest.mark.cluster
 def test_a_run_says_each_step_and_ray_says_nothing_and_leaves_nothing_and_a_finished_one_needs_no_ray(
     image_folder: ImageFolder, tmp_path: Path
 ) -> None:
@@ -126,16 +127,17 @@ def test_a_run_says_each_step_and_ray_says_nothing_and_leaves_nothing_and_a_fini
     assert said.splitlines()[-1].startswith("ovss: error: Ray cannot start: /proc/nowhere")
 
 
+@pytest.mark.cluster
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in Linux's /proc")
 @pytest.mark.parametrize(
     ("number", "moment", "seconds"),
     [
         (signal.SIGTERM, "starting Ray", 1.0),
-        pytest.param(signal.SIGINT, "starting Ray", 2.5, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "starting Ray", 3.5, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, "starting workers", 0.0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, "starting workers", 2.0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "starting workers", 4.0, marks=pytest.mark.slow),
+        (signal.SIGINT, "starting Ray", 2.5),
+        (signal.SIGTERM, "starting Ray", 3.5),
+        (signal.SIGHUP, "starting workers", 0.0),
+        (signal.SIGINT, "starting workers", 2.0),
+        (signal.SIGTERM, "starting workers", 4.0),
     ],
 )
 def test_a_signal_ends_the_run_with_one_line_and_nothing_of_ray_is_left(

@@ -244,6 +244,7 @@ def test_a_grid_keeps_the_refiner_that_was_asked_for() -> None:
     assert by_name["sfp"].published is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_the_systems_are_measured_side_by_side_by_one_command(
     pairs: Path, capsys: pytest.CaptureFixture[str]

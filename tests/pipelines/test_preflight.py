@@ -356,6 +356,7 @@ def test_the_command_refuses_within_three_seconds(command: str, message: str, im
     assert seconds < 3, f"{seconds:.1f} s"
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_before_its_first_image_does_not_block_a_corrected_one(
     ray_session: None, images: Path
 ) -> None:
