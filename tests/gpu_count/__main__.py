@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="sfp", choices=host_names())
     parser.add_argument("--purify", default="freecp", choices=("none", "freecp"))
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--variant", default="image", choices=("image", "released", "paper"))
+    parser.add_argument("--variant", default="image", choices=("image", "filter", "released", "paper"))
     parser.add_argument(
         "--window-batch", type=int, help="windows encoded at once; left out, the device's own"
     )
