@@ -43,15 +43,40 @@ class Room:
     active: int | None = None
     distractors: int | None = None
 
-    def learned(self, active: int, distractors: int) -> "Room":
-        """Return the room for batches like one whose fullest unit needed so many maps, with some to spare."""
+    def learned(
+        self, active: int, distractors: int, regions: int = 0, groups: int = 0, boxes: int = 0
+    ) -> "Room":
+        """Return the room for batches like one that needed so much, with some to spare.
+
+        Args:
+            active, distractors: Maps of its fullest unit.
+            regions: Boxes of an image, on average.
+            groups, boxes: Groups of its fullest unit, and boxes of its fullest group, where they were counted.
+        """
         needed = (self.active or 0, active), (self.distractors or 0, distractors)
         # in steps, as every new size costs a GPU some set-up
-        grown = [max(had, -(-(seen + seen // 4 + 1) // _STEP) * _STEP) for had, seen in needed]
-        return replace(self, active=grown[0], distractors=grown[1])
+        grown = [max(had, _round_up(seen + seen // 4 + 1)) for had, seen in needed]
+        return replace(
+            self,
+            active=grown[0],
+            distractors=grown[1],
+            regions=_wider(self.regions, regions),
+            groups=_wider(self.groups, groups),
+            boxes=_wider(self.boxes, boxes),
+        )
 
 
 _STEP = 16
+MOST = 32
+"""Groups, boxes of a group, and boxes of an image that room is kept for; a box takes 147 kB at a crop's default side."""
+
+
+def _round_up(number: int) -> int:
+    return -(-number // _STEP) * _STEP
+
+
+def _wider(had: int, seen: int) -> int:
+    return had if seen <= had else max(had, min(_round_up(seen), MOST))
 
 
 @dataclass(frozen=True)

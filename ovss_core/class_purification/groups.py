@@ -61,11 +61,13 @@ class RegionTable:
         image: Image of each box; image 0 in unused rows.
         corners: x0, y0, x1, y1 in pixels of the resized image; one pixel in unused rows.
         complete: Whether every box has a row.
+        needed: Boxes that there are.
     """
 
     image: Int[Tensor, " regions"]
     corners: Int[Tensor, "regions 4"]
     complete: Bool[Tensor, ""]
+    needed: Int[Tensor, ""]
 
 
 def list_regions(groups: AmbiguousGroups, placement: Placement, capacity: int | None = None) -> RegionTable:
@@ -88,7 +90,8 @@ def list_regions(groups: AmbiguousGroups, placement: Placement, capacity: int | 
         image, corners = placement.images.index[unit], corners + placement.origins[unit]
     pixel = torch.arange(4, device=corners.device) // 2  # 0, 0, 1, 1
     corners = torch.where(there[:, None], corners, pixel)
-    return RegionTable(torch.where(there, image, 0), corners, wanted.sum() <= len(row))
+    needed = wanted.sum()
+    return RegionTable(torch.where(there, image, 0), corners, needed <= len(row), needed)
 
 
 def find_ambiguous(

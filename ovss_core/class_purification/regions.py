@@ -62,6 +62,12 @@ def _threshold_levels(share: float, device: torch.device) -> Tensor:
     return torch.tensor(table, dtype=torch.int16, device=device)
 
 
+@lru_cache
+def _numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Hold a few numbers on a device, as bringing them there each time would wait."""
+    return torch.tensor(values, device=device)
+
+
 def threshold_regions(
     levels: Int[Tensor, "*maps patches"], peaks: Int[Tensor, "*maps"], share: float
 ) -> Bool[Tensor, "*maps patches"]:
@@ -107,12 +113,12 @@ def bound_parts(
         outside = functional.pad(~regions, (1, 1, 1, 1), value=True)
         rims = bound(outside, False)
         inner = rims.used & (rims.corners[..., :2] > 0).all(-1)
-        grown = rims.corners + rims.corners.new_tensor([-2, -2, 0, 0])
+        grown = rims.corners + _numbers((-2, -2, 0, 0), rims.corners.device)
         corners, used = torch.cat([corners, grown], 1), torch.cat([used, inner], 1)
         complete = complete & rims.complete
     if exclude_last:
         # an axis of one patch is kept, or nothing would remain
-        limit = corners.new_tensor([max(width - 1, 1), max(height - 1, 1)])
+        limit = _numbers((max(width - 1, 1), max(height - 1, 1)), corners.device)
         corners = torch.cat([corners[..., :2], torch.minimum(corners[..., 2:], limit)], -1)
     return Boxes(corners, used, complete)
 

@@ -169,27 +169,30 @@ def remove_losers(
     """
     if not regions.has_area.any():
         return kept
-    device = kept.maps.device
     counts = np.array(kept.units.counts)
     first = counts.cumsum() - counts
-    group_row = first[regions.group_image] + regions.group_window
-    group = torch.from_numpy(regions.group[regions.has_area]).to(device)
-    there = torch.from_numpy(regions.members != NOBODY).to(device)
-    won = torch.nn.functional.one_hot(winners, there.shape[1]).bool()
-    row, place = (torch.from_numpy(table).to(device) for table in (group_row, regions.member_places(classes)))
-    lost = torch.zeros(kept.maps.shape, dtype=torch.bool, device=device)
+    decided = np.ones(len(regions.members), bool)
+    decided[regions.group[~regions.has_area]] = False
+    tables = {
+        "group": regions.group[regions.has_area],
+        "there": regions.members != NOBODY,
+        "row": first[regions.group_image] + regions.group_window,
+        "place": regions.member_places(classes),
+        "decided": decided,
+    }
+    if not whole_window:
+        tables["inside"] = _patches_inside(regions.corners[regions.has_area], patch_size, grid)
+    sent = upload(tables, kept.maps.device)
+    group, there, row, place = (sent[name] for name in ("group", "there", "row", "place"))
+    won = winners[:, None] == torch.arange(there.shape[1], device=winners.device)
+    lost = torch.zeros(kept.maps.shape, dtype=torch.bool, device=kept.maps.device)
     if whole_window:
-        decided = np.ones(len(regions.members), bool)
-        decided[regions.group[~regions.has_area]] = False
         ever = torch.zeros_like(there).index_put_((group,), won, accumulate=True)
-        loses = there & ~ever & torch.from_numpy(decided).to(device)[:, None]
+        loses = there & ~ever & sent["decided"][:, None]
         lost.index_put_((row[:, None].expand_as(place), place), loses[:, :, None], accumulate=True)
     else:
-        inside = torch.from_numpy(_patches_inside(regions.corners[regions.has_area], patch_size, grid)).to(
-            device
-        )
         loses = there[group] & ~won
-        values = loses[:, :, None] & inside[:, None, :]
+        values = loses[:, :, None] & sent["inside"][:, None, :]
         lost.index_put_((row[group][:, None].expand_as(loses), place[group]), values, accumulate=True)
     return kept.with_maps(kept.maps.masked_fill(lost, 0))
 
@@ -264,6 +267,13 @@ class LabelEdits:
             tables["places"].index_copy(0, tables["row"], renamed).view(*boxes.shape[:2], classes.shape[1])
         )
         return cls(boxes, tables["boxes"], places)
+
+    @cached_property
+    def members(self) -> Bool[Tensor, "edits images places"]:
+        """Which places an edit renames, and those that they become."""
+        moved = self.places != torch.arange(self.places.shape[2], device=self.places.device)
+        becomes = torch.zeros_like(self.places).scatter_add_(2, self.places, moved.long())
+        return moved | (becomes > 0)
 
     def of_images(self, part: slice) -> "LabelEdits":
         """Return the edits of some neighboring images."""

@@ -233,10 +233,10 @@ class SegmentationEngine:
         """Windows encoded at once."""
         return self.config.window_batch or (WINDOW_BATCH_CPU if self.device.type == "cpu" else WINDOW_BATCH)
 
-    def learn(self, active: int, distractors: int) -> None:
-        """Fit the room of later waves to what one needed."""
+    def learn(self, *needed: int) -> None:
+        """Fit the room of later waves to what one needed; see `Room.learned`."""
         if self.room is not None:
-            self.room = self.room.learned(active, distractors)
+            self.room = self.room.learned(*needed)
 
     def take_timings(self) -> dict[str, float]:
         """Return the seconds by stage, and start counting anew."""
@@ -474,7 +474,7 @@ class SegmentationEngine:
             groups.used,
             groups.boxes,
             groups.members,
-            purified.needed,
+            torch.cat([purified.needed, regions.needed[None]]),
             complete,
         )
         if scores is None:
@@ -662,7 +662,8 @@ class PendingProposals:
         if not decided:
             return replace(self.proposals, sound=sound, facts=facts)
         scores, classes, used, boxes, members, needed, complete = decided
-        self.engine.learn(*needed.tolist())
+        active, distractors, areas = needed.tolist()
+        self.engine.learn(active, distractors, -(-areas // len(self.wave.sizes)), *used.shape[1:])
         if not complete:
             return self.engine.propose_encoded(self.wave, self.encoded, room=None).wait()
         counts = self.proposals.window_counts

@@ -19,7 +19,14 @@ from ovss_core.config import BackgroundPolicy, SegmenterConfig
 from ovss_core.engine.crops import encode_crops
 from ovss_core.engine.facts import of_image
 from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
-from ovss_core.engine.labels import Labels, PhraseRule, budget, label_by_probability, label_by_purified_maps
+from ovss_core.engine.labels import (
+    Labels,
+    PhraseRule,
+    budget,
+    held_maps,
+    label_by_probability,
+    label_by_purified_maps,
+)
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.engine.refined import RefinedScores
 from ovss_core.errors import ImageError
@@ -249,7 +256,8 @@ class Finisher:
         """Split a batch into what is labelled at once; refined images go one by one."""
         if self._refiner is not None:
             return [slice(place, place + 1) for place in range(len(sizes))]
-        return chunk_by_area(sizes, maps, budget(self._encoder.device))
+        device = self._encoder.device
+        return chunk_by_area(sizes, held_maps(maps, device), budget(device))
 
     def _refined(
         self, proposals: Proposals, part: slice, tiled: Tensor, stitcher: Stitcher, vectors: Tensor

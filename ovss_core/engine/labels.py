@@ -12,11 +12,16 @@ from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.config import LabelConfig
 from ovss_core.engine.refined import RefinedScores
 from ovss_core.images.stitch import Stitcher
+from ovss_core.kernels import use_kernel
 from ovss_core.kernels.class_sums import add_class_sums
 from ovss_core.results import SURE_MARGIN, ignore_index
 
 CPU_BUDGET, DEVICE_BUDGET = 1_000_000, 1 << 28
 """Numbers of one strip: as many as a CPU's caches hold, or as fill a GPU."""
+_WIDER = 4
+"""An image is at least so many times as wide as the grids of its windows, where windows lie as in the papers."""
+_TABLES = 8
+"""Numbers a pixel that are held beside the scores, with all that becomes of them."""
 _ABSENT = -1e4
 """Score of a phrase that an image does not have: so low that it has no share in a softmax, and yet a number to stitch."""
 
@@ -65,6 +70,14 @@ def budget(device: torch.device) -> int:
     return CPU_BUDGET if device.type == "cpu" else DEVICE_BUDGET
 
 
+def held_maps(maps: int, device: torch.device) -> int:
+    """Return how many maps of an image's size labelling by so many maps holds at once.
+
+    A kernel holds them at the width of the windows' grids, which is a fraction of the image's.
+    """
+    return maps if device.type == "cpu" else _TABLES + -(-maps // _WIDER)
+
+
 class _Collector:
     """Takes the labels of strips, and counts pixels and confidences by class as they come.
 
@@ -92,6 +105,15 @@ class _Collector:
         self._pixels = torch.zeros(images, classes, dtype=torch.int64, device=device)
         self._sums = torch.zeros(images, classes, dtype=torch.float64, device=device)
 
+    def tables(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return contiguous tables that a kernel fills for some rows: labels, their scores, and the second best ones."""
+        images, height, width = self.label_maps.shape
+        shape = images, rows.stop - rows.start, width
+        own = shape[1] == height and not self._floor
+        label = self.label_maps if own else self.label_maps.new_empty(shape)
+        score = torch.empty(shape, dtype=torch.float32, device=label.device)
+        return label, score, torch.empty_like(score) if self.ranks else None
+
     def add(self, rows: slice, label: Tensor, confidence: Tensor, second: Tensor | None = None) -> None:
         """Take up some rows.
 
@@ -110,7 +132,8 @@ class _Collector:
                 self.label_maps[:, rows] = label.masked_fill(unsure, self._ignore).to(self.label_maps.dtype)
                 add_class_sums(label, confidence, counted, self._pixels, self._sums)
                 return
-        self.label_maps[:, rows] = label.to(self.label_maps.dtype)
+        if label is not self.label_maps:
+            self.label_maps[:, rows] = label.to(self.label_maps.dtype)
         add_class_sums(label, confidence, counted, self._pixels, self._sums)
 
     def _add_margin(self, rows: slice, score: Tensor, margin: Tensor, inside: Tensor | None) -> None:
@@ -152,6 +175,8 @@ def label_by_purified_maps(
         refined: What takes the place of the stitched maps; of one image, all of whose places are used.
     """
     collector = _Collector(stitcher, classes, tiled.device, config)
+    if refined is None and use_kernel(tiled):
+        return _purified_on_device(tiled, place_classes, background, stitcher, edits, collector)
     used = place_classes != NOBODY
     tiled = tiled.masked_fill(~used[:, :, None, None], -1)  # below any score, so that nobody never wins
     names = place_classes.clamp_min(0)
@@ -185,6 +210,41 @@ def label_by_purified_maps(
     return collector.labels()
 
 
+def _purified_on_device(
+    tiled: Tensor,
+    place_classes: Tensor,
+    background: int | None,
+    stitcher: Stitcher,
+    edits: LabelEdits | None,
+    collector: _Collector,
+) -> Labels:
+    """Do as `label_by_purified_maps`; of a map of pixels a class nothing is written."""
+    from ovss_core.kernels.labels_triton import launch_purified
+
+    tables = (edits.boxes, edits.places, edits.members) if edits and len(edits.bounds) else None
+    for rows in _device_strips(stitcher, tiled):
+        label, score, second = collector.tables(rows)
+        launch_purified(
+            stitcher.stitch_rows(tiled, rows),
+            stitcher.taps,
+            place_classes,
+            tables,
+            rows.start,
+            background,
+            label,
+            score,
+            second,
+        )
+        collector.add(rows, label, score, second)
+    return collector.labels()
+
+
+def _device_strips(stitcher: Stitcher, tiled: Tensor) -> list[slice]:
+    """Split the rows so that neither scores on the grids' columns nor the tables of pixels are too large."""
+    numbers = max(tiled.shape[1] * tiled.shape[3], _TABLES * stitcher.size[1])
+    return stitcher.strips(1, budget(tiled.device), numbers)
+
+
 def _strips(stitcher: Stitcher, tiled: Tensor, refined: RefinedScores | None) -> list[slice]:
     """Split the rows so that memory is bounded; refined scores are bounded in their own way, and come whole."""
     if refined is not None:
@@ -210,7 +270,8 @@ def _rename(
     """
     device = place.device
     y = torch.arange(rows.start, rows.stop, device=device)
-    for bounds, boxes, renamed in zip(edits.bounds, edits.boxes, edits.places, strict=True):
+    members = edits.members if others is not None else edits.places
+    for bounds, boxes, renamed, member in zip(edits.bounds, edits.boxes, edits.places, members, strict=True):
         real = bounds[bounds[:, 2] > bounds[:, 0]]
         if not len(real):
             continue
@@ -229,8 +290,6 @@ def _rename(
         new = renamed.gather(1, now.flatten(1)).view_as(now)
         place[area] = torch.where(inside, new, now)
         if others is not None:
-            moved = renamed != torch.arange(renamed.shape[1], device=device)
-            member = moved | (torch.zeros_like(renamed).scatter_add_(1, renamed, moved.long()) > 0)
             won = inside & member.gather(1, now.flatten(1)).view_as(now)
             scores = others[:, :, area[1], area[2]]
             scores.masked_fill_(won[:, None] & member[:, :, None, None], least)
@@ -352,6 +411,9 @@ def _assign(
     collector, scale = _Collector(stitcher, rule.classes, tiled.device, config), float(config.logit_scale)
     if refined is None:
         tiled = tiled * scale
+        # phrases of an image's own, and boxes among phrases, are only known to the plain form
+        if edits is None and rule.phrase_class.dim() == 1 and use_kernel(tiled):
+            return _probable_on_device(tiled, rule, stitcher, None if everyone else allowed, floor, collector)
     for rows in _strips(stitcher, tiled, refined):
         if refined is not None:
             probability, phrase, best = refined.most_probable(scale, allowed[0])
@@ -373,6 +435,34 @@ def _assign(
         if floor > 0 and rule.background is not None:
             label = torch.where(probability < floor, rule.background, label)
         collector.add(rows, label, probability, second)
+    return collector.labels()
+
+
+def _probable_on_device(
+    tiled: Tensor,
+    rule: PhraseRule,
+    stitcher: Stitcher,
+    allowed: Tensor | None,
+    floor: float,
+    collector: _Collector,
+) -> Labels:
+    """Do as `_assign`; of a map of pixels a phrase nothing is written."""
+    from ovss_core.kernels.labels_triton import launch_probable
+
+    for rows in _device_strips(stitcher, tiled):
+        label, score, second = collector.tables(rows)
+        launch_probable(
+            stitcher.stitch_rows(tiled, rows),
+            stitcher.taps,
+            rule.phrase_class,
+            allowed,
+            floor,
+            rule.background,
+            label,
+            score,
+            second,
+        )
+        collector.add(rows, label, score, second)
     return collector.labels()
 
 

@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovss_core.images.windows import AxisWindows, WindowLayout
@@ -52,6 +52,18 @@ def stitch_matrix(axis: AxisWindows, patches: int, output: int) -> Float[Tensor,
     averaged = placed / count[:, None]
     resized = averaged if output == axis.length else bilinear_matrix(axis.length, output) @ averaged
     return resized.float()
+
+
+@lru_cache(maxsize=512)
+def stitch_taps(axis: AxisWindows, patches: int, output: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is not zero in `stitch_matrix`: indices int32 and shares float32, both [output, taps].
+
+    Rows with fewer entries than the fullest end with shares of zero.
+    """
+    matrix = stitch_matrix(axis, patches, output).numpy()
+    most = int((matrix != 0).sum(1).max(initial=1))
+    indices = np.argsort(matrix == 0, axis=1, kind="stable")[:, :most]
+    return indices.astype(np.int32), np.take_along_axis(matrix, indices, 1)
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,21 @@ class Stitcher:
             self.device,
         )
 
+    @cached_property
+    def taps(self) -> tuple[Int[Tensor, "images width taps"], Float[Tensor, "images width taps"]]:
+        """Columns of the grids that each column of a result lies between, and their shares; zero outside an image."""
+        parts = [
+            stitch_taps(layout.horizontal, self.grid[1], size[1])
+            for layout, size in zip(self.layouts, self.sizes, strict=True)
+        ]
+        shape = len(parts), self.size[1], max(indices.shape[1] for indices, _ in parts)
+        indices, shares = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        for image, (index, share) in enumerate(parts):
+            place = image, slice(len(index)), slice(index.shape[1])
+            indices[place], shares[place] = index, share
+        tables = upload({"indices": indices, "shares": shares}, self.device)
+        return tables["indices"], tables["shares"]
+
     def _matrices(self, axis: int) -> np.ndarray:
         name = ("vertical", "horizontal")[axis]
         matrices = [
@@ -146,9 +173,24 @@ class Stitcher:
         stitched: Tensor = (down[:, None] @ tiled) @ across[:, None].mT
         return stitched
 
-    def strips(self, maps: int, budget: int) -> list[slice]:
-        """Split the rows of the results so that `maps` maps of one strip hold at most `budget` numbers."""
-        height, width = self.size
+    def stitch_rows(
+        self, tiled: Float[Tensor, "images maps height width"], rows: slice
+    ) -> Float[Tensor, "images out_height maps width"]:
+        """Return My G for some rows of the results, whose columns are still those of the grids."""
+        down = tiled.transpose(1, 2).flatten(2)
+        stitched: Tensor = self._tables["vertical"][:, rows] @ down
+        apart: Tensor = stitched.unflatten(2, (tiled.shape[1], tiled.shape[3]))
+        return apart
+
+    def strips(self, maps: int, budget: int, width: int | None = None) -> list[slice]:
+        """Split the rows of the results so that `maps` maps of one strip hold at most `budget` numbers.
+
+        Args:
+            maps: Number of maps.
+            budget: Numbers.
+            width: Columns of the maps; None takes those of the results.
+        """
+        height, width = self.size[0], width or self.size[1]
         step = max(1, min(height, budget // max(1, len(self.sizes) * maps * width)))
         return [slice(top, min(top + step, height)) for top in range(0, height, step)]
 

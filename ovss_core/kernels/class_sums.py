@@ -1,14 +1,14 @@
 """Pixels and confidence of each class, summed over label maps."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from ovss_core.kernels import use_kernel
 
 
 def add_class_sums(
-    label: Int[Tensor, "images height width"],
+    label: Integer[Tensor, "images height width"],
     confidence: Float[Tensor, "images height width"],
     inside: Bool[Tensor, "images height width"] | None,
     pixels: Int[Tensor, "images classes"],

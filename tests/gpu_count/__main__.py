@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ovss_core.head_names import host_names
-from tests.gpu_count.counting import count_call, labelling, workload_of
+from tests.gpu_count.counting import count_call, enlarge, labelling, workload_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,18 +16,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="sfp", choices=host_names())
     parser.add_argument("--purify", default="freecp", choices=("none", "freecp"))
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--variant", default="image", choices=("image", "filter", "released", "paper"))
+    parser.add_argument(
+        "--window-batch", type=int, help="windows encoded at once; left out, the device's own"
+    )
+    parser.add_argument(
+        "--side", type=int, help="side of square pictures, pixels; left out, photographs' size"
+    )
     parser.add_argument(
         "--places", type=int, default=0, help="lines of the core that ask for most operations"
     )
     given = parser.parse_args(arguments)
     images, classes = ([int(part) for part in text.split(",")] for text in (given.images, given.classes))
     workload = workload_of(max(images), max(classes), given.precision)
+    if given.side:
+        workload = replace(workload, pictures=[enlarge(picture, given.side) for picture in workload.pictures])
+    config = labelling(given.host, given.purify, given.variant, given.window_batch)
     print("| images | classes | crops | operations | an image | uploads | downloads | awaited | waits |")
     print("|---|---|---|---|---|---|---|---|---|")
     for number in classes:
         for count in images:
             part = replace(workload, pictures=workload.pictures[:count])
-            call = count_call(part, labelling(given.host, given.purify), number)
+            call = count_call(part, config, number)
             counts = call.counts
             print(
                 f"| {count} | {number} | {call.crops} | {counts.operations} | {counts.operations / count:.1f} | "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 from ovss_core.clip.weights import load_clip
@@ -14,6 +15,7 @@ from ovss_core.config import (
     Precision,
     PurificationConfig,
     PurificationMethod,
+    PurificationVariant,
     RfClipConfig,
     SegmenterConfig,
 )
@@ -63,13 +65,24 @@ def workload_of(images: int, classes: int, precision: Precision = "float32") -> 
         )
 
 
-def labelling(host: str = "sfp", method: PurificationMethod = "freecp") -> SegmenterConfig:
+def enlarge(picture: np.ndarray, side: int) -> np.ndarray:
+    """Make a picture a square one, by repeating its pixels."""
+    rows, columns = (np.arange(side) * length // side for length in picture.shape[:2])
+    return np.ascontiguousarray(picture[rows][:, columns])
+
+
+def labelling(
+    host: str = "sfp",
+    method: PurificationMethod = "freecp",
+    variant: PurificationVariant = "image",
+    window_batch: int | None = 64,
+) -> SegmenterConfig:
     """Return the settings of a call that is counted: more pairs of classes than usual count as ambiguous."""
     purification = PurificationConfig(
-        method=method, thresholds="auto", ambiguity_threshold=0.35, score_scale=100.0
+        method=method, variant=variant, thresholds="auto", ambiguity_threshold=0.35, score_scale=100.0
     )
     channels = RfClipConfig((3, 17), 1.5)  # nobody has measured those of a random tower
-    return SegmenterConfig(host=host, rfclip=channels, purification=purification, window_batch=64)
+    return SegmenterConfig(host=host, rfclip=channels, purification=purification, window_batch=window_batch)
 
 
 def count_call(

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovss_core.class_purification.regions import box_union
+from ovss_core.class_purification.winners import LabelEdits
+from ovss_core.engine import labels
 from ovss_core.feature_purification import mitigation, outliers, similarity
 from ovss_core.kernels import attention, class_sums
 
@@ -29,6 +31,7 @@ def stand_ins(enter: Enter) -> dict[str, SimpleNamespace]:
             "launch_weights": (2, _weights),
             "launch_guidance": (3, _guidance),
         },
+        "labels_triton": {"launch_purified": (1, _purified), "launch_probable": (1, _probable)},
         "class_sums_triton": {"launch_class_sums": (1, class_sums.add_class_sums)},
         "parts_triton": {"launch_union": (1, _union), "launch_parts": (1, _parts)},
     }
@@ -81,6 +84,70 @@ def _guidance(
 ) -> tuple[Tensor, Tensor]:
     aggregation, guided = similarity.guide_attention(patches, found, grid, not cut_first)
     return _shares(aggregation, patches), guided.to(patches.dtype)
+
+
+def _stitched(scores: Tensor, taps: tuple[Tensor, Tensor]) -> Tensor:
+    """Return [images, maps, height, width]."""
+    indices, shares = taps
+    across = torch.zeros(len(scores), scores.shape[3], indices.shape[1])
+    across.scatter_add_(1, indices.long().transpose(1, 2), shares.transpose(1, 2))
+    return (scores @ across[:, None]).transpose(1, 2)
+
+
+def _purified(
+    scores: Tensor,
+    taps: tuple[Tensor, Tensor],
+    names: Tensor,
+    edits: tuple[Tensor, Tensor, Tensor] | None,
+    top: int,
+    background: int | None,
+    found: Tensor,
+    confidences: Tensor,
+    seconds: Tensor | None,
+) -> None:
+    values = _stitched(scores, taps).masked_fill((names < 0)[:, :, None, None], -1)
+    best, place = values.max(1)
+    best = best.clamp_min(0)
+    values.scatter_(1, place[:, None], -1)
+    if edits is not None:
+        bounds = edits[0].numpy()
+        everything = slice(top, top + scores.shape[1])
+        labels._rename(place, best > 0, LabelEdits(bounds, *edits[:2]), everything, values)
+    second = values.amax(1).clamp_min(0)
+    name = names.clamp_min(0).gather(1, place.flatten(1)).view_as(place)
+    if background is not None:
+        residual = 1 - best >= best
+        second = torch.where(residual, best, torch.maximum(second, 1 - best))
+        name, best = torch.where(residual, background, name), torch.where(residual, 1 - best, best)
+    found.copy_(name)
+    confidences.copy_(best)
+    if seconds is not None:
+        seconds.copy_(second)
+
+
+def _probable(
+    scores: Tensor,
+    taps: tuple[Tensor, Tensor],
+    classes: Tensor,
+    allowed: Tensor | None,
+    floor: float,
+    background: int | None,
+    found: Tensor,
+    confidences: Tensor,
+    seconds: Tensor | None,
+) -> None:
+    logits = _stitched(scores, taps)
+    able = logits if allowed is None else logits.masked_fill(~allowed[:, :, None, None], -torch.inf)
+    best, phrase = able.max(1)
+    probability = (best - logits.logsumexp(1)).exp()
+    name = classes[phrase]
+    others = able.masked_fill(classes[:, None, None] == name[:, None], -torch.inf).amax(1)
+    if seconds is not None:
+        seconds.copy_(probability * (others - best).exp())
+    if floor > 0 and background is not None:
+        name = torch.where(probability < floor, background, name)
+    found.copy_(name)
+    confidences.copy_(probability)
 
 
 def _union(regions: Tensor, limits: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from ovss_core.kernels import (
-    attention_triton, class_sums_triton, guidance_triton, norms_triton, parts_triton
+    attention_triton, class_sums_triton, guidance_triton, labels_triton, norms_triton, parts_triton
 )
 
 POINTERS = dict.fromkeys(
@@ -49,6 +49,12 @@ for weighs in (True, False):
     build(guidance_triton.similarity_kernel,
           {"WEIGHS": weighs, "CUTS": True, "ROWS": 64, "COLUMNS": 256, "STEP": 64}, patches="*bf16")
 build(guidance_triton.guidance_kernel, {"CUTS": True, "ROWS": 16, "COLUMNS": 256}, 4)
+build(labels_triton.purified_kernel, {"RESIDUAL": True, "RANKS": True, "MAPS": 16, "PIXELS": 128}, 4,
+      scores="*fp32", indices="*i32", shares="*fp32", names="*i64", boxes="*i64", renamed="*i64", members="*i8", labels="*u8",
+      confidences="*fp32", seconds="*fp32", width="i32")
+build(labels_triton.probable_kernel, {"EVERYONE": False, "FLOOR": True, "RANKS": True, "MAPS": 16, "PIXELS": 128}, 4,
+      scores="*fp32", indices="*i32", shares="*fp32", classes="*i64", allowed="*i8", labels="*u8",
+      confidences="*fp32", seconds="*fp32", floor="fp32")
 build(class_sums_triton.class_sums_kernel, {"MASKED": True, "BLOCK": 4096},
       label="*i64", inside="*i1", pixels="*i64", sums="*fp64")
 build(parts_triton.parts_kernel, {"PLACES": 256, "DIAGONAL": True, "UNION": True}, 2,
@@ -61,6 +67,8 @@ KERNELS = {
     "repair_kernel",
     "similarity_kernel",
     "guidance_kernel",
+    "purified_kernel",
+    "probable_kernel",
     "class_sums_kernel",
     "parts_kernel",
 }
