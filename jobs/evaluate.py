@@ -48,7 +48,7 @@ def build_parser() -> CommandParser:
     pairs["benchmark"] = benchmark_flag(
         "One of the papers' benchmarks; its vocabulary and constants take the place of the defaults.", START
     )
-    pairs["grid"] = replace(pairs["grid"], value="[systems]", alone="true")
+    pairs["grid"] = replace(pairs["grid"], value="[systems|papers|ablations|towers]", alone="true")
     pairs["vocabulary"] = vocabulary_flag(" Its order is that of the masks' values.")
     output = "Folder for everything the run writes; out/ and the settings, unless given. A run that was interrupted goes on."
     run = [
@@ -100,7 +100,7 @@ def _default_output(values: Namespace) -> str:
     refined = "" if values.refine == "none" else f"-{values.refine}"
     way = f"{values.host}-{values.purify}{refined}"
     if values.grid:
-        way = "systems" if values.grid == "systems" else "grid"
+        way = "grid" if values.grid is True else values.grid
     return f"out/{values.benchmark or 'evaluation'}-{way}"
 
 

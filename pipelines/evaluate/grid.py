@@ -1,8 +1,8 @@
-"""The settings that one grid run measures: hosts x purification x thresholds and both papers' ablations, or the systems."""
+"""The settings that one grid run measures: hosts x purification x thresholds and ablations, systems, or the papers' tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ovss_core.check import validate
 from ovss_core.config import (
@@ -14,12 +14,15 @@ from ovss_core.config import (
 )
 from ovss_core.dense_heads import HEADS
 from ovss_core.errors import OvssError
-from ovss_core.evaluation.benchmarks import list_systems, protocol_config, published_miou
+from ovss_core.evaluation.benchmarks import System, list_systems, protocol_config, published_miou
 from ovss_core.evaluation.benchmarks.protocols import Purify
 from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions, shipped_descriptions
 from ovss_core.vocabulary import Vocabulary
+from pipelines.evaluate.options import GridName
 
 SYSTEMS = "Systems of the papers' tables"
+SFP_TABLE, FREECP_TABLE = "SFP: hosts (paper, Table 1)", "FreeCP: hosts with FreeCP (paper, main table)"
+SFP_TOWERS = "SFP: another tower (paper, Table 4)"
 MAIN, SFP_PARTS, SFP_LAYERS, FREECP_PARTS, FREECP_FORMS, FREECP_TEXTS = (
     "Hosts, purification and thresholds",
     "SFP: parts one by one (paper, Table 2)",
@@ -30,6 +33,20 @@ MAIN, SFP_PARTS, SFP_LAYERS, FREECP_PARTS, FREECP_FORMS, FREECP_TEXTS = (
 )
 _LAYER_STARTS = (1, 3, 5, 7, 9, 11)
 _PART_NAMES = ("ClearCLIP", "+ SOM", "+ SAE", "+ HAI")
+_PART_ENDS = {0: "clearclip", len(_PART_NAMES) - 1: "sfp"}
+"""Rows of the parts one by one that are a system of the main table, by which their published figures are known."""
+_NOT_IN_PAPERS = (
+    "FreeCP's own runs of its hosts without purification (MaskCLIP 43.4 on VOC21): with which settings they ran is not known, "
+    "so these hosts stand beside SFP's figures alone",
+    "FreeCP with its authors' sentences for each class: those that ship with ovss stand in for them; give others as --descriptions",
+)
+_NOT_IN_ABLATIONS = (
+    "the figures between the ends of the ablations: no source of them was at hand, so those rows are measured without a published one",
+    "FreeCP with only the present classes offered: labels every image twice; ovss evaluate --grid has it as the oracle",
+)
+_NOT_IN_TOWERS = (
+    "the figures of SFP's Table 4: no source of them was at hand, so its rows are measured without a published one",
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +117,14 @@ class GridBase:
 
 def grid_rows(base: GridBase) -> list[GridRow]:
     """List every row of the grid."""
-    rows = [*_main_rows(base), *_sfp_rows(base), *_freecp_rows(base)]
+    forms = _freecp_forms(base, get_args(PurificationVariant), {"fixed": "tuned", "auto": "auto"})
+    rows = [*_main_rows(base), *_sfp_rows(base), *_freecp_parts(base), *forms]
     return [*(replace(row, descriptions=base.descriptions) for row in rows), *_text_rows(base)]
+
+
+def list_grid(base: GridBase, grid: GridName | Literal[True]) -> tuple[list[GridRow], list[str]]:
+    """List the rows of a grid by its name, and say of what it leaves out why."""
+    return (grid_rows(base), []) if grid is True else _GRIDS[grid](base)
 
 
 def system_rows(base: GridBase) -> tuple[list[GridRow], list[str]]:
@@ -109,8 +132,60 @@ def system_rows(base: GridBase) -> tuple[list[GridRow], list[str]]:
 
     Each takes its paper's settings where ovss knows them, and the protocol of its purification on the benchmark.
     """
+    return _rows_of(base, SYSTEMS, list_systems())
+
+
+def paper_rows(base: GridBase) -> tuple[list[GridRow], list[str]]:
+    """List the rows of SFP's Table 1 and of FreeCP's main table, and say what of them is left out."""
     rows, left_out = [], []
-    for system in list_systems():
+    for table, heading in (("sfp", SFP_TABLE), ("freecp", FREECP_TABLE)):
+        found, missing = _rows_of(base, heading, [entry for entry in list_systems() if entry.table == table])
+        rows += found
+        left_out += missing
+    return rows, [*left_out, *_NOT_IN_PAPERS]
+
+
+def ablation_rows(base: GridBase) -> tuple[list[GridRow], list[str]]:
+    """List SFP's Tables 2 and 3 and FreeCP's ablations on the base's host, and say what of them is left out."""
+    forms = _freecp_forms(base, ("released", "paper"), {"fixed": "tuned"})
+    rows = [*_sfp_rows(base), *_freecp_parts(base), *forms]
+    described = [replace(row, descriptions=base.descriptions) for row in rows]
+    return _those_that_run([*described, *_text_rows(base)], _NOT_IN_ABLATIONS)
+
+
+def tower_rows(base: GridBase) -> tuple[list[GridRow], list[str]]:
+    """List what is measured of SFP's Table 4 with the base's tower: SFP, and ClearCLIP on which it builds."""
+    rows = []
+    for name, host in (("ClearCLIP", "clearclip"), ("SFP", "sfp")):
+        config, vocabulary = base.settings(host, "none")
+        called = f"{name}, {base.config.model.name}"
+        rows.append(GridRow(SFP_TOWERS, called, config, vocabulary, descriptions=base.descriptions))
+    return _those_that_run(rows, _NOT_IN_TOWERS)
+
+
+_GRIDS: Mapping[str, Callable[[GridBase], tuple[list[GridRow], list[str]]]] = {
+    "systems": system_rows,
+    "papers": paper_rows,
+    "ablations": ablation_rows,
+    "towers": tower_rows,
+}
+
+
+def _those_that_run(rows: Iterable[GridRow], besides: Sequence[str]) -> tuple[list[GridRow], list[str]]:
+    good, left_out = [], []
+    for row in rows:
+        try:
+            validate(row.config, row.vocabulary)
+        except OvssError as error:
+            left_out.append(f"{row.key}: {error}")
+        else:
+            good.append(row)
+    return good, [*left_out, *besides]
+
+
+def _rows_of(base: GridBase, heading: str, systems: Iterable[System]) -> tuple[list[GridRow], list[str]]:
+    rows, left_out = [], []
+    for system in systems:
         if not system.is_in:
             left_out.append(f"{system.name}: {system.reason}")
             continue
@@ -123,7 +198,7 @@ def system_rows(base: GridBase) -> tuple[list[GridRow], list[str]]:
             left_out.append(f"{system.name}: {error}")
             continue
         published = system.miou.get(base.benchmark) if base.benchmark else None
-        rows.append(GridRow(SYSTEMS, system.name, config, vocabulary, published, base.descriptions))
+        rows.append(GridRow(heading, system.name, config, vocabulary, published, base.descriptions))
     return rows, left_out
 
 
@@ -152,13 +227,14 @@ def _sfp_rows(base: GridBase) -> Iterator[GridRow]:
     config, vocabulary = base.settings("sfp", "none")
     for count, name in enumerate(_PART_NAMES):
         sfp = SfpConfig("paper", count > 0, count > 1, count > 2)
-        yield GridRow(SFP_PARTS, name, replace(config, sfp=sfp), vocabulary)
+        published = _published(base, _PART_ENDS[count], "none") if count in _PART_ENDS else None
+        yield GridRow(SFP_PARTS, name, replace(config, sfp=sfp), vocabulary, published)
     for start in _LAYER_STARTS:
         sfp = SfpConfig(variant="paper", integration_start=start)
         yield GridRow(SFP_LAYERS, f"from block {start}", replace(config, sfp=sfp), vocabulary)
 
 
-def _freecp_rows(base: GridBase) -> Iterator[GridRow]:
+def _freecp_parts(base: GridBase) -> Iterator[GridRow]:
     host = base.config.host
     config, vocabulary = base.settings(host, "freecp")
     for name, redundancy, ambiguity in (
@@ -169,9 +245,17 @@ def _freecp_rows(base: GridBase) -> Iterator[GridRow]:
         fixed = _purify(config, thresholds="fixed", redundancy=redundancy, ambiguity=ambiguity)
         published = _published(base, host, "freecp") if redundancy and ambiguity else None
         yield GridRow(FREECP_PARTS, name, fixed, vocabulary, published)
-    for variant in get_args(PurificationVariant):
-        for thresholds, called in (("fixed", "tuned"), ("auto", "auto")):
-            form = _residual_where_it_can(_purify(config, variant=variant, thresholds=thresholds))
+
+
+def _freecp_forms(
+    base: GridBase, variants: Iterable[str], thresholds: Mapping[str, str]
+) -> Iterator[GridRow]:
+    """Compare FreeCP's forms under several rules for its thresholds, which are called as the mapping says."""
+    host = base.config.host
+    config, vocabulary = base.settings(host, "freecp")
+    for variant in variants:
+        for rule, called in thresholds.items():
+            form = _residual_where_it_can(_purify(config, variant=variant, thresholds=rule))
             yield GridRow(FREECP_FORMS, f"{host}, {variant}, {called}", form, vocabulary)
 
 

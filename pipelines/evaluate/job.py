@@ -14,7 +14,7 @@ from ovss_core.evaluation.benchmarks import published_miou
 from ovss_core.shipped_descriptions import DescriptionChoice
 from ovss_core.vocabulary import Vocabulary
 from pipelines.evaluate.checks import check_evaluate
-from pipelines.evaluate.grid import GridBase, GridRow, grid_rows, system_rows
+from pipelines.evaluate.grid import GridBase, GridRow, list_grid
 from pipelines.evaluate.options import PairOptions as PairOptions
 from pipelines.evaluate.pairs import PairSource
 from pipelines.evaluate.report import (
@@ -63,10 +63,8 @@ class EvaluateJob:
 
     def rows(self) -> list[GridRow]:
         """Return the settings to measure: those of the grid, or the one of this job."""
-        if self.pairs.grid == "systems":
-            return system_rows(self.base)[0]
         if self.pairs.grid:
-            return grid_rows(self.base)
+            return list_grid(self.base, self.pairs.grid)[0]
         config, benchmark = self.segmenter, self.pairs.benchmark
         method = config.purification.method
         published = published_miou(benchmark, config.host, method, config.refine) if benchmark else None
@@ -81,8 +79,8 @@ class EvaluateJob:
 
     @property
     def left_out(self) -> list[str]:
-        """Say of each system that a grid does not run why."""
-        return system_rows(self.base)[1] if self.pairs.grid == "systems" else []
+        """Say of what a grid does not run why."""
+        return list_grid(self.base, self.pairs.grid)[1] if self.pairs.grid else []
 
 
 def run_evaluate(job: EvaluateJob) -> dict[str, Any]:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from ovss_core.vocabulary import Vocabulary
     from pipelines.evaluate.pairs import PairSource
 
+GridName = Literal["systems", "papers", "ablations", "towers"]
+
 
 @dataclass(frozen=True)
 class PairOptions:
@@ -28,7 +30,8 @@ class PairOptions:
         grid: Measure hosts x purification x thresholds and the papers' ablations, as one table. On a benchmark
             every row takes its protocol's settings (of your flags: the model, `--host` for FreeCP's ablations,
             `--refine`, memory and workers); on folders it takes yours. "systems" measures the systems of the papers' tables instead
-            (ovss systems lists them), beside their published figures.
+            (ovss systems lists them), beside their published figures; "papers" those of both papers' main tables,
+            "ablations" the rows of their ablations, "towers" SFP on another tower, as ovss reproduce does.
         max_bytes: Image files with more bytes are refused before they are read.
         fetch_timeout_s: Seconds that one image may take to arrive, tries and waits included.
         region_maps: Folder of region maps that a mask generator made: PNGs named as the images, ending in .png, whose
@@ -42,7 +45,7 @@ class PairOptions:
     vocabulary: str | list[str] | None = None
     limit: int | None = None
     oracle: bool = True
-    grid: bool | Literal["systems"] = False
+    grid: bool | GridName = False
     max_bytes: int = 1 << 28
     fetch_timeout_s: float = 60.0
     region_maps: str | None = None

@@ -53,6 +53,7 @@ def run_facts(output: Folder, summary: Mapping[str, Any]) -> dict[str, Any]:
         "images": summary["images"],
         "measured": summary["labelled"],
         "failed": summary["failed"],
+        "worker_seconds": round(sum(summary["seconds_by_stage"].values()), 3),
         "source": run["identity"]["source"],
         "weights_hash": run["identity"][CLIP_HASH],
         **({PROXY_HASH: proxy} if (proxy := run["identity"].get(PROXY_HASH)) else {}),

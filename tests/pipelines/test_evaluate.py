@@ -20,7 +20,17 @@ from ovss_core.evaluation.benchmarks import get_benchmark, list_systems
 from ovss_core.evaluation.measurement import measure
 from ovss_core.results import Segmentation
 from ovss_core.vocabulary import Vocabulary
-from pipelines.evaluate.grid import FREECP_TEXTS, GridBase, GridRow, grid_rows, system_rows
+from pipelines.evaluate.grid import (
+    FREECP_TABLE,
+    FREECP_TEXTS,
+    SFP_PARTS,
+    SFP_TABLE,
+    GridBase,
+    GridRow,
+    grid_rows,
+    list_grid,
+    system_rows,
+)
 from pipelines.evaluate.job import EvaluateJob, describe_result, encode_texts, run_evaluate
 from pipelines.evaluate.options import PairOptions
 from pipelines.evaluate.pairs import BenchmarkSource, FolderPairsSource, spread
@@ -366,3 +376,39 @@ def test_a_limit_takes_images_from_all_over_the_split(limit: int | None, expecte
 
     assert len(chosen) == len(set(chosen)) == expected
     assert chosen[0] == 0
+
+
+def test_the_papers_grids_hold_their_tables_with_protocols_and_published_figures() -> None:
+    model = ModelConfig("demo", "random")
+    main, left_out = list_grid(GridBase(SegmenterConfig(model=model), "voc21"), "papers")
+    tables = {
+        table: {row.name: row for row in main if row.table == table} for table in (SFP_TABLE, FREECP_TABLE)
+    }
+    assert list(tables[SFP_TABLE]) == ["CLIP", "MaskCLIP", "SCLIP", "ClearCLIP", "NACLIP", "SFP"]
+    hosts = ("MaskCLIP", "SCLIP", "ClearCLIP", "GEM")
+    assert list(tables[FREECP_TABLE]) == [f"{name} + FreeCP" for name in hosts]
+    sfp, purified = tables[SFP_TABLE]["SFP"], tables[FREECP_TABLE]["SCLIP + FreeCP"]
+    assert (sfp.published, purified.published) == (63.9, 65.8)
+    assert (sfp.config.windows.short_side, sfp.config.labels.logit_scale) == (336, 50.0)
+    assert purified.config.windows.size == 384
+    assert purified.config.purification.redundancy_threshold == 0.15
+    assert any(line.startswith("FreeCP's own runs of its hosts") for line in left_out)
+
+    ablations, _ = list_grid(GridBase(SegmenterConfig(model=model, host="sclip"), "voc21"), "ablations")
+    by_name = {row.name: row for row in ablations}
+    assert (by_name["ClearCLIP"].published, by_name["+ HAI"].published) == (57.0, 63.9)
+    assert by_name["+ SOM"].published is None
+    assert by_name["sclip, RP + AP"].published == 65.8
+    assert by_name["sclip, paper, tuned"].config.purification.variant == "paper"
+    assert "sclip, filter, tuned" not in by_name
+    assert {"sclip, names", "sclip, shipped descriptions", "from block 11"} <= set(by_name)
+
+    towers, _ = list_grid(GridBase(SegmenterConfig(model=model), "voc21"), "towers")
+    assert [row.name for row in towers] == ["ClearCLIP, demo", "SFP, demo"]
+
+
+def test_a_papers_row_that_a_tower_cannot_run_is_left_out_with_its_reason() -> None:
+    siglip = SegmenterConfig(model=ModelConfig("ViT-B-16-SigLIP", "random"))
+    rows, left_out = list_grid(GridBase(siglip, "voc21"), "ablations")
+    assert not any(row.table == SFP_PARTS for row in rows)
+    assert any(line.startswith(f"{SFP_PARTS} | + SOM: ") for line in left_out)

@@ -102,17 +102,31 @@ def find_samples(
     Raises:
         StorageError: No layout is there, or an image of the split lacks its mask.
     """
-    for prefix in prefixes:
-        for layout in layouts:
-            pairs = _pairs(layout, prefix, tree)
-            if pairs:
-                return FoundSamples(tuple(pairs), layout, prefix)
+    found = look_for_samples(layouts, prefixes, tree)
+    if found:
+        return found
     expected = ", or ".join(layout.describe() for layout in layouts)
     below = ", ".join(repr(prefix) for prefix in prefixes if prefix)
     raise StorageError(
         f"{tree.name} does not hold {name}; expected {expected}, directly below it"
         f"{f' or below {below}' if below else ''}; give the folder as --root"
     )
+
+
+def look_for_samples(
+    layouts: Sequence[Layout], prefixes: Sequence[str], tree: FileTree
+) -> FoundSamples | None:
+    """Find a benchmark's pairs as `find_samples`, or return None where no layout is there.
+
+    Raises:
+        StorageError: One is there, and some of its images lack their mask.
+    """
+    for prefix in prefixes:
+        for layout in layouts:
+            pairs = _pairs(layout, prefix, tree)
+            if pairs:
+                return FoundSamples(tuple(pairs), layout, prefix)
+    return None
 
 
 def _pairs(layout: Layout, prefix: str, tree: FileTree) -> list[SamplePair]:
@@ -128,6 +142,8 @@ def _pairs(layout: Layout, prefix: str, tree: FileTree) -> list[SamplePair]:
         for key in ids
     ]
     lacking = [pair for pair in pairs if pair.mask not in there]
+    if len(lacking) == len(pairs):  # the masks of another data set, such as COCO's objects beside its stuff
+        return []
     if lacking:
         raise StorageError(
             f"{tree.name}: {len(lacking)} of {len(pairs)} images have no mask, such as {lacking[0].mask} for "

@@ -13,7 +13,13 @@ from ovss_core.evaluation.benchmarks.conversions import (
     reduce_zero_label,
     stuff_ids,
 )
-from ovss_core.evaluation.benchmarks.layouts import FileTree, FoundSamples, Layout, find_samples
+from ovss_core.evaluation.benchmarks.layouts import (
+    FileTree,
+    FoundSamples,
+    Layout,
+    find_samples,
+    look_for_samples,
+)
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,16 @@ class Benchmark:
     Attributes:
         classes: Number of classes, the background included where there is one.
         layouts: Ways in which the files may lie; the first that is there counts.
+        images: Images of the validation split, which published figures are measured on.
+        origin: Where people get the files, and what makes mmsegmentation's layout of them.
         prefixes: Folders below the given root that may hold the layout.
     """
 
     name: str
     classes: int
     layouts: tuple[Layout, ...]
+    images: int
+    origin: str
     prefixes: tuple[str, ...] = ("",)
 
     @property
@@ -39,6 +49,10 @@ class Benchmark:
     def find(self, tree: FileTree) -> FoundSamples:
         """Find the pairs below a root; see `find_samples`."""
         return find_samples(self.name, self.layouts, self.prefixes, tree)
+
+    def look_for(self, tree: FileTree) -> FoundSamples | None:
+        """Find the pairs below a root, or return None where they do not lie there; see `look_for_samples`."""
+        return look_for_samples(self.layouts, self.prefixes, tree)
 
 
 def _voc(conversion: LabelConversion) -> tuple[Layout, ...]:
@@ -64,20 +78,48 @@ _CITYSCAPES = tuple(
     Layout("leftImg8bit/val", "gtFine/val", "_leftImg8bit.png", f"_gtFine_{kind}.png", conversion)
     for kind, conversion in (("labelTrainIds", class_indices), ("labelIds", cityscapes_ids))
 )
+_CONVERTERS = "mmsegmentation's tools/dataset_converters"
+_FROM_VOC_2012 = (
+    "VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/, unpacked as it is"
+)
+_FROM_CONTEXT = (
+    "VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010/, and trainval_merged.json of PASCAL "
+    f"Context, which {_CONVERTERS}/pascal_context.py turns into SegmentationClassContext"
+)
+_FROM_COCO_OBJECT = (
+    "val2017.zip and annotations_trainval2017.zip from https://cocodataset.org/#download, whose instances are drawn into "
+    "*_instanceTrainIds.png (0 background, 1 to 80); NACLIP's repository has a converter, datasets/cvt_coco_object.py"
+)
+_FROM_COCO_STUFF = (
+    "val2017.zip from https://cocodataset.org/#download and stuffthingmaps_trainval2017.zip from "
+    f"https://github.com/nightrome/cocostuff, which {_CONVERTERS}/coco_stuff164k.py converts (plain stuff maps are read too)"
+)
+_FROM_ADE20K = "ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu/, unpacked as it is"
+_FROM_CITYSCAPES = (
+    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com (with an account), "
+    f"unpacked as they are; {_CONVERTERS}/cityscapes.py may add labelTrainIds"
+)
 _VOC_2012 = ("", "VOC2012", "VOCdevkit/VOC2012")
 _VOC_2010 = ("", "VOC2010", "VOCdevkit/VOC2010")
 
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        Benchmark("voc21", 21, _voc(class_indices), _VOC_2012),
-        Benchmark("context60", 60, _context(class_indices), _VOC_2010),
-        Benchmark("coco_object", 81, _COCO_OBJECT, ("", "coco_object", "coco")),
-        Benchmark("voc20", 20, _voc(reduce_zero_label), _VOC_2012),
-        Benchmark("context59", 59, _context(reduce_zero_label), _VOC_2010),
-        Benchmark("coco_stuff164k", 171, _COCO_STUFF, ("", "coco_stuff164k")),
-        Benchmark("ade20k", 150, _ADE20K, ("", "ADEChallengeData2016", "ade/ADEChallengeData2016")),
-        Benchmark("cityscapes", 19, _CITYSCAPES, ("", "cityscapes")),
+        Benchmark("voc21", 21, _voc(class_indices), 1449, _FROM_VOC_2012, _VOC_2012),
+        Benchmark("context60", 60, _context(class_indices), 5104, _FROM_CONTEXT, _VOC_2010),
+        Benchmark("coco_object", 81, _COCO_OBJECT, 5000, _FROM_COCO_OBJECT, ("", "coco_object", "coco")),
+        Benchmark("voc20", 20, _voc(reduce_zero_label), 1449, _FROM_VOC_2012, _VOC_2012),
+        Benchmark("context59", 59, _context(reduce_zero_label), 5104, _FROM_CONTEXT, _VOC_2010),
+        Benchmark("coco_stuff164k", 171, _COCO_STUFF, 5000, _FROM_COCO_STUFF, ("", "coco_stuff164k")),
+        Benchmark(
+            "ade20k",
+            150,
+            _ADE20K,
+            2000,
+            _FROM_ADE20K,
+            ("", "ADEChallengeData2016", "ade/ADEChallengeData2016"),
+        ),
+        Benchmark("cityscapes", 19, _CITYSCAPES, 500, _FROM_CITYSCAPES, ("", "cityscapes")),
     )
 }
 """By name, in the order of the papers' tables."""

@@ -38,6 +38,7 @@ class System:
         needs: What it takes beside one CLIP.
         licence: Of the authors' code, and of weights beside CLIP's.
         out: Why it is not in; empty for a system that is, or that waits for its head.
+        table: Which of the two papers' main tables gives its figures, "sfp" or "freecp"; empty for a figure from elsewhere.
     """
 
     name: str
@@ -51,6 +52,7 @@ class System:
     needs: tuple[Need, ...] = ()
     licence: str = "not read"
     out: str = ""
+    table: Literal["", "sfp", "freecp"] = ""
 
     @property
     def is_in(self) -> bool:
