@@ -1,0 +1,1 @@
+"""Both papers' tables from one command: data sets, evaluations, the page of published and measured figures."""
