@@ -1,5 +1,6 @@
 """What a repetition leaves behind: published and measured figures side by side, as JSON and as a page."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,7 +60,7 @@ class Outcome:
         """Why its figures are not held against the published ones; empty where they are."""
         model, benchmark = self.evaluation.model, self.evaluation.data_set.benchmark
         if self.evaluation.grid != "towers" and not is_papers_tower(model):
-            return f"{model.name} ({model.pretrained}) is not the papers' tower, {PAPERS_TOWER} with OpenAI's weights"
+            return f"{model.name} ({_public(model.pretrained)}) is not the papers' tower, {PAPERS_TOWER} with OpenAI's weights"
         measured = self.report["measured"] if self.report else 0
         if measured < _WHOLE * benchmark.images:
             return f"{benchmark.name}: {measured:,} of the split's {benchmark.images:,} images are measured"
@@ -80,13 +81,14 @@ def build_report(
         )
     report = {
         "data": redact(job.options.data),
-        "model": {"name": model.name, "pretrained": redact(model.pretrained), "precision": model.precision},
+        "model": {"name": model.name, "pretrained": _public(model.pretrained), "precision": model.precision},
         "tables": job.options.tables,
         "tolerance": job.options.tolerance,
         "limit": job.options.limit,
         "data_sets": [_data_set(entry) for entry in data_sets],
         "evaluations": [_evaluation(outcome) for outcome in outcomes],
         "rows": rows,
+        "averages": list(_averages(rows)),
         "left_out": list(dict.fromkeys(left_out)),
     }
     return {**report, "verdict": judge(report)}
@@ -145,6 +147,28 @@ def _rows(outcome: Outcome, tolerance: float) -> Iterator[dict[str, Any]]:
         }
 
 
+def _averages(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the mean of each row over the data sets, where it has all of them, as the papers print it."""
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["table"], row["name"]), []).append(row)
+    for (table, name), members in cells.items():
+        means = {
+            figure: _mean([row[figure] for row in members]) for figure in ("published", "measured", "gap")
+        }
+        yield {"table": table, "name": name, **means}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(ORDER) if len(known) == len(ORDER) else None
+
+
+def _public(pretrained: str) -> str:
+    """Return a tag or file of weights as it was given, an address without credentials."""
+    return redact(pretrained) if "://" in pretrained else pretrained
+
+
 def judge(report: Mapping[str, Any]) -> dict[str, Any]:
     """Say in numbers and sentences how the measured figures stand to the published ones.
 
@@ -197,12 +221,14 @@ def draw_page(report: Mapping[str, Any]) -> str:
     tables: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
     for row in report["rows"]:
         tables.setdefault(row["table"], {}).setdefault(row["name"], {})[row["benchmark"]] = row
+    averages = {(entry["table"], entry["name"]): entry for entry in report["averages"]}
     settings = [(row, settings_line(row)) for row in report["rows"] if row["settings"] is not None]
     return render(
         "reproduction.html",
         report=report,
         verdict=report["verdict"],
         tables=tables,
+        averages=averages,
         columns=ORDER,
         titles=TITLES,
         missing=[entry for entry in report["data_sets"] if entry["root"] is None],

@@ -10,7 +10,7 @@ import pytest
 from jobs.reproduce import main
 from ovss_core.config import ModelConfig, SegmenterConfig
 from ovss_core.errors import ConfigError, WeightsError
-from ovss_core.evaluation.benchmarks import published_miou
+from ovss_core.evaluation.benchmarks import ORDER, published_miou
 from pipelines.evaluate.grid import SFP_TABLE, SFP_TOWERS
 from pipelines.evaluate.job import run_evaluate
 from pipelines.reproduce.data_sets import find_data_sets
@@ -131,7 +131,7 @@ def test_missing_data_sets_are_named_and_shown_and_leave_the_status(
     assert next(row["published"] for row in absent if row["name"] == "SFP") == 41.1
     page = draw_page(report)
     assert "missing<small>41.1</small>" in page
-    assert 'class="near">+0.10' in page
+    assert '63.9 (<span class="near">+0.10</span>)' in page
     assert "ADEChallengeData2016.zip from" in page
     assert "5806e77c" in page
 
@@ -152,6 +152,17 @@ def test_a_part_of_a_split_or_another_model_is_shown_and_not_compared(voc: Path)
     sfp = next(row for row in other["rows"] if row["name"] == "SFP" and row["benchmark"] == "voc21")
     assert sfp["gap"] == pytest.approx(-30)
     assert "<span>-30.00</span>" in draw_page(other)
+
+
+def test_a_row_has_an_average_where_it_has_all_data_sets(tmp_path: Path) -> None:
+    job = job_on(draw_data(tmp_path / "data"), PAPERS, tables="main")
+    names = [f"{name}-papers" for name in ORDER]
+    whole = {entry["name"]: entry for entry in reported(job, dict.fromkeys(names, (5104, 0.2)))["averages"]}
+    assert whole["SFP"]["published"] == pytest.approx(43.9625)
+    assert whole["SFP"]["measured"] == pytest.approx(44.1625)
+    assert whole["SFP"]["gap"] == pytest.approx(0.2)
+    part = {entry["name"]: entry for entry in reported(job, {names[0]: (5104, 0.2)})["averages"]}
+    assert (part["SFP"]["measured"], part["SFP"]["gap"]) == (None, None)
 
 
 def test_an_evaluation_in_which_every_image_failed_is_status_1(voc: Path) -> None:
