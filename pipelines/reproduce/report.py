@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ovss_core.clip.architectures import DEMO
+from ovss_core.config import ModelConfig
 from ovss_core.evaluation.benchmarks import ORDER
 from pipelines.evaluate.grid import GridRow
 from pipelines.evaluate.joined import TITLES
@@ -60,7 +62,7 @@ class Outcome:
         """Why its figures are not held against the published ones; empty where they are."""
         model, benchmark = self.evaluation.model, self.evaluation.data_set.benchmark
         if self.evaluation.grid != "towers" and not is_papers_tower(model):
-            return f"{model.name} ({_public(model.pretrained)}) is not the papers' tower, {PAPERS_TOWER} with OpenAI's weights"
+            return f"{model.name} ({_weights(model)}) is not the papers' tower, {PAPERS_TOWER} with OpenAI's weights"
         measured = self.report["measured"] if self.report else 0
         if measured < _WHOLE * benchmark.images:
             return f"{benchmark.name}: {measured:,} of the split's {benchmark.images:,} images are measured"
@@ -81,7 +83,7 @@ def build_report(
         )
     report = {
         "data": redact(job.options.data),
-        "model": {"name": model.name, "pretrained": _public(model.pretrained), "precision": model.precision},
+        "model": {"name": model.name, "pretrained": _weights(model), "precision": model.precision},
         "tables": job.options.tables,
         "tolerance": job.options.tolerance,
         "limit": job.options.limit,
@@ -164,9 +166,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(ORDER) if len(known) == len(ORDER) else None
 
 
-def _public(pretrained: str) -> str:
-    """Return a tag or file of weights as it was given, an address without credentials."""
-    return redact(pretrained) if "://" in pretrained else pretrained
+def _weights(model: ModelConfig) -> str:
+    """Name a model's weights: tag or file as it was given, an address without credentials."""
+    if model.name == DEMO and model.pretrained == ModelConfig.pretrained:
+        return "shipped weights"
+    return redact(model.pretrained) if "://" in model.pretrained else model.pretrained
 
 
 def judge(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def test_a_run_that_was_killed_goes_on_and_computes_nothing_twice(
     voc: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = Path(f"{voc}-out")
-    flags = f"--data {voc} --output {output} --model demo --pretrained random --tables main --actors 1 --torch-threads 1"
+    flags = f"--data {voc} --output {output} --model demo --pretrained random --tables main --limit 1 --actors 1 --torch-threads 1"
     monkeypatch.setattr(EVALUATE, stopping_at(2, KeyboardInterrupt()))
     assert main(flags.split()) == 130
     half = json.loads((output / "reproduction.json").read_text())
@@ -229,7 +229,7 @@ def test_a_run_that_was_killed_goes_on_and_computes_nothing_twice(
     told = capsys.readouterr().out
     assert "No figure is compared with a published one" in told
     assert "waiting" not in (output / PAGE).read_text()
-    assert main([*flags.split(), "--limit", "1"]) == 2  # another split into the same output
+    assert main([*flags.replace("--limit 1", "--limit 2").split()]) == 2  # other images into the same output
     assert "belongs to another run" in capsys.readouterr().err
 
 
