@@ -46,7 +46,7 @@ def test_one_image_is_labelled_at_its_own_size_and_its_classes_are_printed(
 def test_a_folder_is_labelled_by_the_python_call_of_the_job(output: Path) -> None:
     assert {path.name for path in output.iterdir()} >= {"labels", "_failures", "run.json", "summary.json"}
     [start] = json.loads((output / "run.json").read_text())["starts"]
-    assert start["weights_licence"] == {"name": "Apache-2.0", "commercial_use": True}
+    assert start["weights_license"] == {"name": "Apache-2.0", "commercial_use": True}
 
 
 def test_a_stage_labels_inside_somebody_elses_pipeline_and_a_failure_stays_one_row(
