@@ -301,9 +301,7 @@ class Finisher:
             )
             label_map = maps[image, :height, :width].astype(dtype)
             labelled = int(pixels[image].sum())
-            found.append(
-                _Labeled(label_map, present, _confidence(margins, image, label_map.shape, labelled))
-            )
+            found.append(_Labeled(label_map, present, _confidence(margins, image, label_map.shape, labelled)))
         return found
 
     def _describe(
