@@ -37,6 +37,7 @@ _FAMILIES = {
     "context59": "context",
     "context60": "context",
     "coco_stuff164k": "coco_stuff",
+    "demo144": "demo",
 }
 """Families whose vocabularies have other names; the others are named alike."""
 

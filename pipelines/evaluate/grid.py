@@ -144,8 +144,8 @@ def _main_rows(base: GridBase) -> Iterator[GridRow]:
         config, vocabulary = base.settings(host, "freecp")
         tuned = _purify(config, thresholds="fixed")
         yield GridRow(MAIN, f"{host} + FreeCP, tuned", tuned, vocabulary, _published(base, host, "freecp"))
-        auto = _purify(config, thresholds="auto", variant="image")
-        yield GridRow(MAIN, f"{host} + FreeCP, auto", auto, vocabulary)
+        compared = _purify(config, thresholds="distractors", variant="image")
+        yield GridRow(MAIN, f"{host} + FreeCP, distractors", compared, vocabulary)
 
 
 def _sfp_rows(base: GridBase) -> Iterator[GridRow]:
@@ -170,7 +170,7 @@ def _freecp_rows(base: GridBase) -> Iterator[GridRow]:
         published = _published(base, host, "freecp") if redundancy and ambiguity else None
         yield GridRow(FREECP_PARTS, name, fixed, vocabulary, published)
     for variant in get_args(PurificationVariant):
-        for thresholds, called in (("fixed", "tuned"), ("auto", "auto")):
+        for thresholds, called in (("fixed", "tuned"), ("distractors", "distractors")):
             form = _residual_where_it_can(_purify(config, variant=variant, thresholds=thresholds))
             yield GridRow(FREECP_FORMS, f"{host}, {variant}, {called}", form, vocabulary)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.demonstration.measurement import MeasuredCell, measure_demo
-from pipelines.demonstration.scene_store import HELD_OUT_SEED
+from pipelines.demonstration.options import HELD_OUT_SEED
 from pipelines.demonstration.words import CLASS_NAMES
 
 SETS = (700_000, 710_000, 720_000)

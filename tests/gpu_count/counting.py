@@ -79,7 +79,7 @@ def labelling(
 ) -> SegmenterConfig:
     """Return the settings of a call that is counted: more pairs of classes than usual count as ambiguous."""
     purification = PurificationConfig(
-        method=method, variant=variant, thresholds="auto", ambiguity_threshold=0.35, score_scale=100.0
+        method=method, variant=variant, thresholds="distractors", ambiguity_threshold=0.35, score_scale=100.0
     )
     channels = RfClipConfig((3, 17), 1.5)  # nobody has measured those of a random tower
     return SegmenterConfig(host=host, rfclip=channels, purification=purification, window_batch=window_batch)
