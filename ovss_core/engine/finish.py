@@ -246,11 +246,11 @@ class Finisher:
             for part, download in zip(chunks, downloads, strict=True)
             for image in self._present(download, proposals.sizes[part])
         ]
-        names, finite_crops = decided.wait()
+        won, finite_crops = decided.wait()
         areas = decisions.regions.image[decisions.regions.has_area]
         unsound = set(areas[~finite_crops].tolist())
         labeled = [not_finite(CROPS) if image in unsound else result for image, result in enumerate(found)]
-        return labeled, self._describe(proposals, decisions, names)
+        return labeled, self._describe(proposals, decisions, won)
 
     def _chunks(self, sizes: Sequence[tuple[int, int]], maps: int) -> list[slice]:
         """Split a batch into what is labelled at once; refined images go one by one."""
