@@ -20,9 +20,9 @@ demo: setup
 		--output $(DEMO_OUTPUT)/labels --previews 24 --overwrite
 	@echo "Open $(DEMO_OUTPUT)/labels/_previews/index.html"
 
-# 100 words more, for things that no scene shows
+# 100 words more, of ade20k
 demo144:
-	$(MAKE) demo WORDS=demo144 DEMO_OUTPUT=out/demo144
+	$(MAKE) demo WORDS=examples/ade144.txt DEMO_OUTPUT=out/demo144
 
 test: setup check
 	$(BIN)/pytest -n 2

@@ -20,7 +20,7 @@ from pipelines.demonstration.options import (
 _METHODS = f"Labelling without FreeCP and by its forms, by commas, of {', '.join(MEASURED_METHODS)}."
 _VOCABULARIES = (
     f"Words that a scene is offered, by commas, of {', '.join(MEASURED_VOCABULARIES)}: its own, the 44 of all scenes, and "
-    "these with 44, 100 or 1,000 words for what is never drawn."
+    "these with 44 for what is never drawn, 100 of ade20k, or 1,000 of CLIP's tokenizer."
 )
 
 

@@ -37,7 +37,6 @@ _FAMILIES = {
     "context59": "context",
     "context60": "context",
     "coco_stuff164k": "coco_stuff",
-    "demo144": "demo",
 }
 """Families whose vocabularies have other names; the others are named alike."""
 

@@ -1,8 +1,8 @@
 """Measures the demonstration model on held-out scenes: hosts, with and without FreeCP in its forms, on vocabularies.
 
 Each scene is labelled with the words of its own classes ("present"), with all 44 words of the scenes ("full"), with as
-many words again for things that are never drawn ("over"), with 100 words of other shipped vocabularies beside the 44
-("demo144"), or with 1,000 words of CLIP's tokenizer beside them ("many").
+many words again for things that are never drawn ("over"), with the first 100 other words of ade20k beside the 44, some
+of which name what is drawn in other words ("ade144"), or with 1,000 words of CLIP's tokenizer beside them ("many").
 """
 
 import re
@@ -28,7 +28,7 @@ from ovss_core.vocabulary import Vocabulary
 from pipelines.demonstration.options import HELD_OUT_SEED, MeasureOptions
 from pipelines.demonstration.scene_store import SCENE_SIZE
 from pipelines.demonstration.scenes import Scene, render_scene
-from pipelines.demonstration.words import ABSENT_WORDS, CLASS_NAMES, DISTRACTORS, phrases_of
+from pipelines.demonstration.words import ABSENT_WORDS, ADE_WORDS, CLASS_NAMES, DISTRACTORS, phrases_of
 from pipelines.pages import render
 
 _BATCH = 4
@@ -42,7 +42,7 @@ class MeasuredCell:
 
     Attributes:
         method: "none", or the form of FreeCP.
-        confusion: Pixels by class; those of all words for things that are never drawn stand together in one class more.
+        confusion: Pixels by class; those of all words beyond the 44 stand together in one class more.
         presence: Classes that purification kept (without it: classes in the label map) against those drawn.
         scenes: Number of scenes.
     """
@@ -131,13 +131,15 @@ def measured_vocabulary(name: str) -> Vocabulary:
     """Return the words that a scene is offered, the 44 that are drawn first.
 
     Args:
-        name: "full", "over" or "many", or a shipped vocabulary that begins with the 44.
+        name: Of `MEASURED_VOCABULARIES`, but "present", which every scene has its own of.
     """
     if name == "over":
         return Vocabulary.from_names((*CLASS_NAMES, *ABSENT_WORDS), "demo and absent words")
+    if name == "ade144":
+        return Vocabulary.from_names((*CLASS_NAMES, *ADE_WORDS), "demo and words of ade20k")
     if name == "many":
         return Vocabulary.from_names((*CLASS_NAMES, *_unread_words()), "demo and words of the tokenizer")
-    return Vocabulary.load("demo" if name == _FULL else name)
+    return Vocabulary.load("demo")
 
 
 def _unread_words() -> list[str]:

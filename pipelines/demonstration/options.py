@@ -60,8 +60,8 @@ class ScenesConfig:
 
 MEASURED_METHODS = ("none", *get_args(PurificationVariant))
 """Labelling without purification, and the forms of FreeCP."""
-MEASURED_VOCABULARIES = ("present", "full", "over", "demo144", "many")
-"""What a scene may be offered: its own words, the 44 of all scenes, and these with 44, 100 or 1,000 absent ones."""
+MEASURED_VOCABULARIES = ("present", "full", "over", "ade144", "many")
+"""What a scene may be offered: its own words, the 44 of all scenes, and these with 44, 100 (of ade20k) or 1,000 more."""
 
 
 @dataclass(frozen=True)
