@@ -395,7 +395,7 @@ class PurificationConfig:
         thresholds: "published" takes FreeCP's own numbers, as a curve over the number of words that compete
             (`published_thresholds`); "fixed" the two numbers below; "distractors" keeps what scores above words that are
             known to be from elsewhere, so that about one word an image would pass by chance if the vocabulary's
-            absent words were as foreign to it. Absent words of the images' own kind score higher: 9 to 15 of them
+            absent words were as foreign to it. Absent words of the images' own kind score higher: 12 to 21 of them
             passed on drawn scenes (docs/evaluation.md). "auto" is its old name.
         redundancy_threshold: Keep a class when its score is above this; larger removes more. Scores are below 0.5,
             mostly far below ("image", "filter", "released"), or a soft IoU from 0 to 1 ("paper"). None: the published one.
