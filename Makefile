@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT := out/demo
+WORDS := demo
 
-.PHONY: setup demo test check docs format test-slow test-gpu clean
+.PHONY: setup demo demo144 test check docs format test-slow test-gpu clean
 
 setup: $(VENV)/installed
 
@@ -15,9 +16,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/ovss scenes --count 24 --seed 7 --size 336 --format folder --output $(DEMO_OUTPUT)/scenes
-	$(BIN)/ovss label --images $(DEMO_OUTPUT)/scenes/images --vocabulary demo --model demo \
+	$(BIN)/ovss label --images $(DEMO_OUTPUT)/scenes/images --vocabulary $(WORDS) --model demo \
 		--output $(DEMO_OUTPUT)/labels --previews 24 --overwrite
 	@echo "Open $(DEMO_OUTPUT)/labels/_previews/index.html"
+
+# 100 words more, of ade20k
+demo144:
+	$(MAKE) demo WORDS=examples/ade144.txt DEMO_OUTPUT=out/demo144
 
 test: setup check
 	$(BIN)/pytest -n 2

@@ -73,6 +73,11 @@ def validate(
         policy = background_policy(config, vocabulary)
         require_descriptions(vocabulary, descriptions)
         warnings += vocabulary_warnings(vocabulary, policy)
+    if config.purification.active and config.purification.thresholds == "auto":
+        warnings.append(
+            'purification.thresholds "auto" is now called "distractors": it compares with words from elsewhere, and keeps '
+            "more than one absent word an image where these look like what is there"
+        )
     idle = [*_idle_settings(config, descriptions), *_idle_probability(config, vocabulary)]
     return [*warnings, f"without effect here: {'; '.join(idle)}"] if idle else warnings
 
@@ -263,7 +268,7 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
         changed = _changed(config.labels, LabelConfig(**acting), "labels")
         yield from (f"{name} (it goes with --purify none, or --variant filter)" for name in changed)
     if purifying:
-        if purification.thresholds == "auto" and purification.redundancy_threshold is not None:
+        if purification.by_distractors and purification.redundancy_threshold is not None:
             yield "purification.redundancy_threshold (it goes with purification.thresholds published or fixed)"
         if purification.variant != "paper" and purification.consistency != PurificationConfig().consistency:
             yield "purification.consistency (it goes with --variant paper)"

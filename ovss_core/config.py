@@ -16,7 +16,7 @@ OutlierRule = Literal["attention", "norm", "local_outlier_factor"]
 PurificationMethod = Literal["freecp", "none"]
 PurificationVariant = Literal["image", "filter", "released", "paper"]
 Consistency = Literal["probability", "normalized"]
-Thresholds = Literal["published", "fixed", "auto"]
+Thresholds = Literal["published", "fixed", "distractors", "auto"]
 ResClipBase = Literal["naclip", "clearclip", "sclip"]
 PearlAlignment = Literal["polar", "svd"]
 ConfidenceDetail = Literal["none", "image", "pixel"]
@@ -393,8 +393,10 @@ class PurificationConfig:
         redundancy: Remove the classes that are absent from the image.
         ambiguity: Let one class win where several claim the same region.
         thresholds: "published" takes FreeCP's own numbers, as a curve over the number of words that compete
-            (`published_thresholds`); "fixed" the two numbers below; "auto" derives the redundancy decision from the
-            image itself.
+            (`published_thresholds`); "fixed" the two numbers below; "distractors" keeps what scores above words that are
+            known to be from elsewhere, so that about one word an image would pass by chance if the vocabulary's
+            absent words were as foreign to it. Absent words of the images' own kind score higher: 12 to 21 of them
+            passed on drawn scenes (docs/evaluation.md). "auto" is its old name.
         redundancy_threshold: Keep a class when its score is above this; larger removes more. Scores are below 0.5,
             mostly far below ("image", "filter", "released"), or a soft IoU from 0 to 1 ("paper"). None: the published one.
         ambiguity_threshold: Classes whose maps' soft IoU reaches this are ambiguous; larger groups fewer. None: the
@@ -474,7 +476,12 @@ class PurificationConfig:
     @property
     def needs_distractors(self) -> bool:
         """Whether the text side must hold words that are known to be absent."""
-        return self.active and self.redundancy and self.thresholds == "auto"
+        return self.active and self.by_distractors
+
+    @property
+    def by_distractors(self) -> bool:
+        """Whether the redundancy decision compares with words that are known to be from elsewhere."""
+        return self.redundancy and self.thresholds in ("distractors", "auto")
 
 
 @dataclass(frozen=True)
@@ -482,7 +489,7 @@ class PurificationNumbers:
     """What a purification of one vocabulary by one model decides with.
 
     Attributes:
-        redundancy: As `PurificationConfig.redundancy_threshold`; not used by "auto".
+        redundancy: As `PurificationConfig.redundancy_threshold`; not used by "distractors".
         ambiguity: As `PurificationConfig.ambiguity_threshold`.
         score_scale: As `PurificationConfig.score_scale`.
     """

@@ -30,7 +30,8 @@ from ovss_core.images.stitch import Stitcher
 from ovss_core.images.windows import WindowLayout
 from ovss_core.refiners import Guide, ScoreMaps, build_refiner
 from ovss_core.vocabulary import Vocabulary
-from pipelines.demonstration.scene_store import HELD_OUT_SEED, SCENE_SIZE
+from pipelines.demonstration.options import HELD_OUT_SEED
+from pipelines.demonstration.scene_store import SCENE_SIZE
 from pipelines.demonstration.scenes import render_scene
 from pipelines.demonstration.words import CLASS_NAMES
 

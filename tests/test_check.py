@@ -186,7 +186,7 @@ def test_a_class_without_a_rival_is_a_warning() -> None:
             ["purification.crop_size (it goes with --purify freecp)"],
         ),
         (
-            _config(purification=PurificationConfig(thresholds="auto", redundancy_threshold=0.3)),
+            _config(purification=PurificationConfig(thresholds="distractors", redundancy_threshold=0.3)),
             PLAIN,
             ["purification.redundancy_threshold (it goes with purification.thresholds published or fixed)"],
         ),
@@ -252,3 +252,13 @@ def test_the_python_api_says_warnings_once(
 def test_the_python_api_refuses_a_device_that_is_not_there(device: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         OpenVocabSegmenter.from_pretrained("demo", vocabulary="cat,dog", device=device)
+
+
+def test_the_old_name_of_the_distractors_threshold_is_taken_with_one_line() -> None:
+    [warning] = validate(_config(purification=PurificationConfig(thresholds="auto")), PLAIN)
+    assert "distractors" in warning
+    assert not validate(_config(purification=PurificationConfig(thresholds="distractors")), PLAIN)
+    assert not validate(_config(purification=PurificationConfig(method="none")), PLAIN)
+    auto, new = (PurificationConfig(thresholds=name) for name in ("auto", "distractors"))
+    assert auto.needs_distractors
+    assert new.needs_distractors

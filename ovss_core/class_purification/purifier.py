@@ -39,7 +39,7 @@ from ovss_core.class_purification.scores import (
     released_score,
     spatial_consistency,
 )
-from ovss_core.config import BackgroundPolicy, PurificationConfig
+from ovss_core.config import BackgroundPolicy, PurificationConfig, published_thresholds
 from ovss_core.vocabulary import Vocabulary
 
 BOUND_SLACK = 1e-6
@@ -111,7 +111,7 @@ class ClassPurifier:
     Args:
         config: Variant, parts, thresholds. With redundancy off every class with a non-empty map is kept; with
             ambiguity off there are no groups.
-        text: Embeddings of the vocabulary and of the distractors (for thresholds="auto").
+        text: Embeddings of the vocabulary and of the distractors (for thresholds="distractors").
         background: The background class's phrases always take part in the softmax. "none" and "residual": it is
             dropped after that. "first_class": its map is always kept, unscored, and never ambiguous.
         device: Where the embeddings are held.
@@ -250,7 +250,7 @@ class ClassPurifier:
             return torch.ones_like(peaks, dtype=torch.bool), peaks
         bounds = released_bound(peaks)
         wanted = bounds > thresholds[:, None] - BOUND_SLACK
-        if self._auto:
+        if self._config.by_distractors:
             wanted |= most_likely(self._foreground(classes, peaks), evidence.unit_images)
         return wanted | self._is_background[classes], bounds
 
@@ -259,10 +259,10 @@ class ClassPurifier:
     ) -> Bool[Tensor, "units classes"]:
         """Keep the classes whose score is strictly above their unit's threshold.
 
-        An image that would lose all (automatic thresholds only) keeps its most likely class.
+        An image that would lose all (by distractors only) keeps its most likely class.
         """
         stays = self._foreground(classes, scores) > thresholds[:, None]
-        if self._auto:
+        if self._config.by_distractors:
             likely = most_likely(self._foreground(classes, peaks), evidence.unit_images)
             stays = keep_one(stays, likely, evidence.unit_images)
         return stays | self._is_background[classes] if self._background_competes else stays
@@ -272,7 +272,7 @@ class ClassPurifier:
     ) -> tuple[Float[Tensor, " units"], Int[Tensor, ""]]:
         """Find the score that a class must exceed in each unit; 0 asks only for a non-empty map.
 
-        "auto" scores distractors, words known to be absent, each as if it alone joined the vocabulary: by how much
+        "distractors" scores words known to be from elsewhere, each as if it alone joined the vocabulary: by how much
         they are confirmed in this very image is what chance gives here.
         """
         units = evidence.units
@@ -280,7 +280,7 @@ class ClassPurifier:
         most_active = torch.zeros((), dtype=torch.int64, device=none.device)
         if not self._config.redundancy:
             return none, most_active
-        if not self._auto:
+        if not self._config.by_distractors:
             return none + self._numbers.redundancy, most_active
         found = [none.new_zeros((len(units), 0))]
         made = evidence.batch.logits[1] if evidence.batch.logits else None
@@ -292,11 +292,8 @@ class ClassPurifier:
             probability = _probability(units, chunk.classes, added, active, places)
             scored = self._rule(probability, self._refine(evidence, probability))
             found.append(_by_class(scored, probability, len(self._nulls))[:, chunk.classes])
-        return null_threshold(torch.cat(found, 1), self._words, self._ceiling), most_active
-
-    @property
-    def _auto(self) -> bool:
-        return self._config.redundancy and self._config.thresholds == "auto"
+        floor, _ = published_thresholds(self._words)
+        return null_threshold(torch.cat(found, 1), self._words, self._ceiling, floor), most_active
 
     def _foreground(self, classes: Tensor, values: Tensor) -> Tensor:
         return values.masked_fill(self._is_background[classes], 0)

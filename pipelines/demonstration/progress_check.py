@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipelines.demonstration.crops import normalize
 from pipelines.demonstration.objective import WordBank, encode_text
-from pipelines.demonstration.scene_store import HELD_OUT_SEED, SCENE_SIZE
+from pipelines.demonstration.options import HELD_OUT_SEED
+from pipelines.demonstration.scene_store import SCENE_SIZE
 from pipelines.demonstration.scenes import render_scene
 from pipelines.demonstration.tower_reader import TowerReader
 from pipelines.demonstration.words import CLASS_NAMES

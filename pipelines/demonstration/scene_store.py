@@ -10,8 +10,6 @@ from pipelines.demonstration.scenes import SCENES_VERSION, render_scene
 
 SCENE_SIZE = 336
 TRAINING_SEED = 0
-HELD_OUT_SEED = 1_000_000_000
-"""Seeds from here on are never trained on; the measurement draws its scenes from them."""
 
 _CHUNK = 50
 

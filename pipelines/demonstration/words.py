@@ -121,6 +121,12 @@ ABSENT_WORDS: tuple[str, ...] = (
 )
 """Words of no class that training never reads, one a class: the absent half of the over-complete vocabulary."""
 
+ADE_WORDS: tuple[str, ...] = tuple(
+    name for name in Vocabulary.load("ade20k").names if name not in CLASS_INDEX
+)[:100]
+"""The first 100 words of ade20k that are no class here. Some name what is drawn, as "building" and "water" do: a list that
+holds more than the images do has such words, and pixels that get them are wrong."""
+
 
 def phrases_of(name: str) -> tuple[str, ...]:
     """Return a class's name and synonyms, the name first."""

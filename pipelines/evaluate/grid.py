@@ -117,7 +117,7 @@ class GridBase:
 
 def grid_rows(base: GridBase) -> list[GridRow]:
     """List every row of the grid."""
-    forms = _freecp_forms(base, get_args(PurificationVariant), {"fixed": "tuned", "auto": "auto"})
+    forms = _freecp_forms(base, get_args(PurificationVariant), {"fixed": "tuned", "distractors": "distractors"})
     rows = [*_main_rows(base), *_sfp_rows(base), *_freecp_parts(base), *forms]
     return [*(replace(row, descriptions=base.descriptions) for row in rows), *_text_rows(base)]
 
@@ -219,8 +219,8 @@ def _main_rows(base: GridBase) -> Iterator[GridRow]:
         config, vocabulary = base.settings(host, "freecp")
         tuned = _purify(config, thresholds="fixed")
         yield GridRow(MAIN, f"{host} + FreeCP, tuned", tuned, vocabulary, _published(base, host, "freecp"))
-        auto = _purify(config, thresholds="auto", variant="image")
-        yield GridRow(MAIN, f"{host} + FreeCP, auto", auto, vocabulary)
+        compared = _purify(config, thresholds="distractors", variant="image")
+        yield GridRow(MAIN, f"{host} + FreeCP, distractors", compared, vocabulary)
 
 
 def _sfp_rows(base: GridBase) -> Iterator[GridRow]:

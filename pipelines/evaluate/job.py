@@ -134,7 +134,7 @@ def encode_texts(rows: Sequence[GridRow], device: str) -> tuple[list[Variant], W
     for row in rows:
         purification = row.config.purification
         wants_null = purification.method == "freecp" and purification.redundancy
-        sentences, null = row.sentences, wants_null and purification.thresholds == "auto"
+        sentences, null = row.sentences, wants_null and purification.by_distractors
         key = row.vocabulary.content_hash, _digest(sentences), null
         if key not in encoded:
             encoded[key] = encode_words(clip, row.config, row.vocabulary, sentences, device).to_bytes()

@@ -122,8 +122,8 @@ def _system(settings: Mapping[str, Any], key: tuple[str, str, str]) -> str:
     host, purify, refine = key
     purified = ""
     if purify == "freecp":
-        fixed = settings["purification"]["thresholds"] == "fixed"
-        purified = f" + FreeCP, {'tuned' if fixed else 'auto'}"
+        thresholds = settings["purification"]["thresholds"]
+        purified = f" + FreeCP, {'tuned' if thresholds == 'fixed' else thresholds}"
     return f"{host}{purified}{'' if refine == 'none' else f' + {refine}'}"
 
 

@@ -151,7 +151,7 @@ def test_an_image_of_one_window_keeps_what_the_released_form_keeps(seed: int) ->
         assert [group.classes for group in ours.groups] == [group.classes for group in theirs.groups]
 
 
-@pytest.mark.parametrize("thresholds", ["fixed", "auto"])
+@pytest.mark.parametrize("thresholds", ["fixed", "distractors"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_batch_of_images_is_purified_as_each_image_alone(
     variant: PurificationVariant, thresholds: str
@@ -176,7 +176,7 @@ def test_images_of_different_size_share_a_batch(variant: PurificationVariant) ->
         assert found.maps.shape[1] == [1, 3][image]
 
 
-@pytest.mark.parametrize("thresholds", ["fixed", "auto"])
+@pytest.mark.parametrize("thresholds", ["fixed", "distractors"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_another_order_of_classes_only_reorders_the_result(
     variant: PurificationVariant, thresholds: str
@@ -205,7 +205,7 @@ def test_another_order_of_classes_only_reorders_the_result(
         assert named == {(g.classes, g.window, frozenset(g.boxes)) for g in plain.groups}
 
 
-@pytest.mark.parametrize("thresholds", ["fixed", "auto"])
+@pytest.mark.parametrize("thresholds", ["fixed", "distractors"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("chunk", [1, 5, 64])
 def test_phrases_scored_in_chunks_decide_the_same(
@@ -240,7 +240,7 @@ def test_a_vocabulary_of_one_class_gives_no_nan(variant: PurificationVariant) ->
         assert found.scores.isfinite().all()
 
 
-@pytest.mark.parametrize("thresholds", ["fixed", "auto"])
+@pytest.mark.parametrize("thresholds", ["fixed", "distractors"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_attention_that_is_zero_everywhere_or_in_a_column_gives_no_nan(
     variant: PurificationVariant, thresholds: str
@@ -270,7 +270,7 @@ def test_automatic_thresholds_leave_every_image_a_class(variant: PurificationVar
     texts = make_texts(SYNONYMS, torch.Generator().manual_seed(0))
     strong = replace(texts, null_embeddings=texts.phrase_embeddings[[1, 3, 5, 6]])
     scene = make_scene(strong, 4, 2, (5, 6), noise=1.5)
-    for found in purify(scene, config(variant, thresholds="auto")):
+    for found in purify(scene, config(variant, thresholds="distractors")):
         assert len(found.kept) >= 1
 
 
@@ -330,7 +330,7 @@ def test_features_in_half_precision_are_scored_in_float32() -> None:
         assert found.maps.dtype == found.scores.dtype == torch.float32
 
 
-@pytest.mark.parametrize("thresholds", ["fixed", "auto"])
+@pytest.mark.parametrize("thresholds", ["fixed", "distractors"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("chunk", [5, 512])
 def test_fixed_room_gives_what_counting_gives(

@@ -39,7 +39,7 @@ def test_one_rule_comes_near_thresholds_tuned_on_the_very_images(noise: float) -
         scene = scene_with(classes, noise)
         auto, free = (
             by_image(ClassPurifier(config, scene.texts, "none").purify(scene.batch), scene.batch)
-            for config in (PurificationConfig(thresholds="auto"), PurificationConfig(redundancy=False))
+            for config in (PurificationConfig(thresholds="distractors"), PurificationConfig(redundancy=False))
         )
         scores = [image.scores for image in free]
         found = f1([set(image.kept.tolist()) for image in auto], scene.present)

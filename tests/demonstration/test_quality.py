@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.demonstration.measurement import MeasuredCell, measure_demo
-from pipelines.demonstration.scene_store import HELD_OUT_SEED
+from pipelines.demonstration.options import HELD_OUT_SEED
 from pipelines.demonstration.words import CLASS_NAMES
 
 SETS = (700_000, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (710_000, 720_000)))
@@ -43,11 +43,11 @@ def test_words_for_things_never_drawn_take_almost_no_pixels(cells: Cells) -> Non
 
 
 def test_purification_removes_more_absent_words_than_present_ones(cells: Cells) -> None:
-    presence = cells["freecp", "over"].presence
+    presence = cells["image", "over"].presence
     chance = (presence.hits + presence.misses) / (SCENES * 2 * len(CLASS_NAMES))
     assert presence.precision > 2.5 * chance
     assert presence.recall > 0.8
 
 
 def test_purification_finds_nearly_the_labels_that_the_host_finds(cells: Cells) -> None:
-    assert cells["freecp", "over"].mean_iou > cells["none", "over"].mean_iou - 0.05
+    assert cells["image", "over"].mean_iou > cells["none", "over"].mean_iou - 0.05

@@ -44,7 +44,7 @@ METHODS = {
             ambiguity_threshold=0.3,
         )
         for variant in ("image", "filter", "released", "paper")
-        for thresholds in ("auto", "fixed")
+        for thresholds in ("distractors", "fixed")
     },
 }
 
@@ -72,7 +72,9 @@ def _assert_sound(result: Segmentation, size: tuple[int, int], names: list[str])
             assert 0 <= box.y1 <= size[0]
 
 
-@pytest.mark.parametrize("method", ["none", "image auto", "filter fixed", "released fixed", "paper fixed"])
+@pytest.mark.parametrize(
+    "method", ["none", "image distractors", "filter fixed", "released fixed", "paper fixed"]
+)
 @pytest.mark.parametrize("host", clip_hosts())
 def test_every_host_and_method_labels_pictures_of_any_size(host: str, method: str) -> None:
     engine = _engine(tiny_config(host, METHODS[method]), WITH_BACKGROUND)
@@ -128,7 +130,7 @@ def test_a_batch_gives_each_picture_what_it_gets_alone(method: str) -> None:
         _assert_alike(result, engine.segment([picture])[0])
 
 
-@pytest.mark.parametrize("method", ["none", "image auto", "released fixed"])
+@pytest.mark.parametrize("method", ["none", "image distractors", "released fixed"])
 def test_the_number_of_windows_at_once_changes_rounding_only(method: str) -> None:
     results = [
         _engine(tiny_config(purification=METHODS[method], window_batch=batch)).segment(PICTURES)
@@ -198,7 +200,7 @@ def test_permuting_the_classes_permutes_the_labels(method: str) -> None:
         assert {entry.name for entry in first.kept} == {entry.name for entry in second.kept}
 
 
-@pytest.mark.parametrize("method", ["none", "image auto", "released fixed", "paper fixed"])
+@pytest.mark.parametrize("method", ["none", "image distractors", "released fixed", "paper fixed"])
 def test_a_vocabulary_of_one_class_labels_everything_with_it(method: str) -> None:
     for result, size in zip(
         _engine(tiny_config(purification=METHODS[method]), ["thing"]).segment(PICTURES), SIZES, strict=True
@@ -284,7 +286,7 @@ def test_timings_name_the_stages_and_start_anew_when_taken() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("method", ["none", "image auto"])
+@pytest.mark.parametrize("method", ["none", "image distractors"])
 def test_low_precision_labels_most_pixels_alike(precision: str, method: str) -> None:
     config = tiny_config("clearclip", METHODS[method])
     low = SegmenterConfig.from_dict(
@@ -404,7 +406,7 @@ def _poison(engine: SegmentationEngine, monkeypatch: pytest.MonkeyPatch, value: 
     monkeypatch.setattr(engine.encoder, "trace", poisoned)
 
 
-@pytest.mark.parametrize("method", ["none", "image auto", "released fixed"])
+@pytest.mark.parametrize("method", ["none", "image distractors", "released fixed"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_features_that_are_not_finite_cost_their_own_image_alone(
     method: str, value: float, monkeypatch: pytest.MonkeyPatch
@@ -425,7 +427,7 @@ def test_features_that_are_not_finite_cost_their_own_image_alone(
     assert all(isinstance(outcome, ImageError) for outcome in engine.segment_each([white, white]))
 
 
-@pytest.mark.parametrize("method", ["none", "image auto"])
+@pytest.mark.parametrize("method", ["none", "image distractors"])
 def test_features_of_zeros_are_no_features(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = _engine(tiny_config("clip", METHODS[method]))
     monkeypatch.setattr(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ovss_core.check import validate
 from ovss_core.class_purification.class_maps import Room
@@ -14,9 +15,12 @@ from ovss_core.engine.finite import raise_first
 from ovss_core.engine.proposal import Proposals
 from ovss_core.errors import ConfigError
 from ovss_core.evaluation.oracle import restrict
+from ovss_core.images.resize import normalize, resize_image
+from ovss_core.images.windows import WindowLayout
 from ovss_core.results import Segmentation
 from ovss_core.vocabulary import Vocabulary
-from tests.tiny import WORDS, random_picture, tiny_clip, tiny_config, tiny_text
+from tests import oracles, oracles_freecp
+from tests.tiny import WORDS, random_picture, slow_tower, tiny_clip, tiny_config, tiny_text
 
 SIZES = [(37, 80), (48, 60), (45, 33)]
 PICTURES = [random_picture(*size) for size in SIZES]
@@ -65,6 +69,69 @@ def test_labels_are_the_heads_own_of_the_words_that_are_left(lines: list[str], h
             continue
         expected = _own_labels(engine, picture, _offered(result, engine))
         assert (result.label_map != expected).mean() <= 0.002
+
+
+@pytest.mark.parametrize("lines", [WORDS, ["background: wall, floor", *WORDS]])
+@pytest.mark.parametrize("host", ["sclip", "naclip"])
+def test_from_pixels_to_labels_as_the_formulas_say_one_patch_at_a_time(lines: list[str], host: str) -> None:
+    size = (30, 44)
+    config = _config(
+        host, LabelConfig(min_area=0.02), ambiguity=False, score_scale=20.0, redundancy_threshold=0.1
+    )
+    engine, picture = _engine(config, lines), random_picture(*size, seed=3)
+    vocabulary = engine.text.vocabulary
+    phrases, phrase_class = engine.text.phrase_embeddings.double().numpy(), vocabulary.phrase_class.tolist()
+
+    # every window through the tower: the host's own features, and the mean attention that FreeCP spreads maps along
+    resized = resize_image(picture, 48, 160, 8)
+    layout = WindowLayout.of(resized.shape[0], resized.shape[1], config.windows)
+    windows = normalize(torch.from_numpy(layout.cut(resized))).double().numpy()
+    tower = slow_tower(tiny_clip().model.visual)
+    features = [
+        oracles.unit_rows(oracles.last_block_head(tower, window, host, purified=False)) for window in windows
+    ]
+    attention = np.stack([tower.mean_attention(window) for window in windows])
+
+    # the image as a whole decides; a background that competes is never removed
+    grid = layout.window_size[0] // 8, layout.window_size[1] // 8
+    decided = oracles_freecp.purify_unit(
+        np.stack(features),
+        attention,
+        phrases,
+        phrase_class,
+        len(vocabulary),
+        grid,
+        scale=20.0,
+        redundancy=0.1,
+        ambiguity=1.0,
+    )
+    background = vocabulary.background_index
+    kept = [k for k in decided.kept if k != background]
+    offered = sorted({*kept} | ({background} if background is not None else set()))
+
+    # the host's own cosines of what is left, stitched, and SFP's rule; what was removed has no share in the softmax
+    left = [place for place, k in enumerate(phrase_class) if k in offered]
+    stitched = []
+    for place in left:
+        maps = np.stack([(window @ phrases[place]).reshape(grid) for window in features])
+        stitched.append(oracles.stitch(maps, layout.origins, layout.window_size, layout.image_size, size))
+    expected, _ = oracles.label_pixels(
+        np.stack(stitched),
+        [offered.index(phrase_class[place]) for place in left],
+        len(offered),
+        scale=config.labels.logit_scale,
+        background=None if background is None else offered.index(background),
+        min_area=0.02,
+    )
+
+    [result] = engine.segment([picture])
+    assert result.removed
+    assert [entry.index for entry in result.kept if entry.index != background] == kept
+    for entry in result.kept:
+        assert entry.index == background or entry.score == pytest.approx(
+            decided.scores[entry.index], abs=1e-4
+        )
+    assert (result.label_map != np.array(offered)[expected]).mean() <= 0.002
 
 
 def test_decisions_are_those_of_the_image_form() -> None:

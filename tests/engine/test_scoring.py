@@ -26,7 +26,7 @@ from tests.tiny import random_picture, tiny_clip, tiny_config, tiny_text
 
 LINES = ["background: sky", "cat", "dog, puppy", "grass", "sofa"]
 NONE = PurificationConfig(method="none", crop_size=16)
-FREECP = PurificationConfig(thresholds="auto", crop_size=16)
+FREECP = PurificationConfig(thresholds="distractors", crop_size=16)
 PICTURES = [random_picture(60, 80, 1), random_picture(50, 50, 2), random_picture(20, 140, 3)]
 CASES = {
     "cliper": tiny_config("cliper", NONE),

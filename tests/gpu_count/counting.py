@@ -77,9 +77,12 @@ def labelling(
     variant: PurificationVariant = "image",
     window_batch: int | None = 64,
 ) -> SegmenterConfig:
-    """Return the settings of a call that is counted: more pairs of classes than usual count as ambiguous."""
+    """Return the settings of a call that is counted: more pairs of classes than usual count as ambiguous.
+
+    The softmax is flat, so that random distractors have scores to compare with and random classes pass.
+    """
     purification = PurificationConfig(
-        method=method, variant=variant, thresholds="auto", ambiguity_threshold=0.35, score_scale=100.0
+        method=method, variant=variant, thresholds="distractors", ambiguity_threshold=0.35, score_scale=20.0
     )
     channels = RfClipConfig((3, 17), 1.5)  # nobody has measured those of a random tower
     return SegmenterConfig(host=host, rfclip=channels, purification=purification, window_batch=window_batch)

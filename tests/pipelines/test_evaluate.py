@@ -210,20 +210,28 @@ def test_the_grid_of_a_benchmark_covers_hosts_purification_thresholds_and_ablati
     rows = grid_rows(GridBase(SegmenterConfig(model=ModelConfig("demo", "random")), "voc21"))
 
     by_name = {row.name: row for row in rows}
-    assert {"clip", "sfp", "gem + FreeCP, tuned", "scclip + FreeCP, auto", "+ SOM", "+ SAE", "+ HAI"} <= set(
-        by_name
-    )
+    assert {
+        "clip",
+        "sfp",
+        "gem + FreeCP, tuned",
+        "scclip + FreeCP, distractors",
+        "+ SOM",
+        "+ SAE",
+        "+ HAI",
+    } <= set(by_name)
     assert {"from block 1", "from block 11", "sfp, neither", "sfp, RP", "sfp, RP + AP"} <= set(by_name)
-    forms = {f"sfp, {form}, {way}" for form in ("image", "released", "paper") for way in ("tuned", "auto")}
+    forms = {
+        f"sfp, {form}, {way}" for form in ("image", "released", "paper") for way in ("tuned", "distractors")
+    }
     assert forms <= set(by_name)
-    assert by_name["sfp, paper, auto"].config.purification.variant == "paper"
+    assert by_name["sfp, paper, distractors"].config.purification.variant == "paper"
     for row in rows:
         validate(row.config, row.vocabulary)
     assert by_name["sfp, filter, tuned"].config.labels.background == "auto"
     assert by_name["sfp, image, tuned"].config.labels.background == "residual"
     assert by_name["sfp"].published == 63.9
     assert by_name["gem + FreeCP, tuned"].published == 64.7
-    assert by_name["scclip + FreeCP, auto"].published is None
+    assert by_name["scclip + FreeCP, distractors"].published is None
     assert by_name["gem + FreeCP, tuned"].vocabulary.name == "voc21.freecp"
     assert by_name["sclip"].vocabulary.name == "voc21.sfp"
     assert all(row.config.model.name == "demo" for row in rows)

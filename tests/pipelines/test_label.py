@@ -30,7 +30,7 @@ SEGMENTER = SegmenterConfig(
     model=ModelConfig("demo", "random"),
     windows=WindowConfig(size=32, stride=32, short_side=32),
     # pictures of one color under random weights lie close to fixed thresholds, and batches differ in rounding
-    purification=PurificationConfig(thresholds="auto", score_scale=100.0),
+    purification=PurificationConfig(thresholds="distractors", score_scale=100.0),
     window_batch=8,
 )
 ONE_POOL = PoolOptions(actors=1, finish_actors=0, batch_size=4, torch_threads=1)
