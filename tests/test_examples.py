@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from examples import compare_refiners, label_folder, label_one_image, own_ray_pipeline, train_on_masks
+from examples import (
+    compare_refiners,
+    label_folder,
+    label_one_image,
+    own_ray_pipeline,
+    train_on_masks,
+    train_student,
+)
 from ovss_core.images.decode import decode_image
 from pipelines.run.options import PoolOptions
 from tests.conftest import encode_image
@@ -81,3 +88,32 @@ def test_masks_are_read_beside_their_images_and_unsure_classes_are_ignored(
     unsure = train_on_masks.LabelledImages(str(images), str(output), least_confidence=2.0)
     assert all(torch.all(classes == train_on_masks.IGNORED) for _, classes in unsure)
     assert train_on_masks.main(str(images), str(output)) == 2
+
+
+def test_the_students_measure_sums_counts_over_images_and_passes_over_what_has_no_label() -> None:
+    truth = torch.tensor([[[0, 0, 1, 1]], [[1, 1, 1, 255]]])
+    labels = torch.tensor([[[0, 1, 1, 1]], [[1, 1, 0, 0]]])
+    # class 0: 1 of 3 pixels, class 1: 4 of 6; class 2 occurs nowhere
+    assert train_student.mean_iou(labels, truth, 3) == pytest.approx(100 * (1 / 3 + 4 / 6) / 2)
+
+
+def test_a_student_learns_from_the_labelled_pixels_alone() -> None:
+    pixels = torch.randint(0, 256, (8, 3, 1, 1), dtype=torch.uint8).expand(8, 3, 16, 16).clone()
+    labels = (pixels[:, 0] > 127).long()
+    labels[:, :8] = 255  # half of each picture teaches nothing, and is not taken for a class
+    student = train_student.train(pixels, labels, 2, 255, rounds=30)
+    predicted = train_student.predict(student, pixels)
+    assert (predicted == (pixels[:, 0] > 127)).float().mean() > 0.9
+
+
+@pytest.mark.slow
+def test_a_student_of_pseudo_labels_beats_one_class_everywhere_and_the_table_is_printed(
+    ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = train_student.main(str(tmp_path / "student"), "48", "16", "30")
+    teacher, floor = table["teacher"], table["one class everywhere"]
+    students = [value for name, value in table.items() if name.startswith("student")]
+    assert len(students) == 4
+    assert all(value > floor for value in (*students, teacher))
+    printed = capsys.readouterr().out
+    assert all(f"| {name} | {value:.1f} |" in printed for name, value in table.items())

@@ -125,16 +125,15 @@ def test_coco_panoptic_maps_hold_every_class_and_nothing_where_there_is_no_label
     labels: Path, tmp_path: Path
 ) -> None:
     export(labels, "coco-panoptic", tmp_path / "out", images_per_file=4)
-    files = sorted((tmp_path / "out/annotations").iterdir())
+    files = sorted((tmp_path / "out/annotations").glob("*.json"))
     assert [path.name for path in files] == [f"panoptic_train-{n:05d}.json" for n in range(3)]
     seen = 0
     for path in files:
         content = json.loads(path.read_text())
         names = {image["id"]: image["file_name"] for image in content["images"]}
         for annotation in content["annotations"]:
-            colors = np.asarray(Image.open(tmp_path / "out/panoptic_train" / annotation["file_name"])).astype(
-                int
-            )
+            path = tmp_path / "out/annotations/panoptic_train" / annotation["file_name"]
+            colors = np.asarray(Image.open(path)).astype(int)
             ids = colors @ [1, 256, 65536]
             category = {0: 255} | {
                 entry["id"]: entry["category_id"] - 1 for entry in annotation["segments_info"]
@@ -144,6 +143,40 @@ def test_coco_panoptic_maps_hold_every_class_and_nothing_where_there_is_no_label
                 assert np.array_equal(mask, MASKS[names[annotation["image_id"]]])
                 seen += 1
     assert seen == 10
+
+
+@pytest.mark.parametrize(
+    ("form", "reader", "place"),
+    [
+        ("coco-instances", "coco_instances", "images/train"),
+        ("coco-panoptic", "coco_panoptic", "images/train"),
+        ("cvat", "cvat", "annotations/images"),
+    ],
+)
+def test_datumaro_reads_the_regions_with_their_images_beside(
+    labels: Path, tmp_path: Path, form: Any, reader: str, place: str
+) -> None:
+    datumaro = pytest.importorskip(
+        "datumaro", reason="datumaro, which needs older pandas and Arrow, is not here"
+    )
+    export(labels, form, tmp_path / "out")
+    for number, name in enumerate([*NAMES, "gone.png"]):
+        image = tmp_path / "out" / place / name
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(picture(number, name == "turned.jpg"))
+    data = datumaro.Dataset.import_from(str(tmp_path / "out"), reader)
+    names = [entry.name for entry in data.categories()[datumaro.AnnotationType.label].items]
+    assert names == list(VOCABULARY.names[form != "coco-panoptic" :])
+    regions = {
+        next(name for name in (*NAMES, "gone.png") if Path(name).with_suffix("").as_posix() == item.id): [
+            (VOCABULARY.names.index(names[entry.label]), np.asarray(entry.image, bool))
+            for entry in item.annotations
+            if entry.type == datumaro.AnnotationType.mask
+        ]
+        for item in data
+    }
+    assert len(regions) == 11
+    assert_foreground(masks_with(regions))
 
 
 def test_mmsegmentations_folders_hold_upright_images_and_indices_behind_a_palette(
@@ -292,6 +325,38 @@ def test_label_studios_brushes_are_the_regions(labels: Path, tmp_path: Path) -> 
     assert_foreground(masks_with(regions))
     config = ElementTree.parse(tmp_path / "out/label_config.xml")
     assert [entry.get("value") for entry in config.iter("Label")] == list(VOCABULARY.names[1:])
+
+
+def test_label_studios_own_interface_takes_the_tasks_and_its_converter_draws_them(
+    labels: Path, tmp_path: Path
+) -> None:
+    interface = pytest.importorskip(
+        "label_studio_sdk.label_interface", reason="label-studio-sdk, a tree of 40 packages, is not installed"
+    )
+    from label_studio_sdk.converter.brush import convert_task_dir
+
+    export(labels, "label-studio", tmp_path / "out")
+    taken = interface.LabelInterface((tmp_path / "out/label_config.xml").read_text())
+    taken.validate()
+    regions: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for path in sorted((tmp_path / "out/tasks").iterdir()):
+        for number, task in enumerate(json.loads(path.read_text())):
+            assert taken.validate_task({"data": task["data"]})
+            [prediction] = task["predictions"]
+            assert taken.validate_prediction(prediction, return_errors=True) == []
+            folder = tmp_path / f"drawn/{path.stem}-{number}"
+            folder.mkdir(parents=True)
+            results = [result | result["value"] for result in prediction["result"]]
+            done = {"id": 1, "annotation_id": 1, "completed_by": "us", "output": {"label": results}}
+            convert_task_dir([done], str(folder), out_format="png")
+            regions[task["data"]["image_id"]] = [
+                (VOCABULARY.names.index(name), np.asarray(Image.open(picture)) > 0)
+                for picture in folder.iterdir()
+                for name in VOCABULARY.names[1:]
+                if f"-label-{name.replace('/', '-')}-0" in picture.name
+            ]
+            assert len(regions[task["data"]["image_id"]]) == len(results)
+    assert_foreground(masks_with(regions))
 
 
 def test_cvats_masks_are_the_regions_as_its_format_is_documented(labels: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class CocoPanoptic(_Coco):
     """One segment a class, background as well; pixels without a label have the id 0."""
 
     name = "coco-panoptic"
-    folders = ("annotations", "panoptic_train", "panoptic_val")
+    folders = ("annotations",)
     stem = "panoptic"
 
     def categories(self) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ class CocoPanoptic(_Coco):
         colors = np.stack([ids & 255, ids >> 8, np.zeros_like(ids)], -1).astype(np.uint8)
         stream = io.BytesIO()
         Image.fromarray(colors).save(stream, "PNG")
-        outcome.store(output, f"panoptic_{item.split}/{item.name}.png", stream.getvalue())
+        outcome.store(output, f"annotations/panoptic_{item.split}/{item.name}.png", stream.getvalue())
         segments = [
             {
                 "id": int(segment),
