@@ -70,7 +70,7 @@ def test_nothing_waits_where_windows_decide(variant: PurificationVariant, worklo
     assert not call.counts.waits
 
 
-@pytest.mark.parametrize("host", clip_hosts())
+@pytest.mark.parametrize("host", [*clip_hosts(), "sfp,naclip"])
 def test_no_head_mixes_devices_or_waits(host: str, workload: Workload) -> None:
     one = replace(workload, pictures=workload.pictures[:1])
     waits = count_call(one, labelling(host, "none"), CLASSES).counts.waits
