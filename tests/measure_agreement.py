@@ -35,7 +35,7 @@ TOGETHER = ("sfp,naclip", "sfp,clearclip", "clearclip,naclip", "clearclip,sclip"
 METHODS = ("none", "freecp")
 LEVELS = 256
 BATCH, ROUNDS = 4, 7
-IMAGE_SIGNALS = ("score", "margin", "sure", "agreement")
+IMAGE_SIGNALS = ("score", "margin", "sure", "agreement", "exact")
 
 Picture = tuple[np.ndarray, np.ndarray]
 """An image and its classes, -1 where nothing counts."""
@@ -48,7 +48,8 @@ class Cell:
     Attributes:
         confusion: Pixels by class.
         losses: Share of wrong pixels of each image.
-        signals: What each image says of itself, by `IMAGE_SIGNALS`; larger is surer.
+        signals: What each image says of itself, by `IMAGE_SIGNALS`; larger is surer. "agreement" is the column's, "exact"
+            that of the labels of the hosts alone.
         pixels: Counted pixels by whether hosts differ there, whether they are wrong, and margin in 255 steps.
         shares: Each image's disagreement as its column has it, and as the labels of the hosts alone give it.
     """
@@ -71,12 +72,12 @@ class Cell:
         sure, share = result.confidence, result.facts["disagreement"]
         assert sure is not None
         assert sure.margins is not None
-        agreement = np.nan if share is None else 1 - share
-        for name, value in zip(IMAGE_SIGNALS, (sure.score, sure.margin, sure.sure, agreement), strict=True):
-            self.signals[name].append(value)
         differ = np.zeros(truth.shape, bool)
         for other in alone[1:]:
             differ |= other != alone[0]
+        agreement = (np.nan, np.nan) if share is None else (1 - share, 1 - float(differ.mean()))
+        for name, value in zip(IMAGE_SIGNALS, (sure.score, sure.margin, sure.sure, *agreement), strict=True):
+            self.signals[name].append(value)
         counted = truth >= 0
         wrong = result.label_map != truth
         place = (2 * differ.astype(np.int64) + wrong) * LEVELS + sure.margins
@@ -139,8 +140,8 @@ def measure(pictures: Iterator[Picture], words: Vocabulary, count: int) -> dict[
 def report(cells: dict[tuple[str, str], Cell]) -> list[str]:
     """Draw two tables: areas over images, and over pixels."""
     images = [
-        "| hosts | FreeCP | mIoU % | chance | best | score | margin | sure | agreement |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| hosts | FreeCP | mIoU % | chance | best | score | margin | sure | agreement | exact |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     pixels = [
         "| hosts | FreeCP | chance | best | margin | agreement | both | wrong where hosts agree % | where they differ % "
