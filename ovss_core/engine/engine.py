@@ -42,7 +42,7 @@ from ovss_core.dense_heads.scoring import (
     as_scorer,
     join_evidence,
 )
-from ovss_core.engine.agreement import best_classes, disagreement, patch_shares
+from ovss_core.engine.agreement import best_classes, disagreement, lattice
 from ovss_core.engine.crops import cut_whole_images, encode_crops
 from ovss_core.engine.facts import known
 from ovss_core.engine.finish import Finisher
@@ -569,16 +569,20 @@ class SegmentationEngine:
             return encoded
         with self._timed("agreement"):
             allowed = self._allowed(purified, len(wave.sizes))
-            of_windows = None if allowed is None else allowed[wave.placement.images.index]
+            points = lattice(wave.layouts, wave.placement.grid, self.cells.patch_size, self.device)
             best = [
                 best_classes(
-                    self._mixed(wave, encoded, features), self._phrases, self._phrase_class, of_windows
+                    self._mixed(wave, encoded, features), points, self._phrases, self._phrase_class, allowed
                 )
                 for features in encoded.of_heads
             ]
-            shares = patch_shares(wave.layouts, wave.placement.grid, wave.sizes)
-            on_device = upload({"shares": shares}, self.device)["shares"]
-            return replace(encoded, disagreement=disagreement(best, on_device, wave.placement.images))
+            foreground = None
+            if (
+                purified is not None and self.finisher.policy == "residual"
+            ):  # where 1 - max of the maps is not larger
+                maps = F.pad(purified.kept.maps.float(), (0, 0, 0, 1))  # one map at least
+                foreground = points.stitch(points.tile(maps)).amax(1) > 0.5
+            return replace(encoded, disagreement=disagreement(best, points, foreground))
 
     def _allowed(self, purified: Purified | None, images: int) -> Bool[Tensor, "images phrases"] | None:
         """Say which phrases may win in each image; None where all may."""
