@@ -123,7 +123,7 @@ def segmenter_flags() -> list[Flag]:
     for group, kind in _nested().items():
         names = {entry.name: _dest(group, entry.name) for entry in fields(kind)}
         flags += flags_of(kind, _GROUPS.get(group, RESEARCH), names=names)
-    return flags
+    return [replace(flag, joined=flag.dest == "host") for flag in flags]
 
 
 def benchmark_flag(meaning: str, section: str) -> Flag:
@@ -199,8 +199,13 @@ def parse_with_protocol(
         given.get(name, parser.get_default(name)) for name in ("benchmark", "host", "purify")
     )
     offered = None
+    named = [name.strip() for name in host.split(",")] if isinstance(host, str) else [None]
     # anything else is refused below
-    if benchmark in list(BENCHMARKS) and host in host_names() and purify in get_args(PurificationMethod):
+    if (
+        benchmark in list(BENCHMARKS)
+        and {*named} <= {*host_names()}
+        and purify in get_args(PurificationMethod)
+    ):
         config, offered = protocol_config(benchmark, host, purify)
         parser.set_defaults(segmenter_defaults(config))
     values = parser.parse_args(arguments)

@@ -98,7 +98,7 @@ def main(arguments: Arguments = None) -> int:
 
 def _default_output(values: Namespace) -> str:
     refined = "" if values.refine == "none" else f"-{values.refine}"
-    way = f"{values.host}-{values.purify}{refined}"
+    way = f"{values.host.replace(' ', '').replace(',', '+')}-{values.purify}{refined}"
     if values.grid:
         way = "grid" if values.grid is True else values.grid
     return f"out/{values.benchmark or 'evaluation'}-{way}"

@@ -77,6 +77,7 @@ class Flag:
             of them.
         alone: Its value where it is given without one, as in ``--grid``.
         place: It names an input; a second value must not replace the first in silence, whose images would be missing.
+        joined: Several of the values to choose from may be given, by commas.
     """
 
     dest: str
@@ -91,6 +92,7 @@ class Flag:
     bare: bool = False
     alone: str | None = None
     place: bool = False
+    joined: bool = False
 
     @property
     def option(self) -> str:

@@ -119,9 +119,16 @@ class CommandParser(ArgumentParser):  # type: ignore[misc]
         flag = next((flag for flag in self.settings if key and flag.dest == key[1]), None)
         if flag is None:
             raise ConfigError(" ".join(message.split())) from ex
-        place, value = self._sources.get(flag.dest, (flag.option, None))
-        near = did_you_mean(str(value), flag.choices, likeness=0.6)
-        raise ConfigError(f"{place} is {shown(value)}; give {flag.expected}{near}") from ex
+        raise self._no_choice(flag, *self._sources.get(flag.dest, (flag.option, None))) from ex
+
+    def _no_choice(self, flag: Flag, place: str, value: Any) -> ConfigError:
+        """Return what is said of a value that cannot be taken."""
+        typed = str(value)
+        if flag.joined:  # the first that is none
+            names = [name.strip() for name in typed.split(",")]
+            typed = next((name for name in names if name not in flag.choices), typed)
+        near = did_you_mean(typed, flag.choices, likeness=0.6)
+        return ConfigError(f"{place} is {shown(value)}; give {flag.expected}{near}")
 
     def _add_own_flags(self) -> None:
         """Add the flags of every command, as the last section."""
@@ -174,6 +181,8 @@ class CommandParser(ArgumentParser):  # type: ignore[misc]
                     f"{place} is empty (a variable that is not set?); give {flag.expected}"
                     + ("" if flag.required else ", or leave it out")
                 )
+            elif flag.joined and not {name.strip() for name in value.split(",")} <= set(flag.choices):
+                raise self._no_choice(flag, place, value)
             elif isinstance(value, float) and math.isnan(value):
                 raise ConfigError(f"{place} is not a number; give {flag.expected}")
         if missing:
@@ -206,7 +215,8 @@ def _add(group: Any, flag: Flag) -> None:
     elif flag.switch:
         options["action"] = "store_true"
     else:
-        options |= {"type": flag.hint, "default": flag.default, "metavar": flag.metavar}
+        kind = str if flag.joined else flag.hint
+        options |= {"type": kind, "default": flag.default, "metavar": flag.metavar}
     group.add_argument(*filter(None, (flag.short, flag.option)), **options)
 
 

@@ -1,10 +1,10 @@
 """What can be known to be wrong with a run before anything is loaded: settings, model, vocabulary, descriptions.
 
 Every job and the Python API call `validate` first. It imports neither torch nor open_clip, so that a mistyped name
-has its answer at once.
+has its answer at once; only whether several hosts can be read together is asked of the heads themselves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ovss_core.clip.architectures import Architecture, find_architecture
 from ovss_core.clip.channels import require_channels
@@ -32,6 +32,7 @@ from ovss_core.proxy_families.weight_sources import require_proxy_weights
 from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
 
 _SHOWN_WARNINGS = 3
+_USUAL_DEPTH = 12
 
 
 def validate(
@@ -53,19 +54,21 @@ def validate(
         ModelError: The architecture is unknown, or ovss cannot take it apart.
         WeightsError: The weights are neither a file nor a tag, or the file holds no weights.
     """
-    require_host(config.host)
+    for host in config.hosts:
+        require_host(host)
     tower = _require_tower(config)
     require_refiner(config.refine)
     _require_scope(config)
     architecture = find_architecture(config.model.name)
     resolve_weights(config.model.name, config.model.pretrained)
     _require_more_than_votes(config)
-    if config.host == "rfclip":
+    if "rfclip" in config.hosts:
         require_channels(config.model, config.rfclip.channels)
     if architecture is not None:
         _require_patches(config, architecture)
         _require_blocks(config, architecture)
         require_class_token(config, architecture.class_token)
+    _require_company(config, architecture)
     warnings = license_warning(config.model)
     if tower is not None and (notice := license_notice(tower)):
         warnings.append(notice)
@@ -114,7 +117,7 @@ def background_policy(config: SegmenterConfig, vocabulary: Vocabulary) -> Backgr
 
 def _require_more_than_votes(config: SegmenterConfig) -> None:
     filters = config.purification.active and config.purification.own_scores
-    if filters and config.host == "cliptrase" and config.cliptrase.clustering:
+    if filters and "cliptrase" in config.hosts and config.cliptrase.clustering:
         raise ConfigError(
             "cliptrase.clustering gives a patch to one word, which leaves purification nothing to filter; use another "
             "--variant, or turn clustering off"
@@ -148,7 +151,7 @@ def _require_tower(config: SegmenterConfig) -> TowerChoice | None:
         return None
     if choice is None:
         raise ConfigError(
-            f"host {config.host!r} needs a second tower beside CLIP; give --proxy, such as vit_base_patch16_224.dino (or "
+            f"host {_first_in(config, proxy_hosts())!r} needs a second tower beside CLIP; give --proxy, such as vit_base_patch16_224.dino (or "
             f"one of {', '.join(tower_names())})"
         )
     require_proxy_weights(proxy)
@@ -166,16 +169,31 @@ def _require_tower(config: SegmenterConfig) -> TowerChoice | None:
 
 
 def _require_scope(config: SegmenterConfig) -> None:
-    if config.regions.scope and config.host not in scope_hosts():
+    others = set(config.hosts) - scope_hosts()
+    if config.regions.scope and others:
         raise ConfigError(
-            f"host {config.host!r} cannot keep patches inside their region (regions.scope); give one of "
+            f"host {_first_in(config, others)!r} cannot keep patches inside their region (regions.scope); give one of "
             f"{', '.join(sorted(scope_hosts()))}"
         )
 
 
+def _require_company(config: SegmenterConfig, architecture: Architecture | None) -> None:
+    """Refuse hosts that one pass through the tower cannot serve together."""
+    if len(config.hosts) > 1:
+        # imported here: one host, the usual case, does not wait for torch
+        from ovss_core.engine.heads import build_heads, request_together
+
+        request_together(build_heads(config), _USUAL_DEPTH if architecture is None else architecture.depth)
+
+
+def _first_in(config: SegmenterConfig, names: Collection[str]) -> str:
+    """Return the first of the hosts that is among some names."""
+    return next(host for host in config.hosts if host in names)
+
+
 def _require_blocks(config: SegmenterConfig, architecture: Architecture) -> None:
     sfp, last = config.sfp, architecture.depth - 1
-    summed = config.host == "sfp" and sfp.variant == "paper" and sfp.attention_integration
+    summed = "sfp" in config.hosts and sfp.variant == "paper" and sfp.attention_integration
     if summed and sfp.integration_start > last:
         raise ConfigError(
             f"sfp.integration_start is {sfp.integration_start}, but of the {architecture.depth} blocks of "
@@ -191,28 +209,28 @@ def require_class_token(config: SegmenterConfig, has_class_token: bool) -> None:
     """
     if has_class_token:
         return
-    if config.host not in classless_hosts():
+    if others := set(config.hosts) - classless_hosts():
         raise ConfigError(
-            f"host {config.host!r} reads the class token, and the image tower of {config.model.name} has none; give one of "
+            f"host {_first_in(config, others)!r} reads the class token, and the image tower of {config.model.name} has none; give one of "
             f"{', '.join(sorted(classless_hosts()))}"
         )
-    if config.host == "clipsurgery" and config.clipsurgery.feature_surgery:
+    if "clipsurgery" in config.hosts and config.clipsurgery.feature_surgery:
         raise ConfigError(
             "clipsurgery.feature_surgery weighs words by the class token, and the image tower of "
             f"{config.model.name} has none; give false"
         )
-    if config.host == "cliptrase" and config.cliptrase.clustering:
+    if "cliptrase" in config.hosts and config.cliptrase.clustering:
         raise ConfigError(
             "cliptrase.clustering compares patches with the class token, and the image tower of "
             f"{config.model.name} has none; give false"
         )
     sfp = config.sfp
-    if config.host == "sfp" and sfp.variant == "paper":
+    if "sfp" in config.hosts and sfp.variant == "paper":
         raise ConfigError(
             "sfp.variant paper finds outliers in every block by the attention of the class token, and the image tower of "
             f"{config.model.name} has none; give released"
         )
-    if config.host == "sfp" and sfp.outlier_mitigation and sfp.outlier_rule == "attention":
+    if "sfp" in config.hosts and sfp.outlier_mitigation and sfp.outlier_rule == "attention":
         raise ConfigError(
             "sfp.outlier_rule attention compares with the attention of the class token, and the image tower of "
             f"{config.model.name} has none; give norm or local_outlier_factor, or sfp.outlier_mitigation false"
@@ -279,7 +297,7 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
         changed = _changed(config.proxy, ProxyConfig(), "proxy")
         hosts = ", ".join(sorted(proxy_hosts()))
         yield from (f"{name} (it goes with --host {hosts})" for name in changed)
-    for head in sorted(HEAD_SETTINGS - {config.host}):
+    for head in sorted(HEAD_SETTINGS - set(config.hosts)):
         settings = getattr(config, head)
         changed = _changed(settings, type(settings)(), head)
         yield from (f"{name} (it goes with --host {head})" for name in changed)

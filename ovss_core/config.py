@@ -647,7 +647,8 @@ class SegmenterConfig:
     """Everything that decides what mask an image gets, and how much memory that takes.
 
     Attributes:
-        host: How dense features are read out of CLIP: the dense head of that name in `ovss_core.dense_heads`.
+        host: How dense features are read out of CLIP: the dense head of that name in `ovss_core.dense_heads`. Several by
+            commas, such as sfp,naclip, share one pass through the image tower, and the mean of their scores counts.
         class_prior: Share that the class token of the whole image has in every score; larger favors words that the
             image as a whole speaks for, and costs one more encoded window an image. 0 leaves it out.
         refine: What fits the score maps to the picture's edges before labels are assigned, with and without
@@ -686,13 +687,18 @@ class SegmenterConfig:
             self.window_batch is None or self.window_batch >= 1,
             f"window_batch is {self.window_batch}; give at least 1, or none for the device's own",
         )
+        object.__setattr__(self, "host", ",".join(self.hosts))  # blanks mean nothing
         _require_share("class_prior", self.class_prior)
         _require(self.max_pixels >= 1, f"max_pixels is {self.max_pixels}; give at least 1")
 
     @property
-    def head_settings(self) -> Any:
-        """The settings of the dense head: the field that has its name; None for a head without settings."""
-        return getattr(self, self.host, None) if self.host in HEAD_SETTINGS else None
+    def hosts(self) -> tuple[str, ...]:
+        """The names of the dense heads."""
+        return tuple(name.strip() for name in self.host.split(","))
+
+    def head_settings(self, host: str) -> Any:
+        """Return the settings of a dense head: the field that has its name; None for a head without settings."""
+        return getattr(self, host, None) if host in HEAD_SETTINGS else None
 
     @property
     def refiner_settings(self) -> Any:
@@ -704,14 +710,15 @@ class SegmenterConfig:
         """What decides which model runs on which pixels, and what it is asked for; the rest is done afterwards."""
         whole = self.class_prior > 0
         return (
-            *(self.model, self.host, self.head_settings, self.windows, self.purification.active, whole),
+            *(self.model, self.hosts, *map(self.head_settings, self.hosts)),
+            *(self.windows, self.purification.active, whole),
             *(self.purification.own_scores, self.proxy if self.needs_proxy else None, self.regions.scope),
         )
 
     @property
     def needs_proxy(self) -> bool:
-        """Whether the dense head reads a second tower."""
-        return self.host in proxy_hosts()
+        """Whether a dense head reads a second tower."""
+        return not proxy_hosts().isdisjoint(self.hosts)
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide results as nested plain values.
@@ -727,7 +734,7 @@ class SegmenterConfig:
             values.pop("proxy")
         if not self.regions.used:
             values.pop("regions")
-        for unread in (HEAD_SETTINGS | REFINER_SETTINGS) - {self.host, self.refine}:
+        for unread in (HEAD_SETTINGS | REFINER_SETTINGS) - {*self.hosts, self.refine}:
             values.pop(unread)
         return values
 

@@ -93,12 +93,12 @@ def test_configurations_are_frozen_and_comparable() -> None:
 def test_settings_of_heads_that_do_not_run_decide_nothing() -> None:
     switched = SfpConfig("paper")
     plain, other = SegmenterConfig(host="naclip"), SegmenterConfig(host="naclip", sfp=switched)
-    assert plain.head_settings is None
+    assert plain.head_settings("naclip") is None
     assert plain.tower_part == other.tower_part
     assert plain.deciding() == other.deciding()
     assert "sfp" not in plain.deciding()
     asked = SegmenterConfig(sfp=switched)
-    assert asked.head_settings is switched
+    assert asked.head_settings("sfp") is switched
     assert asked.tower_part != SegmenterConfig().tower_part
     assert asked.deciding()["sfp"]["variant"] == "paper"
 

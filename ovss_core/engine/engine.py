@@ -24,14 +24,13 @@ from ovss_core.check import background_policy, require_class_token
 from ovss_core.class_purification.class_maps import NOBODY, Room, WindowBatch
 from ovss_core.class_purification.groups import list_regions
 from ovss_core.class_purification.placement import Placement
-from ovss_core.class_purification.purifier import ClassPurifier
+from ovss_core.class_purification.purifier import ClassPurifier, Purified
 from ovss_core.class_purification.winners import Regions
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.timm_tower import open_tower
 from ovss_core.clip.trace import EncoderTrace, TraceRequest, WindowRegions
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
-from ovss_core.dense_heads import HeadOptions, build_head
 from ovss_core.dense_heads.proxy_attention import resample_grid
 from ovss_core.dense_heads.scoring import (
     EncodedWindows,
@@ -43,10 +42,12 @@ from ovss_core.dense_heads.scoring import (
     as_scorer,
     join_evidence,
 )
+from ovss_core.engine.agreement import best_classes, disagreement, lattice
 from ovss_core.engine.crops import cut_whole_images, encode_crops
 from ovss_core.engine.facts import known
 from ovss_core.engine.finish import Finisher
 from ovss_core.engine.finite import finite_rows, raise_first
+from ovss_core.engine.heads import build_heads, mean_features, request_together
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals, size_in
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.pixels import ImagePixels
@@ -115,16 +116,32 @@ class Encoded:
     """What the tower and the dense head make of the windows of a wave.
 
     Attributes:
-        features: Unit features.
+        features: Unit features; of several heads the mean of theirs.
         attention: Mean attention over blocks and heads, where purification follows.
         evidence: What a scoring head needs beside the features until it sees the words.
         whole: Unit features of each image as a whole, where the class prior is on.
+        of_heads: Unit features of each head, where there are several.
+        disagreement: Share of each image on which they disagree, once the words are known.
     """
 
     features: Float[Tensor, "windows patches channels"]
     attention: Float[Tensor, "windows patches patches"] | None
     evidence: Evidence | None = None
     whole: Float[Tensor, "images channels"] | None = None
+    of_heads: tuple[Float[Tensor, "windows patches channels"], ...] = ()
+    disagreement: Float[Tensor, " images"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        of_heads: Sequence[Tensor],
+        attention: Tensor | None,
+        evidence: Evidence | None,
+        whole: Tensor | None,
+    ) -> "Encoded":
+        """Join what one or several heads made of the same windows."""
+        kept = tuple(of_heads) if len(of_heads) > 1 else ()
+        return cls(mean_features(of_heads), attention, evidence, whole, kept)
 
 
 class SegmentationEngine:
@@ -139,9 +156,10 @@ class SegmentationEngine:
 
     Raises:
         ModelError: The image tower is no plain ViT.
-        ConfigError: The head is unknown, or the settings do not fit the vocabulary.
+        ConfigError: A head is unknown, heads cannot be read together, or the settings do not fit the vocabulary.
 
     Attributes:
+        heads: The dense heads; several share the tower, and the mean of their scores counts.
         scorer: The head, where it sees the words.
         words: What a scoring head sees.
         timings: Seconds spent by stage since the last `take_timings`.
@@ -162,9 +180,9 @@ class SegmentationEngine:
         self.encoder = open_tower(clip.model.visual.to(self.device, DTYPES[config.model.precision]))
         require_class_token(config, self.encoder.prefix > 0)
         self.normalization = clip.image_mean, clip.image_std
-        self.head = build_head(config.host, head_options(config))
-        self.scorer = as_scorer(self.head)
-        request = self.head.request(self.encoder.depth)
+        self.heads = build_heads(config)
+        request = request_together(self.heads, self.encoder.depth)
+        self.scorer = as_scorer(self.heads[0])
         self.request = request.with_mean_attention() if config.purification.active else request
         self.proxy: ProxyTower | None = None
         if request.proxy:
@@ -191,10 +209,11 @@ class SegmentationEngine:
             self.cells,
         )
         self._phrases = text.phrase_embeddings.to(self.device)
+        self._phrase_class = text.phrase_class.to(self.device)
         background = text.vocabulary.background_index
         self.words = Words(
             self._phrases,
-            text.phrase_class.to(self.device) == (-1 if background is None else background),
+            self._phrase_class == (-1 if background is None else background),
             text.null_embeddings.to(self.device)[: None if config.purification.needs_distractors else 0],
         )
         numbers = config.purification.numbers(len(text.vocabulary), text.logit_scale)
@@ -372,18 +391,20 @@ class SegmentationEngine:
 
     @torch.inference_mode()
     def encode(self, wave: Wave) -> Encoded:
-        """Run the tower and the dense head over the windows, in full batches."""
-        features, attention, evidence = [], [], []
+        """Run the tower and the dense heads over the windows, in full batches."""
+        features: list[list[Tensor]] = [[] for _ in self.heads]
+        attention, evidence = [], []
         for part in wave.parts(self.window_batch):
             trace, pixels = self.trace(wave, part, self.request)
             with self._timed("dense_head"), self._products_as_exact_as_the_tower():
-                features.append(F.normalize(self.head.features(self.encoder, trace).float(), dim=-1))
+                for head, found in zip(self.heads, features, strict=True):
+                    found.append(F.normalize(head.features(self.encoder, trace).float(), dim=-1))
                 if self.scorer:
                     evidence.append(self.scorer.evidence(self.encoder, trace, pixels))
             if trace.mean_attention is not None:
                 attention.append(self.resample_attention(trace.mean_attention, trace.grid, wave))
-        return Encoded(
-            torch.cat(features),
+        return Encoded.of(
+            [torch.cat(found) for found in features],
             torch.cat(attention) if attention else None,
             join_evidence(evidence),
             self.encode_whole(wave) if self.config.class_prior else None,
@@ -449,14 +470,14 @@ class SegmentationEngine:
                 whole = Proposals(
                     *(wave.sizes, wave.layouts, scores, scored), guides=guides, region_maps=self._voting(wave)
                 )
-                facts = known(wave, encoded, None)
+                facts = known(wave, self._compared(wave, encoded, None), None)
                 download = Download([image_sound, *facts.values()])
                 return PendingProposals(self, wave, encoded, whole, download, tuple(facts))
         with self._timed("purification"):
             # what is no number must not reach the sums that images of a batch share a table for
             features, attention = (
                 torch.where(sound[:, None, None], table, 0)
-                for table in (self._mixed(wave, encoded), encoded.attention)
+                for table in (self._mixed(wave, encoded, encoded.features), encoded.attention)
             )
             with self._products_as_exact_as_the_tower():
                 logits = self._logits(wave, encoded, sound, tables)
@@ -483,7 +504,7 @@ class SegmentationEngine:
         whole = Proposals(
             wave.sizes, wave.layouts, scores, scored, crops=crops, guides=guides, region_maps=voting
         )
-        facts = known(wave, encoded, purified)
+        facts = known(wave, self._compared(wave, encoded, purified), purified)
         download = Download([image_sound, *facts.values(), *decided])
         return PendingProposals(self, wave, encoded, whole, download, tuple(facts), groups.by_window)
 
@@ -499,7 +520,7 @@ class SegmentationEngine:
         instead: they are smaller.
         """
         if tables is None:
-            maps = self._mixed(wave, encoded).mT
+            maps = self._mixed(wave, encoded, encoded.features).mT
             scored = len(self._phrases) <= maps.shape[1]
             return (self._phrases @ maps if scored else maps), scored
         return add_prior(
@@ -533,12 +554,48 @@ class SegmentationEngine:
             torch.cat([tables.phrases for tables in found]), torch.cat([tables.others for tables in found])
         )
 
-    def _mixed(self, wave: Wave, encoded: Encoded) -> Float[Tensor, "windows patches channels"]:
+    def _mixed(
+        self, wave: Wave, encoded: Encoded, features: Float[Tensor, "windows patches channels"]
+    ) -> Float[Tensor, "windows patches channels"]:
         """Mix the image as a whole into its patches' features: cosines are linear, so that this is the class prior."""
         if encoded.whole is None:
-            return encoded.features
+            return features
         whole = encoded.whole[wave.placement.images.index][:, None]
-        return torch.lerp(encoded.features, whole, self.config.class_prior)
+        return torch.lerp(features, whole, self.config.class_prior)
+
+    def _compared(self, wave: Wave, encoded: Encoded, purified: Purified | None) -> Encoded:
+        """Find out on how much of each image several heads disagree about the words that are left."""
+        if not encoded.of_heads:
+            return encoded
+        with self._timed("agreement"):
+            allowed = self._allowed(purified, len(wave.sizes))
+            points = lattice(wave.layouts, wave.placement.grid, self.cells.patch_size, self.device)
+            best = [
+                best_classes(
+                    self._mixed(wave, encoded, features), points, self._phrases, self._phrase_class, allowed
+                )
+                for features in encoded.of_heads
+            ]
+            foreground = None
+            if (
+                purified is not None and self.finisher.policy == "residual"
+            ):  # where 1 - max of the maps is not larger
+                maps = F.pad(purified.kept.maps.float(), (0, 0, 0, 1))  # one map at least
+                foreground = points.stitch(points.tile(maps)).amax(1) > 0.5
+            return replace(encoded, disagreement=disagreement(best, points, foreground))
+
+    def _allowed(self, purified: Purified | None, images: int) -> Bool[Tensor, "images phrases"] | None:
+        """Say which phrases may win in each image; None where all may."""
+        if purified is not None:
+            kept = purified.kept
+            table = kept.used.new_zeros(len(kept.classes), len(self.text.vocabulary) + 1)
+            column = torch.where(kept.used, kept.classes, len(self.text.vocabulary))
+            return table.scatter_(1, column, True)[
+                :, self._phrase_class
+            ]  # what is nobody's lies in the last column
+        if self.finisher.policy == "none" and self.text.vocabulary.background_index is not None:
+            return (~self.words.background).expand(images, -1)
+        return None
 
     def _prior(self, wave: Wave, encoded: Encoded, words: Tensor) -> Float[Tensor, "windows words 1"] | None:
         """Return the cosine of each window's image as a whole with the words."""
@@ -619,13 +676,6 @@ class SegmentationEngine:
             yield
         finally:
             self.timings[stage] += time.perf_counter() - start
-
-
-def head_options(config: SegmenterConfig) -> HeadOptions:
-    """Return what of a configuration may change a head."""
-    return HeadOptions(
-        not config.purification.own_scores, config.head_settings, config.model, scoped=config.regions.scope
-    )
 
 
 @dataclass(frozen=True)

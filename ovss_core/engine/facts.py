@@ -47,6 +47,13 @@ FACTS: tuple[Fact, ...] = (
         np.float32,
         lambda wave, encoded, purified: None if purified is None else purified.thresholds,
     ),
+    Fact(
+        "disagreement",
+        "with several hosts: share of the image on which they do not all prefer one class, of those that purification "
+        "kept, in [0, 1]; null with one host",
+        np.float32,
+        lambda wave, encoded, purified: encoded.disagreement,
+    ),
 )
 _PREFIX = "fact_"
 FACT_COLUMNS: dict[str, type[np.generic]] = {_PREFIX + fact.name: fact.dtype for fact in FACTS}

@@ -25,7 +25,7 @@ from ovss_core.results import Segmentation
 
 
 class _HeadKey(NamedTuple):
-    """What decides a window's features, given the models and its pixels."""
+    """What decides a head's features of a window, given the models and its pixels."""
 
     host: str
     purified: bool
@@ -70,6 +70,7 @@ class EncodedWave:
                 attention,
                 encoded.evidence and {name: table[windows] for name, table in encoded.evidence.items()},
                 None if encoded.whole is None else encoded.whole[one],
+                tuple(features[windows] for features in encoded.of_heads),
             ),
         )
 
@@ -153,7 +154,12 @@ class _Trunk:
         first = next(
             (engines[member] for member in self.members if engines[member].proxy), engines[self.members[0]]
         )
-        heads = {_head_key(engines[member]): engines[member].head for member in self.members}
+        keys = {member: _head_keys(engines[member]) for member in self.members}
+        heads = {
+            key: head
+            for member in self.members
+            for key, head in zip(keys[member], engines[member].heads, strict=True)
+        }
         features: dict[_HeadKey, list[Tensor]] = {key: [] for key in heads}
         evidence: dict[_HeadKey, list[Evidence]] = {key: [] for key in heads}
         attention = []
@@ -170,18 +176,21 @@ class _Trunk:
         common = torch.cat(attention) if attention else None
         priors = [member for member in self.members if engines[member].config.class_prior]
         whole = first.encode_whole(wave) if priors else None
-        keys = {member: _head_key(engines[member]) for member in self.members}
         return [
-            (member, Encoded(joined[key], common, kept[key], whole if member in priors else None))
-            for member, key in keys.items()
+            (
+                member,
+                Encoded.of(
+                    *([joined[key] for key in own], common, kept[own[0]]), whole if member in priors else None
+                ),
+            )
+            for member, own in keys.items()
         ]
 
 
-def _head_key(engine: SegmentationEngine) -> _HeadKey:
+def _head_keys(engine: SegmentationEngine) -> list[_HeadKey]:
     config = engine.config
-    return _HeadKey(
-        config.host, not config.purification.own_scores, config.head_settings, config.regions.scope
-    )
+    purified, scoped = not config.purification.own_scores, config.regions.scope
+    return [_HeadKey(host, purified, config.head_settings(host), scoped) for host in config.hosts]
 
 
 def _plan_trunks(engines: Sequence[SegmentationEngine]) -> dict[_WaveKey, list[_Trunk]]:

@@ -120,7 +120,7 @@ def _stages(workload: Workload) -> dict[str, Run]:
         "encoder, blocks 1 to L-1 with attention": lambda: [
             encoder.trace(batch, request) for batch in pixels
         ],
-        "SFP head": lambda: [engine.head.features(encoder, trace) for trace in traces],
+        "SFP head": lambda: [engine.heads[0].features(encoder, trace) for trace in traces],
         "refinement of every class with a region, scores included": purify(False, False),
         "redundancy, scores and refinement included": purify(True, False),
         "ambiguity groups, these three included": purify(True, True),

@@ -39,7 +39,7 @@ def label_picture(engine: SegmentationEngine, picture: np.ndarray) -> Int[Tensor
     maps = []
     for pixels in normalize(wave.pixels.cut_windows(slice(None)), *engine.normalization):
         trace, attention = encode_window(engine, pixels[None])
-        features = F.normalize(engine.head.features(engine.encoder, trace).float(), dim=-1)[0]
+        features = F.normalize(engine.heads[0].features(engine.encoder, trace).float(), dim=-1)[0]
         refined, scores = score_window(attention, 100 * features @ embeddings.T, trace.grid)
         maps.append(torch.where((scores > KEEP_ABOVE)[:, None], refined, 0).view(-1, *trace.grid))
     return stitch_windows(maps, wave.layouts[0], wave.sizes[0]).argmax(0)

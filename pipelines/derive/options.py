@@ -48,6 +48,7 @@ class SelectOptions:
         min_margin: Only images whose mean margin is at least this.
         min_sure: Only images of which at least this share of pixels is sure.
         max_ignored: Only images of which at most this share has no label.
+        max_disagreement: Only images on at most this share of which several hosts disagree. Needs labels of several.
         count: At most so many images, drawn by a chance that follows from their ids.
         per_class: Images are drawn until each class has so many, or all that there are.
         seed: Another one draws others.
@@ -64,6 +65,7 @@ class SelectOptions:
     min_margin: float | None = None
     min_sure: float | None = None
     max_ignored: float | None = None
+    max_disagreement: float | None = None
     count: int | None = None
     per_class: int | None = None
     seed: int = 0
@@ -77,6 +79,7 @@ class SelectOptions:
             "min_margin",
             "min_sure",
             "max_ignored",
+            "max_disagreement",
         ):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:

@@ -23,6 +23,7 @@ from pipelines.label.reader import LabelFiles
 from pipelines.label.table import CLASSES, IGNORE
 from pipelines.run.fragments import ROW_GROUP, column_compression
 from pipelines.run.publish import published_name
+from pipelines.run.record import read_identity
 from pipelines.run.schema import LABELS
 from pipelines.run.state_files import DamagedFileError, read_json, write_json
 from pipelines.storage import Folder
@@ -132,6 +133,10 @@ class Selection:
                 )
             )
             and (wanted.max_ignored is None or (row["ignored"] or 0.0) <= wanted.max_ignored)
+            and (
+                wanted.max_disagreement is None
+                or (row["disagreement"] is not None and row["disagreement"] <= wanted.max_disagreement)
+            )
         )
 
     def check(self, labels: LabelFiles) -> None:
@@ -162,6 +167,11 @@ class Selection:
                 raise ConfigError(
                     f"{place} has no column {name!r}, for it is {labels.version}; leave out --min-{name}"
                 )
+        if wanted.max_disagreement is not None and not _may_disagree(labels):
+            raise ConfigError(
+                f"{place} was labelled by one host, so that nothing disagrees; label with several, such as --host "
+                "sfp,naclip, or leave out --max-disagreement"
+            )
 
     def _floors(self, labels: LabelFiles) -> tuple[int, ...]:
         least = int(np.ceil(255 * self.options.min_confidence - 1e-9))
@@ -177,7 +187,7 @@ class Selection:
         wanted = self.options
         if wanted.count is None and wanted.per_class is None:
             return None
-        columns = ("image_id", "words", "present", "score", "margin", "sure", "ignored")
+        columns = ("image_id", "words", "present", "score", "margin", "sure", "ignored", "disagreement")
         names, numbers = list[list[str]](), list[float]()
         for group in _over_units(labels, _as_they_are, columns):
             for row in group:
@@ -255,6 +265,12 @@ def _over_units(labels: LabelFiles, use: Any, columns: Sequence[str]) -> Iterato
 
 def _as_they_are(labels: LabelFiles, rows: list[Row]) -> list[Row]:
     return rows
+
+
+def _may_disagree(labels: LabelFiles) -> bool:
+    """Say whether several hosts may have made labels; a selection's own `run.json` does not tell."""
+    host = read_identity(labels.folder).get("config", {}).get("host")
+    return "disagreement" in labels.schema.names and (host is None or "," in host)
 
 
 def _histogram(labels: LabelFiles, rows: Iterable[Row]) -> np.ndarray:

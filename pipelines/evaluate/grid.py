@@ -117,7 +117,9 @@ class GridBase:
 
 def grid_rows(base: GridBase) -> list[GridRow]:
     """List every row of the grid."""
-    forms = _freecp_forms(base, get_args(PurificationVariant), {"fixed": "tuned", "distractors": "distractors"})
+    forms = _freecp_forms(
+        base, get_args(PurificationVariant), {"fixed": "tuned", "distractors": "distractors"}
+    )
     rows = [*_main_rows(base), *_sfp_rows(base), *_freecp_parts(base), *forms]
     return [*(replace(row, descriptions=base.descriptions) for row in rows), *_text_rows(base)]
 

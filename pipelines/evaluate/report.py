@@ -103,7 +103,7 @@ def settings_line(entry: Mapping[str, Any]) -> str:
     if refine != "none":
         named["refine"] = refine
     acting = {"windows", "labels"} | ({"purification"} if purify != "none" else set())
-    acting |= {settings["host"], refine} & (HEAD_SETTINGS | REFINER_SETTINGS)
+    acting |= {*settings["host"].split(","), refine} & (HEAD_SETTINGS | REFINER_SETTINGS)
     for group in sorted(acting):
         named |= {
             f"{group}.{name}": value

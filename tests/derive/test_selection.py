@@ -94,6 +94,20 @@ def test_images_are_chosen_by_what_their_rows_say(
     assert set(select(tmp_path, **wanted)) == {f"{number:02d}.jpg" for number in names}
 
 
+def test_images_are_chosen_by_how_far_hosts_agree(tmp_path: Path) -> None:
+    results = {
+        f"{number:02d}.jpg": replace(segmentation(number), facts={"disagreement": number / 10})
+        for number in range(10)
+    }
+    results["09.jpg"] = segmentation(9)  # of a run that began before there was such a column
+    write_labels(tmp_path / "labels", results)
+    assert set(select(tmp_path, max_disagreement=0.25)) == {"00.jpg", "01.jpg", "02.jpg"}
+    assert len(select(tmp_path, max_disagreement=1.0, count=5)) == 5
+    (tmp_path / "labels/run.json").write_text(json.dumps({"identity": {"config": {"host": "sfp"}}}))
+    with pytest.raises(ConfigError, match="was labelled by one host, so that nothing disagrees"):
+        select(tmp_path, max_disagreement=0.5)
+
+
 def test_images_are_drawn_by_a_chance_that_follows_from_their_ids(tmp_path: Path) -> None:
     ten_labels(tmp_path / "labels")
     four, seven = set(select(tmp_path, count=4)), set(select(tmp_path, count=7))

@@ -431,7 +431,7 @@ def test_features_that_are_not_finite_cost_their_own_image_alone(
 def test_features_of_zeros_are_no_features(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = _engine(tiny_config("clip", METHODS[method]))
     monkeypatch.setattr(
-        engine.head, "features", lambda encoder, trace: torch.full((len(trace.tokens), 16, 24), 1e30)
+        engine.heads[0], "features", lambda encoder, trace: torch.full((len(trace.tokens), 16, 24), 1e30)
     )
     with pytest.raises(ImageError, match="not finite"):
         engine.segment([PICTURES[4]])

@@ -65,6 +65,15 @@ def test_pictures_of_any_size_are_labelled_on_any_grid_and_together_as_alone(
         assert (alone.label_map != result.label_map).mean() < 2e-3
 
 
+def test_hosts_on_a_second_towers_patches_are_read_together() -> None:
+    joined, *alone = (engine_of(settings(host)) for host in ("proxyclip,corrclip", "proxyclip", "corrclip"))
+    [wave] = joined.gather(PICTURES[3:4])
+    features = [engine.encode(wave).features for engine in alone]
+    assert torch.allclose(joined.encode(wave).features, torch.stack(features).mean(0), atol=1e-5)
+    [result] = joined.segment(PICTURES[3:4])
+    assert 0 <= result.facts["disagreement"] <= 1  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("name", list(POSITIONS))
 def test_features_are_those_of_the_head_on_windows_cut_by_hand(name: str) -> None:
     engine = engine_of(settings(name=name))

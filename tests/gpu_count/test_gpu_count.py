@@ -76,7 +76,7 @@ def test_nothing_waits_where_windows_decide(variant: PurificationVariant, worklo
     assert not call.counts.waits
 
 
-@pytest.mark.parametrize("host", clip_hosts())
+@pytest.mark.parametrize("host", [*clip_hosts(), "sfp,naclip"])
 def test_no_head_mixes_devices_or_waits(host: str, small: Workload) -> None:
     waits = count_call(small, labelling(host, "none"), CLASSES).counts.waits
     assert not waits

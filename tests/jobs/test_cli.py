@@ -122,9 +122,17 @@ def test_an_evaluation_without_an_output_gets_a_folder_named_by_its_settings(
     monkeypatch.setattr(pipelines.evaluate.job, "run_evaluate", jobs.append)
     monkeypatch.setattr(pipelines.evaluate.job, "describe_result", lambda job, report: 0)
     benchmark = ["--benchmark", "voc21", "--root", str(tmp_path)]
-    for flags in (["--host", "sfp", "--purify", "freecp"], ["--grid"], ["--output", "mine"]):
+    together = ["--host", "sfp, naclip", "--purify", "none"]
+    for flags in (["--host", "sfp", "--purify", "freecp"], together, ["--grid"], ["--output", "mine"]):
         assert evaluate.main([*benchmark, *flags]) == 0
-    assert [job.run.output for job in jobs] == ["out/voc21-sfp-freecp", "out/voc21-grid", "mine"]
+    assert [job.run.output for job in jobs] == [
+        "out/voc21-sfp-freecp",
+        "out/voc21-sfp+naclip-none",
+        "out/voc21-grid",
+        "mine",
+    ]
+    assert jobs[1].segmenter.host == "sfp,naclip"
+    assert jobs[1].segmenter == protocol_config("voc21", "sfp,naclip", "none")[0]
 
 
 def test_a_cluster_that_is_not_there_is_one_line_and_status_2(images: Path) -> None:

@@ -58,6 +58,9 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             f"label {RIGHT} --host spf",
             "sclip, sfp; did you mean sfp?",
         ),
+        (f"label {RIGHT} --host sfp,nacli", "--host is 'sfp,nacli'; give one of clearclip, clip,"),
+        (f"label {RIGHT} --host sfp,nacli", "sclip, sfp; did you mean naclip?"),
+        (f"label {RIGHT} --host sfp,gem --vocabulary voc21", "hosts 'sfp' and 'gem' change the blocks below"),
         (
             f"label {RIGHT} --variant papr",
             "--variant is 'papr'; give one of image, filter, released, paper; did you mean paper?",

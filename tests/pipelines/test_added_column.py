@@ -90,6 +90,19 @@ def test_the_threshold_is_what_kept_scores_exceed_on_both_roads() -> None:
                 assert row["threshold"] is None
 
 
+def test_several_hosts_disagree_on_the_same_share_on_both_roads() -> None:
+    rows = table(photographs())
+    for settings in (replace(config(), host="sfp,naclip"), replace(config("none"), host="sfp,naclip")):
+        whole = SegmentStage(settings, text(), "cpu")(rows)["result"].to_pylist()
+        propose, finish = ProposeStage(settings, text(), "cpu"), FinishStage(settings, text(), "cpu")
+        staged = finish(propose(rows))["result"].to_pylist()
+        assert [row["disagreement"] for row in staged] == [row["disagreement"] for row in whole]
+        assert all(0 <= row["disagreement"] <= 1 for row in whole)
+        assert [row["mask"] for row in staged] == [row["mask"] for row in whole]
+    [first, *_] = SegmentStage(config(), text(), "cpu")(rows)["result"].to_pylist()
+    assert first["disagreement"] is None
+
+
 def test_a_threshold_that_is_set_is_the_images_own() -> None:
     picture = decode_image(photographs()[0], 10**6)
     for variant in ("image", "released"):

@@ -94,16 +94,20 @@ def _loop_counts(output: Path, masks: Path) -> dict[int, list[int]]:
 
 @pytest.mark.usefixtures("ray_session")
 def test_counts_equal_a_loop_over_the_masks_that_labelling_writes(pairs: Path) -> None:
+    together = replace(SEGMENTER, host="sfp,naclip")
     label = LabelJob(
         SourceOptions(images=str(pairs / "images")),
         RunOptions(str(pairs / "labels"), shard_size=3, no_progress_s=120.0),
         VOCABULARY,
-        SEGMENTER,
+        together,
         pools=replace(POOLS, finish_actors=0),
     )
     run_label(label)
 
-    report = run_evaluate(_job(pairs))
+    report = run_evaluate(replace(_job(pairs), segmenter=together))
+
+    for file in (pairs / "labels/labels").glob("*.parquet"):
+        assert all(0 <= row["disagreement"] <= 1 for row in pq.read_table(file).to_pylist())
 
     counts = _loop_counts(pairs / "labels", pairs / "masks")
     for row in report["classes"]:
