@@ -401,7 +401,7 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
         kept=(ScoredClass(2, "c", 0.5),),
         removed=(ScoredClass(1, "b", 0.125),),
         groups=(AmbiguityGroup((0, 2), (BoxDecision(0, 1, 2, 2, 2), BoxDecision(0, 0, 0, 0, None))),),
-        facts={"threshold": 0.375},
+        facts={"threshold": 0.375, "disagreement": 0.25},
         regions=(RegionVote(7, 3, 2, 0.75),),
     )
     column = label_column([result, result], [encode_mask(label_map)] * 2)
@@ -425,6 +425,7 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
         "kept": [{"index": 2, "name": "c", "score": 0.5}],
         "removed": [{"index": 1, "name": "b", "score": 0.125}],
         "threshold": 0.375,
+        "disagreement": 0.25,
         "groups": [
             {
                 "classes": [0, 2],
