@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from pipelines.faults import Failure, process_all
+from pipelines.run import metrics
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.schema import FAILURE, SECONDS
 
@@ -64,6 +65,8 @@ class RowStage:
                 failures[place] = outcome.to_dict()
             else:
                 values[place] = outcome
+        metrics.count_stage(self.name, len(live), self._seconds)
+        metrics.measure_gpu(self.name)
         seconds = batch["seconds"].to_pylist()
         if seconds:
             seconds[0] = [*(seconds[0] or ()), *self._seconds.items()]
