@@ -17,7 +17,7 @@ def build_parser() -> CommandParser:
     return make_parser(
         "systems",
         "[flags]",
-        "List every system of the papers' tables, and the strongest since: published mIoU, needs, licences, how to run\n"
+        "List every system of the papers' tables, and the strongest since: published mIoU, needs, licenses, how to run\n"
         "those that are in, and why the others are not.\n\n"
         "  ovss systems\n"
         "  ovss evaluate --benchmark voc21 --root VOCdevkit/VOC2012 --grid systems",
@@ -48,11 +48,11 @@ def as_markdown(systems: Sequence[System]) -> str:
         "",
         *_table(others, "why", lambda system: system.reason),
         "",
-        "### Sources and licences",
+        "### Sources and licenses",
         "",
     ]
     lines += [
-        f"- {system.name}: {system.paper}. Figures: {system.source}. Licence: {system.licence}."
+        f"- {system.name}: {system.paper}. Figures: {system.source}. License: {system.license}."
         for system in systems
     ]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ovss_core.clip.architectures import Architecture, find_architecture
 from ovss_core.clip.channels import require_channels
-from ovss_core.clip.licences import licence_warning
+from ovss_core.clip.licenses import license_warning
 from ovss_core.clip.weight_sources import resolve_weights
 from ovss_core.config import (
     HEAD_SETTINGS,
@@ -27,7 +27,7 @@ from ovss_core.head_names import (
     require_refiner,
     scope_hosts,
 )
-from ovss_core.proxy_families.registry import TowerChoice, find_tower, licence_notice, tower_names
+from ovss_core.proxy_families.registry import TowerChoice, find_tower, license_notice, tower_names
 from ovss_core.proxy_families.weight_sources import require_proxy_weights
 from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
 
@@ -66,8 +66,8 @@ def validate(
         _require_patches(config, architecture)
         _require_blocks(config, architecture)
         require_class_token(config, architecture.class_token)
-    warnings = licence_warning(config.model)
-    if tower is not None and (notice := licence_notice(tower)):
+    warnings = license_warning(config.model)
+    if tower is not None and (notice := license_notice(tower)):
         warnings.append(notice)
     if vocabulary is not None:
         policy = background_policy(config, vocabulary)

@@ -19,7 +19,7 @@ _ALIGNMENT = 16
 def upload(
     tables: Mapping[str, np.ndarray | Sequence[np.ndarray]], device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Bring tables to a device in one copy; on the CPU they are not copied at all.
+    """Bring tables to a device in one copy; on the CPU only what may not be written to is copied, as tensors may be.
 
     Args:
         tables: By name; several arrays that differ in length alone become one.
@@ -31,7 +31,9 @@ def upload(
     }
     if torch.device(device).type == "cpu":
         return {
-            name: torch.from_numpy(table[0] if len(table) == 1 else np.concatenate(table))
+            name: torch.from_numpy(
+                np.require(table[0], None, "W") if len(table) == 1 else np.concatenate(table)
+            )
             for name, table in parts.items()
         }
     sizes = [-(-sum(part.nbytes for part in table) // _ALIGNMENT) * _ALIGNMENT for table in parts.values()]

@@ -109,6 +109,35 @@ def process_all(
     return [outcomes[place] for place in range(len(items))]
 
 
+def process_sound(
+    stage: str,
+    ids: Sequence[str],
+    items: Sequence[Item],
+    failures: list[dict[str, str] | None],
+    process: Callable[[Sequence[Item]], Sequence[Value | Failure]],
+    ledger: Attempts | None = None,
+) -> list[Value | None]:
+    """Work on the rows of a batch that have not failed before; further arguments as in `process_all`.
+
+    Args:
+        failures: Value of the column ``failure``, one an item; takes those that come now.
+
+    Returns:
+        One value an item, in order; None where it has failed.
+    """
+    sound = [place for place, failure in enumerate(failures) if failure is None]
+    outcomes = process_all(
+        stage, [ids[place] for place in sound], [items[place] for place in sound], process, ledger
+    )
+    values: list[Value | None] = [None] * len(items)
+    for place, outcome in zip(sound, outcomes, strict=True):
+        if isinstance(outcome, Failure):
+            failures[place] = outcome.to_dict()
+        else:
+            values[place] = outcome
+    return values
+
+
 def _alone(
     stage: str,
     image_id: str,

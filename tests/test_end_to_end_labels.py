@@ -1,4 +1,4 @@
-"""Label maps of the authors' own programs on the shipped weights, pixel by pixel (golden/end_to_end)."""
+"""Label maps of the authors' own programs on the shipped weights, pixel by pixel (end_to_end/)."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from ovss_core.api import OpenVocabSegmenter
 from ovss_core.clip.demo import demo_weights_path
 from ovss_core.config import LabelConfig, ModelConfig, PurificationConfig, SegmenterConfig, WindowConfig
 
-FOLDER = Path(__file__).parent / "golden" / "end_to_end"
+FOLDER = Path(__file__).parent / "end_to_end"
 IMAGES = ("scene_002", "crop_001")
 HOSTS = ("sfp", "sclip", "clearclip", "maskclip", "naclip", "gem", "scclip")
 SLOW_FREECP_HOSTS = ("sclip", "maskclip")

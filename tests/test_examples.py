@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from examples import label_folder, label_one_image, own_ray_pipeline, train_on_masks
+from examples import compare_refiners, label_folder, label_one_image, own_ray_pipeline, train_on_masks
+from ovss_core.images.decode import decode_image
 from pipelines.run.options import PoolOptions
 from tests.conftest import encode_image
 
@@ -43,10 +44,20 @@ def test_one_image_is_labelled_at_its_own_size_and_its_classes_are_printed(
     assert len(printed) == 1 + len(np.unique(result.label_map))
 
 
+def test_an_image_lies_beside_its_labels_with_each_refiner(images: Path, tmp_path: Path) -> None:
+    sheet = np.asarray(
+        compare_refiners.main(str(images / "a.jpg"), WORDS, str(tmp_path / "sheet.png"), "demo")
+    )
+    panels = np.split(sheet[compare_refiners.HEADING :], 4, 1)
+    np.testing.assert_array_equal(panels[0], decode_image((images / "a.jpg").read_bytes(), 10_000))
+    assert [panel.shape for panel in panels] == [(24, 32, 3)] * 4
+    assert not np.array_equal(panels[1], panels[2])
+
+
 def test_a_folder_is_labelled_by_the_python_call_of_the_job(output: Path) -> None:
     assert {path.name for path in output.iterdir()} >= {"labels", "_failures", "run.json", "summary.json"}
     [start] = json.loads((output / "run.json").read_text())["starts"]
-    assert start["weights_licence"] == {"name": "Apache-2.0", "commercial_use": True}
+    assert start["weights_license"] == {"name": "Apache-2.0", "commercial_use": True}
 
 
 def test_a_stage_labels_inside_somebody_elses_pipeline_and_a_failure_stays_one_row(

@@ -39,7 +39,7 @@ FAMILIES = tuple(
     TowerFamily(
         name=f"tiny {rule}",
         papers="none",
-        licence="dinov3-license" if rule == "rotary" else "apache-2.0",
+        license="dinov3-license" if rule == "rotary" else "apache-2.0",
         commercial=True,
         positions=rule,
         towers={name.partition(".")[2]: name},

@@ -117,8 +117,8 @@ def find_ambiguous(
     """
     edges = soft_iou(kept.by_unit().flatten(2)) >= threshold
     eligible = kept.used if excluded is None else kept.used & (kept.classes != excluded)
-    names = connected_parts(edges & eligible[:, :, None] & eligible[:, None, :])
-    members, complete = _group_members(names, eligible, room.groups if room else None)
+    parts = connected_parts(edges & eligible[:, :, None] & eligible[:, None, :])
+    members, complete = _group_members(parts, eligible, room.groups if room else None)
     maps = _mean_maps(kept, members)
     by_window = not config.by_image
     maps = maps.unflatten(2, placement.grid)
@@ -163,14 +163,14 @@ def connected_parts(edges: Bool[Tensor, "units nodes nodes"]) -> Int[Tensor, "un
     return torch.where(reach > 0, every, nodes).amin(2)
 
 
-def _group_members(names: Tensor, eligible: Tensor, capacity: int | None) -> tuple[Tensor, Tensor]:
+def _group_members(parts: Tensor, eligible: Tensor, capacity: int | None) -> tuple[Tensor, Tensor]:
     """Number the components of two or more nodes by their first node, and say whether all have a number."""
-    nodes = names.shape[1]
-    every = torch.arange(nodes, device=names.device)
-    same = (names[:, None, :] == every[:, None]) & eligible[:, None, :]
+    nodes = parts.shape[1]
+    every = torch.arange(nodes, device=parts.device)
+    same = (parts[:, None, :] == every[:, None]) & eligible[:, None, :]
     is_group = same.sum(2) >= 2
     root = first_places(is_group, capacity)
-    members = (names[:, None, :] == root[:, :, None]) & eligible[:, None, :] & (root < nodes)[:, :, None]
+    members = (parts[:, None, :] == root[:, :, None]) & eligible[:, None, :] & (root < nodes)[:, :, None]
     return members, (is_group.sum(1) <= root.shape[1]).all()
 
 

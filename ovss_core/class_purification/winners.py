@@ -95,8 +95,8 @@ class Regions:
         first = (counts.cumsum() - counts)[owner[unit]]
         window = unit - first if by_window else np.full(len(unit), -1)
         most = max(members.shape[1], 1)
-        names, group = np.unique(unit * most + number, return_inverse=True)
-        rows = members[names // most, names % most]
+        listed, group = np.unique(unit * most + number, return_inverse=True)
+        rows = members[listed // most, listed % most]
         return cls(owner[unit], window, group, boxes[unit, number, box], _to_the_left(rows))
 
     def on_image(self, origins: Sequence[Sequence[tuple[int, int]]]) -> Int[np.ndarray, "regions 4"]:

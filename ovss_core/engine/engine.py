@@ -381,7 +381,7 @@ class SegmentationEngine:
                 if self.scorer:
                     evidence.append(self.scorer.evidence(self.encoder, trace, pixels))
             if trace.mean_attention is not None:
-                attention.append(self.spread_attention(trace.mean_attention, trace.grid, wave))
+                attention.append(self.resample_attention(trace.mean_attention, trace.grid, wave))
         return Encoded(
             torch.cat(features),
             torch.cat(attention) if attention else None,
@@ -414,7 +414,7 @@ class SegmentationEngine:
                 trace.proxy = self.proxy.features(normalize(seen, *self.proxy.normalization), request.proxy)
         return trace, pixels
 
-    def spread_attention(self, attention: Tensor, grid: tuple[int, int], wave: Wave) -> Tensor:
+    def resample_attention(self, attention: Tensor, grid: tuple[int, int], wave: Wave) -> Tensor:
         """Bring CLIP's mean attention to the grid that the features lie on, rows and columns bilinearly."""
         wanted = self.cells.of(wave.pixels.window_size)
         rows = resample_grid(attention, grid, wanted)

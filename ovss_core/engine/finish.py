@@ -50,7 +50,7 @@ _Decided = tuple[ScoredClasses, ScoredClasses, tuple[AmbiguityGroup, ...]]
 """Kept and removed classes, and ambiguous groups."""
 
 
-class _Labelled(NamedTuple):
+class _Labeled(NamedTuple):
     """One image, labelled, without how its words came about."""
 
     label_map: np.ndarray
@@ -181,7 +181,7 @@ class Finisher:
         candidates = upload({"members": members}, device)["members"]
         return pick_winners(features, self._descriptions, candidates), finite_rows(features)
 
-    def _finish_phrases(self, proposals: Proposals) -> list[_Labelled | ImageError]:
+    def _finish_phrases(self, proposals: Proposals) -> list[_Labeled | ImageError]:
         chunks, downloads = self._chunks(proposals.sizes, len(self._phrases)), []
         for part in chunks:
             maps = proposals.maps[proposals.windows_of(part)].to(self._encoder.device)
@@ -199,7 +199,7 @@ class Finisher:
 
     def _finish_purified(
         self, proposals: Proposals, decisions: Decisions
-    ) -> tuple[list[_Labelled | ImageError], list[_Decided]]:
+    ) -> tuple[list[_Labeled | ImageError], list[_Decided]]:
         device = self._encoder.device
         own = proposals.phrases
         named = decisions.classes if own is None else self._phrase_class[own]
@@ -246,11 +246,11 @@ class Finisher:
             for part, download in zip(chunks, downloads, strict=True)
             for image in self._present(download, proposals.sizes[part])
         ]
-        names, finite_crops = decided.wait()
+        won, finite_crops = decided.wait()
         areas = decisions.regions.image[decisions.regions.has_area]
         unsound = set(areas[~finite_crops].tolist())
         labeled = [not_finite(CROPS) if image in unsound else result for image, result in enumerate(found)]
-        return labeled, self._describe(proposals, decisions, names)
+        return labeled, self._describe(proposals, decisions, won)
 
     def _chunks(self, sizes: Sequence[tuple[int, int]], maps: int) -> list[slice]:
         """Split a batch into what is labelled at once; refined images go one by one."""
@@ -280,11 +280,11 @@ class Finisher:
         grid = self._cells.of(proposals.layouts[0].window_size)
         return Stitcher(proposals.layouts[part], grid, proposals.sizes[part], self._encoder.device)
 
-    def _present(self, download: Download, sizes: Sequence[tuple[int, int]]) -> list[_Labelled | ImageError]:
+    def _present(self, download: Download, sizes: Sequence[tuple[int, int]]) -> list[_Labeled | ImageError]:
         """Await label maps and counts, and list the classes of each image."""
         maps, pixels, sums, *margins = download.wait()
         names, dtype = self._vocabulary.names, self._vocabulary.mask_dtype
-        found: list[_Labelled | ImageError] = []
+        found: list[_Labeled | ImageError] = []
         for image, (height, width) in enumerate(sizes):
             if not np.isfinite(sums[image]).all():
                 found.append(not_finite(SCORES))
@@ -301,9 +301,7 @@ class Finisher:
             )
             label_map = maps[image, :height, :width].astype(dtype)
             labelled = int(pixels[image].sum())
-            found.append(
-                _Labelled(label_map, present, _confidence(margins, image, label_map.shape, labelled))
-            )
+            found.append(_Labeled(label_map, present, _confidence(margins, image, label_map.shape, labelled)))
         return found
 
     def _describe(

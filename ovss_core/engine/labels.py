@@ -179,7 +179,7 @@ def label_by_purified_maps(
         return _purified_on_device(tiled, place_classes, background, stitcher, edits, collector)
     used = place_classes != NOBODY
     tiled = tiled.masked_fill(~used[:, :, None, None], -1)  # below any score, so that nobody never wins
-    names = place_classes.clamp_min(0)
+    classes_by_place = place_classes.clamp_min(0)
     for rows in _strips(stitcher, tiled, refined):
         others = second = None
         if refined is not None:
@@ -199,7 +199,7 @@ def label_by_purified_maps(
             second = others.amax(1)
         if second is not None:
             second.clamp_min_(0)
-        label = names.gather(1, place.flatten(1)).view_as(place)
+        label = classes_by_place.gather(1, place.flatten(1)).view_as(place)
         if background is not None:
             is_background = 1 - confidence >= confidence
             label = torch.where(is_background, background, label)

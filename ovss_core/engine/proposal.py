@@ -163,8 +163,8 @@ class Proposals:
         self, decisions: Decisions, crops: UInt8[Tensor, "areas side side 3"]
     ) -> dict[str, Sequence[np.ndarray]]:
         classes, regions = decisions.classes, decisions.regions
-        names = classes if self.phrases is None else self.phrases
-        used = (names != NOBODY).repeat(self.window_counts, 0)
+        columns = classes if self.phrases is None else self.phrases
+        used = (columns != NOBODY).repeat(self.window_counts, 0)
         with beside(self.maps.device):
             taken_maps = _used(self.maps, used)
             levels, pixels = Download(
@@ -178,7 +178,7 @@ class Proposals:
         ends = np.concatenate([[0], np.cumsum(taken.sum(1))])[group]
         return {
             "kept": [row[row != NOBODY] for row in classes],
-            "phrases": [row[row != NOBODY] for row in names]
+            "phrases": [row[row != NOBODY] for row in columns]
             if self.phrases is not None
             else [np.empty(0)] * len(self),
             "maps": np.split(levels.view(np.uint8), rows[:-1]),
@@ -213,10 +213,10 @@ class Proposals:
             scores = torch.from_numpy(maps)
             return cls(sizes, layouts, scores, scored, guides=guides, facts=facts, region_maps=regions)
         classes, own = _side_by_side(found["kept"]), len(found["phrases"][0]) > 0
-        names = _side_by_side(found["phrases"]) if own else classes
-        maps = np.zeros((sum(map(len, layouts)), names.shape[1], patches), np.float32)
+        columns = _side_by_side(found["phrases"]) if own else classes
+        maps = np.zeros((sum(map(len, layouts)), columns.shape[1], patches), np.float32)
         first = 0
-        for count, stored, layout in zip((names != NOBODY).sum(1), found["maps"], layouts, strict=True):
+        for count, stored, layout in zip((columns != NOBODY).sum(1), found["maps"], layouts, strict=True):
             last = first + len(layout)
             values = stored.view(np.float32 if own else np.uint16)
             maps[first:last, :count] = values.reshape(last - first, count, patches)
@@ -231,7 +231,7 @@ class Proposals:
             guides=guides,
             facts=facts,
             region_maps=_region_maps(found["region_map"], sizes),
-            phrases=names if own else None,
+            phrases=columns if own else None,
         )
 
 

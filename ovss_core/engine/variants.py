@@ -164,7 +164,7 @@ class _Trunk:
                 if scorer := as_scorer(head):
                     evidence[key].append(scorer.evidence(first.encoder, trace, pixels))
             if trace.mean_attention is not None:
-                attention.append(first.spread_attention(trace.mean_attention, trace.grid, wave))
+                attention.append(first.resample_attention(trace.mean_attention, trace.grid, wave))
         joined = {key: torch.cat(parts) for key, parts in features.items()}
         kept = {key: join_evidence(parts) for key, parts in evidence.items()}
         common = torch.cat(attention) if attention else None

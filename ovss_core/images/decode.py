@@ -99,16 +99,6 @@ def decode_image(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height widt
     return EncodedImage(data, max_pixels).pixels()
 
 
-def read_size(data: bytes, max_pixels: int) -> tuple[int, int]:
-    """Return height and width from the header of an image file, before any rotation.
-
-    Raises:
-        ImageError: The header cannot be read, or names more than `max_pixels`.
-    """
-    encoded = EncodedImage(data, max_pixels)
-    return encoded.height, encoded.width
-
-
 def picture_to_rgb(image: Image.Image, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
     """Return the pixels of a PIL image as `decode_image` gives those of its file.
 

@@ -5,7 +5,7 @@ from ovss_core.proxy_families.registry import TowerFamily
 DINO = TowerFamily(
     name="dino",
     papers="Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021",
-    licence="apache-2.0",
+    license="apache-2.0",
     commercial=True,
     positions="scale",
     towers={

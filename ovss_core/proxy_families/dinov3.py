@@ -5,7 +5,7 @@ from ovss_core.proxy_families.registry import TowerFamily
 DINOV3 = TowerFamily(
     name="dinov3",
     papers="DINOv3, 2025",
-    licence="dinov3-license",
+    license="dinov3-license",
     commercial=True,
     positions="rotary",
     towers={

@@ -7,12 +7,12 @@ whether corners are pixels' centers differs by checkpoint.
 from ovss_core.proxy_families.registry import TowerFamily
 
 _PAPER = "RADIOv2.5: Improved Baselines for Agglomerative Vision Foundation Models, CVPR 2025"
-_LICENCE = "nvidia-open-model-license"
+_LICENSE = "nvidia-open-model-license"
 
 ALIGNED = TowerFamily(
     name="c-radio v3 b and h",
     papers=_PAPER,
-    licence=_LICENCE,
+    license=_LICENSE,
     commercial=True,
     positions="aligned_corner",
     towers={
@@ -24,7 +24,7 @@ ALIGNED = TowerFamily(
 PLAIN = TowerFamily(
     name="c-radio v3 l and g, v4",
     papers=_PAPER,
-    licence=_LICENCE,
+    license=_LICENSE,
     commercial=True,
     positions="corner",
     towers={

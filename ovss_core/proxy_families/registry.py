@@ -21,20 +21,20 @@ class TowerFamily:
     Attributes:
         name: The family's name.
         papers: Where it comes from.
-        licence: Licence of its weights, as timm's model cards name it.
-        commercial: Whether that licence allows commercial use.
+        license: License of its weights, as timm's model cards name it.
+        commercial: Whether that license allows commercial use.
         positions: How the original fits its positional table to a grid: "scale" is bicubic with (n + 0.1) / base, as
             DINO and CLIP's dense heads; "antialias" bicubic by size with antialiasing, as DINOv2 with registers;
             "corner" bilinear to a square of the longer side, then cut, as RADIO ("aligned_corner": its corners are
             pixels' centers); "rotary" has no table.
         towers: timm's name of each tower with its weights, by the name of the original, which is taken as well.
         table_side: Rows of the positional table in the original's files, where timm's own model has fewer.
-        remark: What a user must know of the licence; empty where nothing is to be said.
+        remark: What a user must know of the license; empty where nothing is to be said.
     """
 
     name: str
     papers: str
-    licence: str
+    license: str
     commercial: bool
     positions: Positions
     towers: Mapping[str, str]
@@ -64,7 +64,7 @@ class TowerChoice:
     @property
     def facts(self) -> dict[str, str]:
         """What `run.json` says of it."""
-        return {"name": self.name, "family": self.family.name, "licence": self.family.licence}
+        return {"name": self.name, "family": self.family.name, "license": self.family.license}
 
 
 @lru_cache(maxsize=1)
@@ -99,11 +99,11 @@ def find_tower(name: str) -> TowerChoice:
     )
 
 
-def licence_notice(choice: TowerChoice) -> str | None:
-    """Return one sentence on a licence that a user must know of, or None where nothing is to be said."""
+def license_notice(choice: TowerChoice) -> str | None:
+    """Return one sentence on a license that a user must know of, or None where nothing is to be said."""
     family = choice.family
     if family.commercial and not family.remark:
         return None
     forbidden = "" if family.commercial else ", which forbids commercial use"
     remark = f": {family.remark}" if family.remark else ""
-    return f"the weights of {choice.name} are under {family.licence}{forbidden}{remark}"
+    return f"the weights of {choice.name} are under {family.license}{forbidden}{remark}"

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ovss_core.check import background_policy, validate, vocabulary_warnings
-from ovss_core.clip.licences import licence_warning
+from ovss_core.clip.licenses import license_warning
 from ovss_core.config import SegmenterConfig, SfpConfig
 from ovss_core.errors import ConfigError
 from ovss_core.evaluation.benchmarks import get_benchmark
@@ -64,4 +64,4 @@ def _check_grid(
     purified = replace(segmenter, purification=purification, sfp=SfpConfig())
     validate(purified, vocabulary, descriptions)
     policy = background_policy(purified, vocabulary)
-    return [*licence_warning(segmenter.model), *vocabulary_warnings(vocabulary, policy)]
+    return [*license_warning(segmenter.model), *vocabulary_warnings(vocabulary, policy)]

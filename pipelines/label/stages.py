@@ -30,7 +30,7 @@ from ovss_core.images.decode import EncodedImage
 from ovss_core.images.windows import WindowLayout
 from ovss_core.regions import RegionMap
 from ovss_core.results import Segmentation
-from pipelines.faults import Failure, process_all
+from pipelines.faults import Failure, process_sound
 from pipelines.label.batches import PREFIX, Batch, Entry, pairs
 from pipelines.label.image_column import Item, OddValue, image_items, to_pixels
 from pipelines.label.masks import encode_mask
@@ -120,9 +120,8 @@ class _EngineStage:
         """
         use_threads(self._torch_threads)
         if not self._chained and self.ledger is not None and self.ledger.is_stopping():
-            batch = batch.slice(
-                0, 0
-            )  # the run ends: the next start does them; what stage 1 has done is finished
+            # the next start does them; what stage 1 has done is finished
+            batch = batch.slice(0, 0)
         rows = Batch.of(batch)
         payload = self._payload(rows)
         items = self._items(rows, payload)
@@ -131,21 +130,7 @@ class _EngineStage:
         for place, item in enumerate(items):
             if failures[place] is None and (reason := _no_payload(payload, item)):
                 failures[place] = Failure(self.name, "ImageError", reason).to_dict()
-        ids = _ids(rows, items)
-        live = [place for place, failure in enumerate(failures) if failure is None]
-        outcomes = process_all(
-            self.name,
-            [ids[place] for place in live],
-            [items[place] for place in live],
-            self.work,
-            self.ledger,
-        )
-        values: list[Any] = [None] * len(items)
-        for place, outcome in zip(live, outcomes, strict=True):
-            if isinstance(outcome, Failure):
-                failures[place] = outcome.to_dict()
-            else:
-                values[place] = outcome
+        values = process_sound(self.name, _ids(rows, items), items, failures, self.work, self.ledger)
         return self._replace(rows, payload, values, failures)
 
     @property
@@ -160,9 +145,7 @@ class _EngineStage:
         return prefixed if prefixed in rows.names else self.payload
 
     def _items(self, rows: Batch, payload: str) -> list[Any]:
-        if (
-            len(rows) == 0 and payload not in rows.names
-        ):  # Ray hands on empty blocks that have no columns at all
+        if not len(rows) and payload not in rows.names:  # Ray hands on empty blocks without any columns
             return []
         if self._chained:
             return _proposals(rows, payload)

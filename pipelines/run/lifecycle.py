@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import ray
 
-from ovss_core.clip.licences import find_licence
+from ovss_core.clip.licenses import find_license
 from ovss_core.config import ModelConfig, ProxyConfig
 from ovss_core.errors import (
     ClusterError,
@@ -265,7 +265,7 @@ def _encode(course: Course, plan: WorkerPlan) -> tuple[Text, WeightHashes]:
 def _details(course: Course, plan: WorkerPlan, nodes: Sequence[Node]) -> dict[str, Any]:
     return {
         **course.details,
-        **({"weights_licence": find_licence(course.model).to_dict()} if course.model else {}),
+        **({"weights_license": find_license(course.model).to_dict()} if course.model else {}),
         "pools": asdict(plan),
         "cluster": [asdict(node) for node in nodes],
         "run": {**asdict(course.run), "output": course.output.public_uri, "address": None},

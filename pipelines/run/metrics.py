@@ -48,7 +48,7 @@ METRICS: Mapping[str, Metric] = {
         Metric(
             "ovss_failures", "counter", "Images that failed, by stage and class of the error.", ("reason",)
         ),
-        Metric("ovss_stage_images", "counter", "Images that a stage has worked on.", ("stage",)),
+        Metric("ovss_stage_images", "counter", "Images that have come through a stage.", ("stage",)),
         Metric("ovss_read_bytes", "counter", "Bytes of image files that were read."),
         Metric("ovss_windows", "counter", "Windows that were encoded."),
         Metric("ovss_crops", "counter", "Regions of ambiguous words that were cut out to be encoded."),

@@ -277,7 +277,7 @@ def _short(value: Any) -> str:
 
 
 def proxy_facts(config: SegmenterConfig) -> dict[str, Any]:
-    """Return what a start says of the second tower: its name and its weights' licence; nothing where there is none."""
+    """Return what a start says of the second tower: its name and its weights' license; nothing where there is none."""
     if not config.needs_proxy or config.proxy.name is None:
         return {}
     return {"proxy": find_tower(config.proxy.name).facts}

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from pipelines.faults import Failure, process_all
+from pipelines.faults import Failure, process_sound
 from pipelines.run import metrics
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.schema import FAILURE, SECONDS
@@ -56,16 +56,9 @@ class RowStage:
         used = [name for name in self.payload if name in batch.column_names]
         rows = batch.select(["image_id", *used]).to_pylist()
         failures = batch["failure"].to_pylist()
-        live = [place for place, failure in enumerate(failures) if failure is None]
-        ids = [rows[place]["image_id"] for place in live]
-        outcomes = process_all(self.name, ids, [rows[place] for place in live], self.work, self.ledger)
-        values: list[Any] = [None] * len(rows)
-        for place, outcome in zip(live, outcomes, strict=True):
-            if isinstance(outcome, Failure):
-                failures[place] = outcome.to_dict()
-            else:
-                values[place] = outcome
-        metrics.count_stage(self.name, len(live), self._seconds)
+        ids = [row["image_id"] for row in rows]
+        values = process_sound(self.name, ids, rows, failures, self.work, self.ledger)
+        metrics.count_stage(self.name, failures.count(None), self._seconds)
         metrics.measure_gpu(self.name)
         seconds = batch["seconds"].to_pylist()
         if seconds:

@@ -10,7 +10,7 @@ from pipelines.demonstration.measurement import MeasuredCell, measure_demo
 from pipelines.demonstration.scene_store import HELD_OUT_SEED
 from pipelines.demonstration.words import CLASS_NAMES
 
-SETS = (700_000, 710_000, 720_000)
+SETS = (700_000, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (710_000, 720_000)))
 SCENES = 10
 Cells = dict[tuple[str, str], MeasuredCell]
 

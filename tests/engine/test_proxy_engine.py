@@ -101,11 +101,11 @@ def test_cliptowers_attention_is_spread_to_the_finer_grid_and_left_alone_on_its_
     )
     attention = torch.rand(2, 16, 16)
     [wave] = fine.gather([random_picture(32, 32)])
-    assert torch.equal(fine.spread_attention(attention, (4, 4), wave), attention)
+    assert torch.equal(fine.resample_attention(attention, (4, 4), wave), attention)
     assert fine.cells.of((32, 32)) == same.cells.of((32, 32)) == (4, 4)
     coarse = engine_of(settings(method="image", name=ROTARY))
     [wave] = coarse.gather([random_picture(32, 32)])
-    spread = coarse.spread_attention(attention, (4, 4), wave)
+    spread = coarse.resample_attention(attention, (4, 4), wave)
     mean = attention.unflatten(1, (2, 2, 2, 2)).mean((2, 4)).flatten(1, 2)
     torch.testing.assert_close(spread, mean.unflatten(2, (2, 2, 2, 2)).mean((3, 5)).flatten(2, 3))
 

@@ -42,7 +42,7 @@ def test_a_reason_is_one_line_and_names_are_told_once() -> None:
         assert len(system.reason) < 140
         assert system.paper
         assert system.source
-        assert system.licence
+        assert system.license
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,13 @@ CLASSES = 150
 
 @pytest.fixture(scope="module")
 def workload() -> Workload:
-    return workload_of(16, CLASSES)
+    return workload_of(8, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def small(workload: Workload) -> Workload:
+    """One picture of few windows: whether a head waits does not depend on how many there are."""
+    return replace(workload, pictures=[workload.pictures[0][:200, :260]])
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +77,21 @@ def test_nothing_waits_where_windows_decide(variant: PurificationVariant, worklo
 
 
 @pytest.mark.parametrize("host", clip_hosts())
-def test_no_head_mixes_devices_or_waits(host: str, workload: Workload) -> None:
-    one = replace(workload, pictures=workload.pictures[:1])
-    waits = count_call(one, labelling(host, "none"), CLASSES).counts.waits
+def test_no_head_mixes_devices_or_waits(host: str, small: Workload) -> None:
+    waits = count_call(small, labelling(host, "none"), CLASSES).counts.waits
     assert not waits
 
 
 @pytest.mark.parametrize("scoped", [False, True])
 @pytest.mark.parametrize("host", sorted(proxy_hosts()))
-def test_no_head_with_a_second_tower_mixes_devices_or_waits(
-    host: str, scoped: bool, workload: Workload
-) -> None:
-    one = replace(workload, pictures=workload.pictures[:1])
+def test_no_head_with_a_second_tower_mixes_devices_or_waits(host: str, scoped: bool, small: Workload) -> None:
     proxy, regions = ProxyConfig("dino_vits16", "random"), RegionConfig(scope=scoped)
     config = replace(labelling(host, "none"), proxy=proxy, regions=regions)
     maps = [
         RegionMap.of_array(np.arange(picture.size // 3).reshape(picture.shape[:2]) // 9_000)
-        for picture in one.pictures
+        for picture in small.pictures
     ]
-    assert not count_call(one, config, CLASSES, maps if scoped else None).counts.waits
+    assert not count_call(small, config, CLASSES, maps if scoped else None).counts.waits
 
 
 def test_a_planted_item_is_counted_and_its_place_is_named(

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from ovss_core.errors import ImageError
-from ovss_core.images.decode import decode_image, read_size, to_rgb
+from ovss_core.images.decode import EncodedImage, decode_image, to_rgb
 from tests.images.pictures import RAMP, encoded, png_header_only
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -15,7 +15,8 @@ def test_lossless_pixels_come_back_as_they_were() -> None:
     decoded = decode_image(encoded(Image.fromarray(RAMP)), LIMIT)
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, RAMP)
-    assert read_size(encoded(Image.fromarray(RAMP)), LIMIT) == (6, 5)
+    header = EncodedImage(encoded(Image.fromarray(RAMP)), LIMIT)
+    assert (header.height, header.width) == (6, 5)
 
 
 def test_one_pixel_is_an_image() -> None:

@@ -12,7 +12,7 @@ from ovss_core.errors import ImageError
 from ovss_core.images import opening
 from ovss_core.images.box_files import av1_frame_sizes, jpeg_xl_size
 from ovss_core.images.containers import identify
-from ovss_core.images.decode import decode_image, read_size
+from ovss_core.images.decode import EncodedImage, decode_image
 from ovss_core.images.opening import FORMATS, open_image
 from tests.images.pictures import (
     RAMP,
@@ -105,7 +105,8 @@ def test_every_format_holds_its_own_size_to_the_limit(kind: str) -> None:
     image = PICTURE.convert("RGBA") if kind == "ICO" else PICTURE
     options = {"sizes": [(48, 48)]} if kind == "ICO" else {}
     data = plugin_file(kind) if kind in PLUGINS else encoded(image, kind, **options)
-    height, width = read_size(data, LIMIT)
+    header = EncodedImage(data, LIMIT)
+    height, width = header.height, header.width
     assert decode_image(data, height * width).shape == (height, width, 3)
     with pytest.raises(ImageError, match=r"pixels, more than max_pixels \(99\)"):
         decode_image(data, 99)

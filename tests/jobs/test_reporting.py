@@ -60,9 +60,16 @@ def test_every_end_has_its_status_and_one_line(
     assert printed.count("\n") == 1
 
 
+def _heed_signals() -> None:
+    """Undo what a test run in the background or under nohup inherits."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(seconds: float, *before: str) -> subprocess.Popen[str]:
     command = [*before, sys.executable, "-c", _WAITS, str(seconds)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=_heed_signals)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
     return process

@@ -10,7 +10,7 @@ from ovss_core.check import validate
 from ovss_core.config import ProxyConfig, SegmenterConfig, WindowConfig
 from ovss_core.errors import ConfigError, WeightsError
 from ovss_core.proxy_families import registry
-from ovss_core.proxy_families.registry import find_tower, licence_notice, tower_families, tower_names
+from ovss_core.proxy_families.registry import find_tower, license_notice, tower_families, tower_names
 from tests.tiny_towers import FAMILIES
 
 OWN_FAMILY = '''
@@ -21,7 +21,7 @@ from ovss_core.proxy_families.registry import TowerFamily
 SAPIENS = TowerFamily(
     name="sapiens",
     papers="none",
-    licence="cc-by-nc-4.0",
+    license="cc-by-nc-4.0",
     commercial=False,
     positions="antialias",
     towers={"sapiens_b": "vit_base_patch16_clip_224.openai"},
@@ -30,11 +30,11 @@ SAPIENS = TowerFamily(
 
 
 @pytest.mark.parametrize("name", tower_names())
-def test_every_tower_is_known_to_timm_with_the_licence_and_the_patches_that_we_name(name: str) -> None:
+def test_every_tower_is_known_to_timm_with_the_license_and_the_patches_that_we_name(name: str) -> None:
     settings = timm.get_pretrained_cfg(name)
     assert settings is not None
     choice = find_tower(name)
-    assert settings.license == choice.family.licence
+    assert settings.license == choice.family.license
     assert settings.hf_hub_id
     assert f"patch{choice.patch_size}" in name
 
@@ -44,7 +44,7 @@ def test_a_tower_is_found_by_the_name_of_its_original_too() -> None:
     assert find_tower("dino_vitb8").facts == {
         "name": "vit_base_patch8_224.dino",
         "family": "dino",
-        "licence": "apache-2.0",
+        "license": "apache-2.0",
     }
     with pytest.raises(
         ConfigError, match=r"unknown second tower 'dino_vitb9' \(did you mean 'dino_vitb8'\?\)"
@@ -58,14 +58,14 @@ def test_another_family_is_one_file_in_the_package(tmp_path: Path, monkeypatch: 
     found = registry.tower_families.__wrapped__()
     assert {family.name for family in found} - {family.name for family in tower_families()} == {"sapiens"}
     monkeypatch.setattr(registry, "tower_families", lambda: found)
-    notice = licence_notice(find_tower("sapiens_b"))
+    notice = license_notice(find_tower("sapiens_b"))
     assert notice is not None
     assert "cc-by-nc-4.0, which forbids commercial use" in notice
 
 
-def test_only_a_licence_with_conditions_is_spoken_of() -> None:
-    assert licence_notice(find_tower("dino_vitb16")) is None
-    notice = licence_notice(find_tower("dinov3_vitb16"))
+def test_only_a_license_with_conditions_is_spoken_of() -> None:
+    assert license_notice(find_tower("dino_vitb16")) is None
+    notice = license_notice(find_tower("dinov3_vitb16"))
     assert notice is not None
     assert notice.startswith("the weights of vit_base_patch16_dinov3.lvd1689m are under dinov3-license: ")
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)

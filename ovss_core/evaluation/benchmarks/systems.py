@@ -36,7 +36,7 @@ class System:
         host, purify, refine: What runs it here; no host for a system that is not meant to be in.
         settings: Further settings by dotted name: one value, or one for each benchmark.
         needs: What it takes beside one CLIP.
-        licence: Of the authors' code, and of weights beside CLIP's.
+        license: Of the authors' code, and of weights beside CLIP's.
         out: Why it is not in; empty for a system that is, or that waits for its head.
     """
 
@@ -49,7 +49,7 @@ class System:
     refine: str = "none"
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[Need, ...] = ()
-    licence: str = "not read"
+    license: str = "not read"
     out: str = ""
 
     @property

@@ -1,7 +1,7 @@
-"""Under which licence a checkpoint's weights may be used, as far as it is known here.
+"""Under which license a checkpoint's weights may be used, as far as it is known here.
 
 Only what was read in the publishers' repositories or model cards is listed; anything else is "not known", which is no
-permission. ovss says a line about weights whose licence forbids commercial use, and `run.json` records the licence.
+permission. ovss says a line about weights whose license forbids commercial use, and `run.json` records the license.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from ovss_core.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Licence:
-    """A licence of weights.
+class License:
+    """A license of weights.
 
     Attributes:
         name: Its identifier, or "not known".
@@ -30,13 +30,13 @@ class Licence:
         return {"name": self.name, "commercial_use": self.commercial}
 
 
-UNKNOWN = Licence("not known", None)
-OWN = Licence("Apache-2.0", True)
-NO_WEIGHTS = Licence("none: random numbers", True)
-_NON_COMMERCIAL = Licence("CC-BY-NC-4.0", False)
-_APPLE = Licence("Apple's model licence (ASCL, now AMLR: research only)", False)
-_MIT, _APACHE = Licence("MIT", True), Licence("Apache-2.0", True)
-BY_TAG: Mapping[str, Licence] = {
+UNKNOWN = License("not known", None)
+OWN = License("Apache-2.0", True)
+NO_WEIGHTS = License("none: random numbers", True)
+_NON_COMMERCIAL = License("CC-BY-NC-4.0", False)
+_APPLE = License("Apple's model license (ASCL, now AMLR: research only)", False)
+_MIT, _APACHE = License("MIT", True), License("Apache-2.0", True)
+BY_TAG: Mapping[str, License] = {
     "metaclip": _NON_COMMERCIAL,  # metaclip_400m, metaclip_fullcc, metaclip_altogether, metaclip2_worldwide
     "dfn": _APPLE,  # dfn2b, dfn5b, dfndr2b: DFN and MobileCLIP 2
     "datacompdr": _APPLE,  # MobileCLIP
@@ -45,13 +45,13 @@ BY_TAG: Mapping[str, Licence] = {
     "webli": _APACHE,  # SigLIP and SigLIP 2
     "meta": _APACHE,  # PE-Core; the longer metaclip comes first
 }
-"""Licences of open_clip's weight tags by how the tags begin; the longest beginning counts."""
-BY_REPOSITORY: Mapping[str, Licence] = {"metaclip": _NON_COMMERCIAL, "mobileclip": _APPLE, "dfn": _APPLE}
-"""Licences of a hub's repositories by a part of their names."""
+"""Licenses of open_clip's weight tags by how the tags begin; the longest beginning counts."""
+BY_REPOSITORY: Mapping[str, License] = {"metaclip": _NON_COMMERCIAL, "mobileclip": _APPLE, "dfn": _APPLE}
+"""Licenses of a hub's repositories by a part of their names."""
 
 
-def find_licence(model: ModelConfig) -> Licence:
-    """Return the licence of a model's weights; that of a file is its owner's to know.
+def find_license(model: ModelConfig) -> License:
+    """Return the license of a model's weights; that of a file is its owner's to know.
 
     Raises:
         WeightsError: As `resolve_weights`.
@@ -64,17 +64,17 @@ def find_licence(model: ModelConfig) -> Licence:
         return BY_TAG[max(found, key=len)] if found else UNKNOWN
     if source == "folder" and model.name.startswith(HUB):
         name = model.name.removeprefix(HUB).lower()
-        return next((licence for part, licence in BY_REPOSITORY.items() if part in name), UNKNOWN)
+        return next((license for part, license in BY_REPOSITORY.items() if part in name), UNKNOWN)
     is_own = source == "file" and place != model.pretrained and not model.name.startswith(LOCAL_FOLDER)
     return OWN if is_own else UNKNOWN
 
 
-def licence_warning(model: ModelConfig) -> list[str]:
+def license_warning(model: ModelConfig) -> list[str]:
     """Say in one line that a model's weights must not be used commercially, where that is so."""
-    licence = find_licence(model)
-    if licence.commercial is not False:
+    license = find_license(model)
+    if license.commercial is not False:
         return []
     return [
-        f"the licence of the weights {model.pretrained!r} of {model.name} forbids commercial use ({licence.name}); tags openai "
+        f"the license of the weights {model.pretrained!r} of {model.name} forbids commercial use ({license.name}); tags openai "
         "and laion2b_... allow it (MIT)"
     ]

@@ -4,7 +4,7 @@ import pytest
 
 from ovss_core.check import validate
 from ovss_core.clip.architectures import weight_tags
-from ovss_core.clip.licences import find_licence, licence_warning
+from ovss_core.clip.licenses import find_license, license_warning
 from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
 from ovss_core.evaluation.benchmarks import get_benchmark
 from ovss_core.vocabulary import Vocabulary
@@ -16,7 +16,7 @@ VOCABULARY = Vocabulary.from_names(["cat", "dog"])
 
 
 @pytest.mark.parametrize(
-    ("name", "tag", "licence", "commercial"),
+    ("name", "tag", "license", "commercial"),
     [
         ("ViT-B-16-quickgelu", "metaclip_fullcc", "CC-BY-NC-4.0", False),
         ("ViT-B-16", "MetaCLIP-400m", "CC-BY-NC-4.0", False),
@@ -30,13 +30,13 @@ VOCABULARY = Vocabulary.from_names(["cat", "dog"])
         ("ViT-B-16", "random", "none: random numbers", True),
     ],
 )
-def test_a_tag_has_its_publisher_s_licence(
-    name: str, tag: str, licence: str, commercial: bool | None
+def test_a_tag_has_its_publisher_s_license(
+    name: str, tag: str, license: str, commercial: bool | None
 ) -> None:
-    found = find_licence(ModelConfig(name, tag))
-    assert licence in found.name
+    found = find_license(ModelConfig(name, tag))
+    assert license in found.name
     assert found.commercial is commercial
-    warnings = licence_warning(ModelConfig(name, tag))
+    warnings = license_warning(ModelConfig(name, tag))
     assert len(warnings) == (commercial is False)
     assert all(tag in line and found.name in line and "\n" not in line for line in warnings)
 
@@ -47,18 +47,18 @@ def test_a_tag_has_its_publisher_s_licence(
 def test_no_tag_of_metaclip_or_apple_goes_without_a_word(architecture: str) -> None:
     for tag in weight_tags(architecture):
         forbidden = "metaclip" in tag or "dfn" in tag
-        assert bool(licence_warning(ModelConfig(architecture, tag))) == forbidden, tag
+        assert bool(license_warning(ModelConfig(architecture, tag))) == forbidden, tag
 
 
-def test_a_file_s_licence_is_its_owner_s_to_know(tmp_path: Path) -> None:
+def test_a_file_s_license_is_its_owner_s_to_know(tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
     file.write_bytes(b"PK" + bytes(100))
-    assert find_licence(ModelConfig("ViT-B-16", str(file))).commercial is None
+    assert find_license(ModelConfig("ViT-B-16", str(file))).commercial is None
 
 
 def test_a_hub_s_repository_is_known_by_its_name() -> None:
-    assert find_licence(ModelConfig("hf-hub:facebook/metaclip-b16")).commercial is False
-    assert find_licence(ModelConfig("hf-hub:laion/some-model")).commercial is None
+    assert find_license(ModelConfig("hf-hub:facebook/metaclip-b16")).commercial is False
+    assert find_license(ModelConfig("hf-hub:laion/some-model")).commercial is None
 
 
 def test_the_line_comes_with_the_other_warnings_of_every_job() -> None:
