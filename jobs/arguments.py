@@ -1,6 +1,5 @@
 """The flags of the commands: which stand where in the help, and how their values become settings again."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -15,6 +14,7 @@ from ovss_core.errors import ConfigError, VocabularyError
 from ovss_core.evaluation.benchmarks import BENCHMARKS, protocol_config
 from ovss_core.head_names import host_names, refiner_names
 from ovss_core.vocabulary import Vocabulary
+from pipelines.run.events import say
 from pipelines.run.options import PoolOptions, RunOptions
 
 Settings = TypeVar("Settings")
@@ -237,7 +237,7 @@ def _advice(parser: CommandParser, given: Mapping[str, Any]) -> dict[str, Any]:
 def say_recommended(values: Namespace) -> None:
     """Say which settings come from the model's card; after the checks, for a refusal is one line."""
     if values.recommended:
-        print(f"ovss: {values.recommended}", file=sys.stderr)
+        say(values.recommended)
 
 
 def load_vocabulary(given: str | Sequence[str | Mapping[str, Any]]) -> Vocabulary:

@@ -34,8 +34,10 @@ def main(arguments: Arguments = None) -> int:
     # imported here: help and wrong flags do not wait for Arrow and Ray
     from pipelines.derive.export import Export
     from pipelines.derive.units import run_task
+    from pipelines.run.events import choose_display
     from pipelines.storage import Folder
 
+    choose_display(options)
     summary = run_task(values.labels, Export(wanted), options)
     splits = ", ".join(
         f"{count:,} {split}" for split, count in summary["statistics"].get("splits", {}).items()

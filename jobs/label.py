@@ -68,14 +68,16 @@ def main(arguments: Arguments = None) -> int:
     # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
     from pipelines.label.checks import check_label
     from pipelines.preflight import fetch_weights, read_descriptions
+    from pipelines.run.events import choose_display
     from pipelines.run.progress import announced
 
-    segmenter = fetch_weights(segmenter, run.progress_s)
+    choose_display(run)
+    segmenter = fetch_weights(segmenter)
     descriptions = read_descriptions(values.descriptions)
     check_label(source, run, pools, segmenter, vocabulary, descriptions)
     source.open()  # says at once where nothing is there
     say_recommended(values)
-    with announced("ovss: loading torch and Ray"):
+    with announced("loading torch and Ray"):
         from pipelines.label.job import LabelJob, describe_result, run_label
 
     job = LabelJob(

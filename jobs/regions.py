@@ -38,7 +38,9 @@ def main(arguments: Arguments = None) -> int:
     pools, config = take_fields(values, PoolOptions), take_fields(values, GeneratorConfig)
     # imported here: help and what cannot work do not wait for torch and Ray
     from pipelines.regions.checks import check_regions
+    from pipelines.run.events import choose_display
 
+    choose_display(run)
     check_regions(source, run, pools)
     from pipelines.regions.job import MAPS, run_regions
 

@@ -6,14 +6,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import wraps
 from types import FrameType
 from typing import NoReturn
 
 from ovss_core.errors import ClusterError, ConfigError, ModelError, OvssError, StorageError, WeightsError
+from pipelines.run.events import EventHandler, forget_display, say
 from pipelines.run.stopping import Interrupted, ask_to_stop, is_overdue
-from pipelines.transport.addresses import ScrubbedFormatter, scrub
 
 USAGE = 2
 FAILED = 1
@@ -34,9 +34,7 @@ def reported(main: Main) -> Main:
 
     @wraps(main)
     def run(arguments: Arguments = None) -> int:
-        handler = logging.StreamHandler()
-        handler.setFormatter(ScrubbedFormatter("%(levelname)s %(name)s: %(message)s"))
-        logging.basicConfig(level=logging.WARNING, handlers=[handler])
+        logging.basicConfig(level=logging.WARNING, handlers=[EventHandler()])
         try:
             with _ending_signals():
                 return main(arguments)
@@ -47,7 +45,9 @@ def reported(main: Main) -> Main:
         except KeyboardInterrupt as error:
             number = error.number if isinstance(error, Interrupted) else signal.SIGINT
             name = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
-            return _say(f"{name}; the same command goes on where it stopped", _SIGNALLED + number)
+            return _say(
+                f"{name}; the same command goes on where it stopped", _SIGNALLED + number, "interrupted"
+            )
         except BrokenPipeError:  # whoever read our output has gone, as in `ovss ... | head`
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (Python flushes it once more when it exits)
             return _SIGNALLED + signal.SIGPIPE
@@ -55,13 +55,14 @@ def reported(main: Main) -> Main:
             place = f"{error.filename}: " if error.filename else ""
             reason = error.strerror or str(error).strip().partition("\n")[0] or type(error).__name__
             return _say(f"error: {place}{reason}; put that right, and the same command goes on", FAILED)
+        finally:
+            forget_display()
 
     return run
 
 
-def _say(line: str, status: int) -> int:
-    with suppress(OSError):  # a terminal that has gone
-        print(f"ovss: {scrub(line)}", file=sys.stderr, flush=True)
+def _say(line: str, status: int, name: str = "error") -> int:
+    say(line, name)
     return status
 
 
@@ -83,7 +84,7 @@ def _ending_signals() -> Iterator[None]:
         grace = ask_to_stop(number) if number == signal.SIGTERM else None
         if grace is not None:
             told = f"SIGTERM: storing what is finished, within {grace:g} s; a second signal ends at once"
-            _say(told, _SIGNALLED)
+            _say(told, _SIGNALLED, "interrupted")
             return
         raise Interrupted(number)
 
@@ -101,4 +102,5 @@ def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """End without cleaning up: what the first signal began takes too long. Ray's processes end with their parent."""
     if is_overdue():  # it is the run's own, whose time to store things is over
         raise Interrupted(number)
+    forget_display()  # a terminal gets its cursor back
     os._exit(_SIGNALLED + number)

@@ -65,15 +65,17 @@ def main(arguments: Arguments = None) -> int:
     from ovss_core.check import validate
     from pipelines.preflight import check_run, fetch_weights, read_descriptions, require_apart
     from pipelines.reproduce.data_sets import find_data_sets
+    from pipelines.run.events import choose_display
     from pipelines.run.progress import announced
 
-    segmenter = fetch_weights(segmenter, run.progress_s)
+    choose_display(run)
+    segmenter = fetch_weights(segmenter)
     descriptions = read_descriptions(given.descriptions)
     validate(segmenter)
     check_run(run, pools, 0.0)
     require_apart({"--data": options.data}, run.output)
     find_data_sets(options.data)  # says at once where nothing is there
-    with announced("ovss: loading torch and Ray"):
+    with announced("loading torch and Ray"):
         from pipelines.reproduce.job import ReproduceJob, describe_result, run_reproduce
 
     job = ReproduceJob(options, run, segmenter, descriptions, pools)

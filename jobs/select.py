@@ -45,8 +45,10 @@ def main(arguments: Arguments = None) -> int:
     # imported here: help and wrong flags do not wait for Arrow and Ray
     from pipelines.derive.selection import Selection
     from pipelines.derive.units import run_task
+    from pipelines.run.events import choose_display
     from pipelines.storage import Folder
 
+    choose_display(options)
     summary = run_task(values.labels, Selection(wanted), options)
     print(
         f"{summary['rows']:,} images: {summary['written']:,} selected, {summary['left_out']:,} left out, "

@@ -23,7 +23,7 @@ from ovss_core.errors import ConfigError, StorageError
 from ovss_core.vocabulary import Descriptions, Vocabulary
 from pipelines.run.handed_weights import address_of, with_own_weights
 from pipelines.run.options import FETCH_SHARE, PoolOptions, RunOptions
-from pipelines.run.progress import LINE_INTERVAL_S, announced
+from pipelines.run.progress import announced
 from pipelines.sources.listing import matches
 from pipelines.storage import Folder, redact
 from pipelines.transport.addresses import local_path
@@ -55,13 +55,13 @@ def check_run(run: RunOptions, pools: PoolOptions, fetch_timeout_s: float) -> li
     return _shortened_wait(fetch_timeout_s, run)
 
 
-def fetch_weights(segmenter: SegmenterConfig, interval_s: float = LINE_INTERVAL_S) -> SegmenterConfig:
+def fetch_weights(segmenter: SegmenterConfig) -> SegmenterConfig:
     """Fetch CLIP's weights where they are given by an address, once for all workers (`pipelines.run.handed_weights`).
 
     Raises:
         WeightsError: They cannot be had.
     """
-    with announced(f"ovss: fetching {redact(address_of(segmenter.model))}", interval_s) as tell:
+    with announced(f"fetching {redact(address_of(segmenter.model))}") as tell:
         model = with_own_weights(segmenter.model, tell)
     return replace(segmenter, model=model)
 

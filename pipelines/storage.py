@@ -78,7 +78,7 @@ class Folder:
                 return call()
 
         def attempt(_: float) -> Value:
-            if self._is_local:
+            if self.is_local:
                 return guarded()
             return within(_CALL_S + size / _SLOWEST_BYTES_S, guarded, f"{action} {self.public_uri}")
 
@@ -91,7 +91,8 @@ class Folder:
             raise StorageError(f"cannot {action} {self.public_uri}: {reason}") from error
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
+        """Whether the folder is on this machine's disks."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def exists(self, name: str = "") -> bool:
@@ -134,7 +135,7 @@ class Folder:
         self._call(f"write {name} under", lambda: self._write(self._at(name), data), len(data))
 
     def _write(self, target: str, data: bytes) -> None:
-        if self._is_local:
+        if self.is_local:
             write_local(target, data)
         elif is_object_store(self.filesystem):
             _write_stream(self.filesystem, target, data)

@@ -19,6 +19,7 @@ def ray_session() -> Iterator[None]:
     """One small local Ray for all tests that need it."""
     import ray
 
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # what tests wait for
     ray.init(
         address="local",
         num_cpus=4,

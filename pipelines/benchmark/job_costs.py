@@ -4,7 +4,6 @@ The stages take and give what real ones would, bytes of the same number, and not
 left out. Start-up is taken out by a shorter run: costs are differences over differences.
 """
 
-import io
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from pipelines.label.masks import encode_mask
 from pipelines.label.table import label_column, label_table
 from pipelines.run.capacity import Pool
 from pipelines.run.cluster import connected
+from pipelines.run.events import shown_by
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.options import SourceOptions
@@ -147,7 +147,7 @@ def _run(job: NoopJob, source: SourceOptions, output: Path) -> _Spent:
         unit_rows=job.unit_rows,
     )
     start = time.perf_counter()
-    with Spending() as spending, ProgressReport(manifest.images, stream=io.StringIO()) as progress:
+    with Spending() as spending, shown_by(), ProgressReport(manifest.images) as progress:
         run_job(work, manifest, progress)
     seconds = time.perf_counter() - start
     shutil.rmtree(output)

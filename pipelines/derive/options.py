@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ovss_core.errors import ConfigError
+from pipelines.run.events import LogFormat
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,9 @@ class DeriveOptions:
         overwrite: Remove what an earlier job over labels wrote into the output folder, and start anew.
         address: Ray cluster to join ("auto": the one on this machine); the default starts one here, unless
             RAY_ADDRESS says otherwise.
-        progress_s: Seconds between progress lines in a log.
+        progress_s: Seconds between lines that say how far the job is.
+        plain: Write lines on a terminal, too, where a live display would be.
+        log_format: Whether these lines are text or JSON objects.
         verbose: Show Ray's own messages.
     """
 
@@ -23,6 +26,8 @@ class DeriveOptions:
     overwrite: bool = False
     address: str | None = None
     progress_s: float = 10.0
+    plain: bool = False
+    log_format: LogFormat = "text"
     verbose: bool = False
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from pipelines.derive.options import DeriveOptions
 from pipelines.faults import Failure
 from pipelines.label.reader import LabelFiles, open_labels
 from pipelines.run.cluster import connected
+from pipelines.run.events import displayed
 from pipelines.run.execution import root_cause
 from pipelines.run.fragments import encode_parquet
 from pipelines.run.lifecycle import stopping_in_one_line
@@ -155,6 +156,11 @@ def run_task(labels_uri: str, task: Task, options: DeriveOptions) -> dict[str, A
         OutputMismatchError: The output holds something else.
         OvssError: The job stopped, or its counts do not add up.
     """
+    with displayed(options):
+        return _run_task(labels_uri, task, options)
+
+
+def _run_task(labels_uri: str, task: Task, options: DeriveOptions) -> dict[str, Any]:
     labels, output = open_labels(labels_uri), Folder(options.output)
     task.check(labels)
     identity = {**task.identity(), "labels": labels.folder.public_uri, "rows": _digest(labels)}
@@ -167,10 +173,10 @@ def run_task(labels_uri: str, task: Task, options: DeriveOptions) -> dict[str, A
         units = plan_units(labels, task.groups)
         left = [unit for unit in units if _marker(output, unit) is None]
         ready = task.prepare(labels, output)
-        with ProgressReport(len(labels), interval_s=options.progress_s) as progress:
+        with ProgressReport(len(labels)) as progress:
             progress.resume(len(labels) - sum(unit.rows for unit in left), 0)
             if left:
-                with connected(options.address, options.verbose, options.progress_s):
+                with connected(options.address, options.verbose):
                     for marker in _in_tasks(labels_uri, ready, left, output):
                         progress.advance(marker["written"] + marker["left_out"], marker["failed"])
         return finish_task(labels, ready, units, output)

@@ -93,7 +93,7 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
-    job = replace(job, segmenter=fetch_weights(job.segmenter, job.run.progress_s))
+    job = replace(job, segmenter=fetch_weights(job.segmenter))
     asked = job.pairs, job.run, job.pools, job.segmenter, job.vocabulary, job.descriptions
     warnings, rows, pairs = check_evaluate(*asked), job.rows(), job.pairs
     vocabularies = [row.vocabulary for row in rows]
@@ -110,6 +110,7 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
             table=MEASUREMENT_TABLE,
             model=rows[0].config.model,
             encode=encode_texts,
+            encoding=f"loading the model and encoding the words of {len(rows):,} settings",
             encode_arguments=(rows,),
             identity=partial(_identity, job, source, rows),
             stages=partial(_stages, job, source),

@@ -145,24 +145,24 @@ def forecast_label(job: LabelJob) -> Forecast:
     Raises:
         ConfigError, StorageError, WeightsError, ClusterError: As `run_label`.
     """
-    job = replace(job, segmenter=fetch_weights(job.segmenter, job.run.progress_s))
+    job = replace(job, segmenter=fetch_weights(job.segmenter))
     source, _ = opened(job)
     chosen = job.selection.of(source)
-    interval, two_stages = job.run.progress_s, job.segmenter.purification.needs_crops
-    with connected(job.run.address, job.run.verbose, interval) as joined, among_machines(joined):
-        with announced("ovss: looking for workers", interval) as tell:
+    two_stages = job.segmenter.purification.needs_crops
+    with connected(job.run.address, job.run.verbose) as joined, among_machines(joined):
+        with announced("looking for workers") as tell:
             wait = job.run.cluster_wait_s if joined else 0.0
             plan, _ = await_plan(job.pools, two_stages, wait, tell, joined=joined)
         wanted = min(_MOST, max(2 * _WARM, _SAMPLE_BATCHES * plan.batch_size))
-        with announced(f"ovss: listing {chosen.describe()['uri']}", interval) as tell:
+        with announced(f"listing {chosen.describe()['uri']}") as tell:
             corpus = _look(chosen, job, wanted, tell)
-        with announced("ovss: loading the weights and encoding the vocabulary", interval):
+        with announced(f"loading the model and encoding {job.phrases:,} phrases"):
             text, _ = run_near_gpu(
                 encode_text, job.segmenter, job.vocabulary, job.sentences, use_gpu=plan.on_gpus
             )
         rows, stages = corpus.sample, []
         for stage in stages_of(job, plan, text):
-            with announced(f"ovss: labelling {corpus.sampled} images ({stage.name})", interval):
+            with announced(f"labelling {corpus.sampled} images ({stage.name})"):
                 time_, rows = _calibrate(
                     stage.name, stage.worker, dict(stage.arguments), stage.pool, stage.batch_size, rows
                 )

@@ -90,6 +90,11 @@ class LabelJob:
         """The sentences that this run reads, by class name."""
         return choose_descriptions(self.descriptions, self.vocabulary, self.segmenter)
 
+    @property
+    def phrases(self) -> int:
+        """How many phrases and sentences the text tower reads."""
+        return len(self.vocabulary.phrases) + sum(map(len, (self.sentences or {}).values()))
+
 
 def run_label(job: LabelJob) -> dict[str, Any]:
     """Label every image of the source, and return the summary.
@@ -101,7 +106,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         ClusterError: Before any worker starts: the cluster is too small.
         OvssError: The run stopped, or its counts do not add up.
     """
-    job = replace(job, segmenter=fetch_weights(job.segmenter, job.run.progress_s))
+    job = replace(job, segmenter=fetch_weights(job.segmenter))
     source, table = opened(job)
     options, purification = job.source, job.segmenter.purification
     summary, manifest = carry_out(
@@ -112,6 +117,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             table=table,
             model=job.segmenter.model,
             encode=encode_text,
+            encoding=f"loading the model and encoding {job.phrases:,} phrases",
             encode_arguments=(job.segmenter, job.vocabulary, job.sentences),
             identity=partial(_identity, job, source),
             stages=partial(stages_of, job),
@@ -130,10 +136,10 @@ def run_label(job: LabelJob) -> dict[str, Any]:
         )
     )
     if job.run.previews:
-        with announced("ovss: drawing previews", job.run.progress_s), stopping_in_one_line():
+        with announced("drawing previews"), stopping_in_one_line():
             write_previews(job.output, source, manifest, job.vocabulary, job.run.previews)
     if job.run.report:
-        with announced("ovss: writing the report", job.run.progress_s), stopping_in_one_line():
+        with announced("writing the report"), stopping_in_one_line():
             report_afterwards(job.output)
     if job.share:
         with stopping_in_one_line():

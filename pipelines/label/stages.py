@@ -8,6 +8,7 @@ batch_format="pyarrow", ...)``, and as well "numpy" or "pandas", which are given
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -35,6 +36,7 @@ from pipelines.label.image_column import Item, OddValue, image_items, to_pixels
 from pipelines.label.masks import encode_mask
 from pipelines.label.proposals import pack, unpack
 from pipelines.label.table import label_column
+from pipelines.run import metrics
 from pipelines.run.compute import pick_device, use_threads
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, SECONDS, result_type
@@ -104,6 +106,7 @@ class _EngineStage:
         self._threads = ThreadPoolExecutor(worker_threads)
         self._large = threading.Lock()
         self._seconds: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
 
     def work(self, items: Sequence[Any]) -> list[Any]:
         """Turn payloads into the values of the output column; a value may be a failure."""
@@ -184,7 +187,9 @@ class _EngineStage:
         if seconds:
             spent = {**self.engine.take_timings(), **self._seconds}
             seconds[0] = [*(seconds[0] or ()), *spent.items()]
-            self._seconds = {}
+            metrics.count_stage(self.name, failures.count(None), spent, **self._counts)
+            metrics.measure_gpu(self.name)
+            self._seconds, self._counts = {}, Counter()
         dropped = [name for name in (payload, own_failure, own_seconds) if name and name in rows.names]
         columns = {
             rows.free_name("failure", dropped): (failures, FAILURE),
@@ -204,6 +209,8 @@ class _EngineStage:
         """
         decoding = [self._threads.submit(self._prepare, item) for item in items]
         for wave, proposals in self.engine.propose_all(self._waves(decoding, outcomes)):
+            self._counts["windows"] += len(wave.pixels)
+            self._counts["crops"] += 0 if proposals.crops is None else len(proposals.crops)
             yield wave.places, proposals
 
     def _waves(
@@ -233,6 +240,7 @@ class _EngineStage:
                 outcomes[place] = Failure.of(self.name, result)
             else:
                 labelled[place] = result
+                self._counts["kept_words"] += len(result.kept)
         masks = self._threads.map(encode_mask, [result.label_map for result in labelled.values()])
         margins = self._threads.map(_margins, labelled.values())
         column = label_column(list(labelled.values()), list(masks), list(margins))

@@ -15,8 +15,8 @@ from pipelines.reproduce.data_sets import find_data_sets
 from pipelines.reproduce.plan import ReproduceJob as ReproduceJob
 from pipelines.reproduce.plan import plan_evaluations
 from pipelines.reproduce.report import PAGE, REPRODUCTION, Outcome, build_report, write_report
+from pipelines.run.events import say
 from pipelines.run.lifecycle import stopping_in_one_line
-from pipelines.run.progress import say
 from pipelines.storage import Folder
 
 
@@ -28,13 +28,13 @@ def run_reproduce(job: ReproduceJob) -> dict[str, Any]:
         ConfigError, WeightsError, ModelError, ClusterError: Before any worker starts, as `run_evaluate`.
         OvssError: A run stopped; the same command goes on.
     """
-    job = replace(job, segmenter=fetch_weights(job.segmenter, job.run.progress_s))
+    job = replace(job, segmenter=fetch_weights(job.segmenter))
     data_sets = find_data_sets(job.options.data)
     outcomes = [Outcome(evaluation) for evaluation in plan_evaluations(job, data_sets)]
     runs = [outcome for outcome in outcomes if outcome.evaluation.data_set.is_there]
     report: dict[str, Any] = {}
     for number, outcome in enumerate(runs, 1):
-        say(f"ovss: evaluation {number} of {len(runs)}: {outcome.evaluation.name}")
+        say(f"evaluation {number} of {len(runs)}: {outcome.evaluation.name}")
         try:
             outcome.report = run_evaluate(outcome.evaluation.job)
         except (WeightsError, ModelError) as error:

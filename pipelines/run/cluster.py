@@ -14,14 +14,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ray
 
 from ovss_core.errors import ClusterError
 from pipelines.run.capacity import cluster_nodes
 from pipelines.run.compute import pick_device
-from pipelines.run.progress import LINE_INTERVAL_S, announced
+from pipelines.run.progress import announced
 from pipelines.run.ray_processes import end_leftovers, marked, watched
 
 _CONNECT_S = 20.0
@@ -39,9 +39,7 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 @contextmanager
-def connected(
-    address: str | None, verbose: bool = False, interval_s: float = LINE_INTERVAL_S
-) -> Iterator[bool]:
+def connected(address: str | None, verbose: bool = False) -> Iterator[bool]:
     """Be connected to Ray inside the block.
 
     A Ray that this process has joined already is used and left alone. Otherwise the cluster at `address`, or
@@ -50,7 +48,6 @@ def connected(
     Args:
         address: Where the cluster is.
         verbose: Let Ray's own messages through.
-        interval_s: Seconds between lines that say that it still starts.
 
     Yields:
         Whether other nodes may join: False for a Ray that was started here.
@@ -62,11 +59,11 @@ def connected(
         yield True
         return
     remote = address or os.environ.get("RAY_ADDRESS")
-    step = f"ovss: joining the Ray cluster at {remote}" if remote else "ovss: starting Ray on this machine"
+    step = f"joining the Ray cluster at {remote}" if remote else "starting Ray on this machine"
     mark = uuid.uuid4().hex
     with _quiet(verbose):
         try:
-            with _own_stderr() as stream, announced(step, interval_s, stream):
+            with announced(step):
                 _start(remote, verbose, mark)
             with watched(mark):
                 yield bool(remote)
@@ -156,20 +153,6 @@ def _without_own_news(verbose: bool) -> Iterator[None]:
             held.seek(0)
             with suppress(OSError):  # a terminal that has gone
                 os.write(2, b"".join(line for line in held if not _OWN_NEWS.match(line)))
-
-
-@contextmanager
-def _own_stderr() -> Iterator[TextIO]:
-    """Give a stream to the terminal or log that stays open to us while `_without_own_news` holds things back."""
-    try:
-        own = os.fdopen(os.dup(2), "w") if sys.stderr.fileno() == 2 else None
-    except (OSError, ValueError):  # standard error is something else, as in a notebook
-        own = None
-    if own is None:
-        yield sys.stderr
-        return
-    with own:
-        yield own
 
 
 def temporary_folder() -> str | None:

@@ -148,6 +148,7 @@ class RayExecution:
             written = rows.map_batches(
                 writer.write, batch_size=job.fragment_rows, batch_format="pyarrow", num_cpus=WRITE_CPUS
             )
+            written.set_name(f"ovss_{job.table.name}")
             yield from written.iter_rows()
 
     def merge(self, part: str) -> None:

@@ -26,6 +26,7 @@ from ovss_core.errors import (
 from pipelines.run.awaiting import await_plan
 from pipelines.run.capacity import Node
 from pipelines.run.cluster import connected, run_near_gpu
+from pipelines.run.events import displayed, log_into, say
 from pipelines.run.execution import root_cause
 from pipelines.run.handed_weights import among_machines
 from pipelines.run.lease import held
@@ -33,7 +34,7 @@ from pipelines.run.manifest import is_streamed, prepare_manifest, read_manifest
 from pipelines.run.manifest_files import COMPLETE, Manifest
 from pipelines.run.options import PoolOptions, RunOptions
 from pipelines.run.pools import WorkerPlan
-from pipelines.run.progress import ProgressReport, announced, say
+from pipelines.run.progress import ProgressReport, announced
 from pipelines.run.record import CLEARING, RUN, check_identity, continues_run, remove_run, write_run
 from pipelines.run.retry import reopen_failed
 from pipelines.run.runner import ActorStage, Job, run_job
@@ -63,6 +64,7 @@ class Course:
         model: Whose weights decide the results.
         encode: Called as ``encode(*encode_arguments, device)`` near a GPU; returns the text and the weights' hashes. Comes
             with a model.
+        encoding: What is said meanwhile.
         details: What else `run.json` says of this start.
         adjust: Changes the plan to what the job's batches take.
         two_stages: Whether stage 2 has work of its own.
@@ -82,6 +84,7 @@ class Course:
     stages: Callable[[WorkerPlan, Text], Sequence[ActorStage]]
     model: ModelConfig | None = None
     encode: Callable[..., tuple[Text, WeightHashes]] | None = None
+    encoding: str = "loading the model and encoding the vocabulary"
     encode_arguments: tuple[Any, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     adjust: Callable[[WorkerPlan], WorkerPlan] = lambda plan: plan
@@ -111,13 +114,13 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
         OvssError: The run stopped, or its counts do not add up.
     """
     stop = Stop(course.run.grace_s)
-    with ExitStack() as lease:
+    with displayed(course.run), ExitStack() as lease:
         with _refusing_in_one_line():
             known = course.identity(UNKNOWN)
             if not course.run.overwrite:  # another run's output is refused before anything is written there
                 continues_run(course.output, known, but=(CLIP_HASH, PROXY_HASH))
             course.output.check_writable()
-        with announced(f"ovss: {course.output.public_uri}", course.run.progress_s) as tell:
+        with announced(f"{course.output.public_uri}") as tell:
             lease.enter_context(held(course.output, stop.fail, tell))
         return _carry_out(course, known, stop)
 
@@ -135,7 +138,7 @@ def _carry_out(course: Course, known: Mapping[str, Any], stop: Stop) -> tuple[di
     if manifest and _is_finished(course, manifest):
         with stopping_in_one_line():
             return write_summary(output, manifest, _this_start(0, 0.0)), manifest
-    with connected(run.address, run.verbose, run.progress_s) as joined, among_machines(joined):
+    with connected(run.address, run.verbose) as joined, among_machines(joined):
         plan, nodes = _plan(course, joined)
         text, hashes = _encode(course, plan)
         identity = course.identity(hashes)
@@ -146,6 +149,7 @@ def _carry_out(course: Course, known: Mapping[str, Any], stop: Stop) -> tuple[di
                 for name in course.reports:
                     output.remove(name)
             write_run(output, identity, _details(course, plan, nodes))
+            log_into(output)
             course.begin(output)
             manifest = manifest or _list(course)
             return _work(course, manifest, plan, text, stop)
@@ -157,7 +161,7 @@ def open_source(uri: str | None, open_it: Callable[[], OpenSource], run: RunOpti
     Raises:
         StorageError: It holds none.
     """
-    with _refusing_in_one_line(), announced(f"ovss: looking into {redact(uri or '')}", run.progress_s):
+    with _refusing_in_one_line(), announced(f"looking into {redact(uri or '')}"):
         source = open_it()
         if not is_streamed(source) and next(iter(source.records()), None) is None:
             raise StorageError(
@@ -201,7 +205,7 @@ def _extend_finished(course: Course) -> Manifest | None:
         return None
     hashes = UNKNOWN
     if course.model is not None:
-        with announced("ovss: everything is done; comparing the weights", course.run.progress_s):
+        with announced("everything is done; comparing the weights"):
             try:
                 hashes = hash_weights(course.model, course.proxy)
             except (ModelError, WeightsError):  # they may lie on the cluster's nodes only
@@ -218,7 +222,7 @@ def _is_finished(course: Course, manifest: Manifest) -> bool:
 
 
 def _list(course: Course) -> Manifest:
-    with announced(f"ovss: listing {course.source.describe()['uri']}", course.run.progress_s) as tell:
+    with announced(f"listing {course.source.describe()['uri']}") as tell:
         counted = cast(Source, _Counted(course.source, tell))
         return prepare_manifest(course.output, counted, course.run.shard_size)
 
@@ -244,7 +248,7 @@ def _plan(course: Course, joined: bool) -> tuple[WorkerPlan, list[Node]]:
     if not joined:
         plan, nodes = await_plan(course.pools, course.two_stages, 0.0, joined=False)
         return course.adjust(plan), nodes
-    with announced("ovss: looking for workers", run.progress_s) as tell:
+    with announced("looking for workers") as tell:
         plan, nodes = await_plan(course.pools, course.two_stages, run.cluster_wait_s, tell)
     return course.adjust(plan), nodes
 
@@ -253,7 +257,7 @@ def _encode(course: Course, plan: WorkerPlan) -> tuple[Text, WeightHashes]:
     """Encode what the workers need of the text, where the job has any."""
     if course.encode is None:
         return None, UNKNOWN
-    with announced("ovss: loading the weights and encoding the vocabulary", course.run.progress_s):
+    with announced(course.encoding):
         text, hashes = run_near_gpu(course.encode, *course.encode_arguments, use_gpu=plan.on_gpus)
     return text, hashes
 
@@ -289,8 +293,9 @@ def _work(
     )
     start = monotonic()
     workers = ", ".join(f"{pool.size} x {pool.name}" for pool in plan.pools)
-    say(f"ovss: starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})")
-    with ProgressReport(manifest.images, interval_s=run.progress_s, final=not manifest.unlisted) as progress:
+    say(f"starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})")
+    waiting = "loading the model in the workers" if course.model else "waiting for the first ones"
+    with ProgressReport(manifest.images, final=not manifest.unlisted, waiting=waiting) as progress:
         manifest = run_job(work, manifest, progress, stop=stop)
     stop.check()
     seconds = monotonic() - start

@@ -8,9 +8,9 @@ shards that came to the source since are appended as new parts, so that no finis
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from ovss_core.errors import OutputMismatchError, StorageError
@@ -22,6 +22,9 @@ from pipelines.run.manifest_files import (
     PART,
     Manifest,
     ShardListing,
+    digest,
+    digest_of_list,
+    part_file,
     part_name,
     read_complete,
     read_listing,
@@ -41,6 +44,7 @@ from pipelines.storage import Folder
 __all__ = ["Manifest", "prepare_manifest", "read_manifest", "read_part", "refresh_manifest"]
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
+_WRITES_AT_ONCE = 32
 
 
 def prepare_manifest(output: Folder, source: Source, shard_size: int, relist: bool = False) -> Manifest:
@@ -137,7 +141,12 @@ def _prepare_listed(
             )
         tables = tuple(source.containers() or ())
         manifest = Manifest(
-            parts, tables, ignored=source.ignored, digests=digests, partial=is_partial(source)
+            parts,
+            tables,
+            ignored=source.ignored,
+            digests=digests,
+            partial=is_partial(source),
+            fresh=source.containers() is None,
         )
         return _complete(output, manifest)
     if is_partial(source) and sound and not kept.partial:
@@ -145,6 +154,8 @@ def _prepare_listed(
             f"{output.public_uri} lists the whole corpus already; leave --limit and --sample out, or give another --output"
         )
     relist = relist or kept.partial
+    if sound and not relist and _lists_the_same(output, source, kept):
+        return replace(kept, ignored=source.ignored)
     known = KnownImages.load(output, kept, sound)
     containers = source.containers()
     if is_partial(source) and (known.damaged or not sound):  # what is lost is looked for in the whole
@@ -175,6 +186,24 @@ def _prepare_listed(
     return _complete(output, merged) if changed else replace(merged, ignored=source.ignored)
 
 
+def _lists_the_same(output: Folder, source: Source, kept: Manifest) -> bool:
+    """Say whether a source of plain files lists what it did, in the same order; no list is read for that.
+
+    Where it does not, or where lists are gone, all of them have to be read.
+    """
+    if source.containers() is not None or is_partial(source) or not kept.digests.keys() >= kept.parts.keys():
+        return False
+    there = set(output.names(FOLDER))
+    if not all(part_file(part).rpartition("/")[2] in there for part in kept.parts):
+        return False
+    remaining = (record.image_id for record in source.records())
+    for part, images in kept.parts.items():
+        ids = list(islice(remaining, images))
+        if digest_of_list(b"".join(map(digest, ids))) != kept.digests[part]:
+            return False
+    return next(remaining, None) is None
+
+
 def _records_beside(source: Source, skip: tuple[str, ...], taken: IdSet) -> Iterator[ImageRecord]:
     """List new containers; a source whose ids may repeat makes them unique by its own rule."""
     options: dict[str, Any] = {"taken": taken.__contains__} if getattr(source, "id_column", None) else {}
@@ -187,15 +216,20 @@ def _write_parts(
     """Write lists from number `first` on; return the images of each part, and the digest of its list."""
     parts: dict[str, int] = {}
     digests: dict[str, str] = {}
-    rows: list[ImageRecord] = []
-    for row in chain(records, [None]):
-        if row is not None:
-            rows.append(row)
-        if rows and (row is None or len(rows) == shard_size):
+    under_way: deque[tuple[str, Future[str]]] = deque()
+    remaining = iter(records)
+    with ThreadPoolExecutor(
+        _THREADS
+    ) as threads:  # a disk's sync, or a store's answer, is waited for beside the listing
+        while rows := list(islice(remaining, shard_size)):
             name = part_name(first + len(parts))
-            digests[name] = write_part(output, name, rows)
             parts[name] = len(rows)
-            rows = []
+            under_way.append((name, threads.submit(write_part, output, name, rows)))
+            if len(under_way) > _WRITES_AT_ONCE:
+                done, written = under_way.popleft()
+                digests[done] = written.result()
+        for done, written in under_way:
+            digests[done] = written.result()
     return parts, digests
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,9 @@ COMPLETE = f"{FOLDER}/complete.json"
 PART = re.compile(r"part-(\d{5,})(?:-(\d{5,}))?")
 _VERSION = 2
 _COLUMNS = [entry.name for entry in fields(ImageRecord)]
+_values = attrgetter(*_COLUMNS)
+LISTS = b"ovss_part"
+"""Key in a list's metadata: the part whose images it lists, so that a list in the place of another is found out."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Manifest:
         gone: Images of the manifest that the last listing did not find again (plain files only).
         digests: What `digest_of_list` gives for each part that was listed before the work.
         partial: Only some images were to be listed, so that the source may hold more (plain files and tables only).
+        fresh: All of it was listed in this start, of plain files; nothing can be done or damaged yet.
     """
 
     parts: Mapping[str, int]
@@ -70,6 +75,7 @@ class Manifest:
     gone: int = 0
     digests: Mapping[str, str] = field(default_factory=dict)
     partial: bool = False
+    fresh: bool = False
 
     @property
     def images(self) -> int:
@@ -122,11 +128,10 @@ def write_part(output: Folder, part: str, rows: Sequence[ImageRecord]) -> str:
     ids = [row.image_id for row in rows]
     if len(set(ids)) != len(ids):
         raise ValueError(f"an image id comes twice in {part}")
-    columns = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
+    columns = dict(zip(_COLUMNS, zip(*map(_values, rows), strict=True), strict=True))
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        pa.table(columns, schema=MANIFEST_SCHEMA), sink, compression="zstd", write_page_checksum=True
-    )
+    schema = MANIFEST_SCHEMA.with_metadata({**(MANIFEST_SCHEMA.metadata or {}), LISTS: part.encode()})
+    pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd", write_page_checksum=True)
     output.write(part_file(part), sink.getvalue().to_pybytes())
     return digest_of_list(b"".join(map(digest, ids)))
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ovss_core.errors import ConfigError
+from pipelines.run.events import LogFormat
 from pipelines.sources.kinds import SOURCE_KINDS, SourceKind
 from pipelines.sources.kinds.base import offering
 
@@ -99,7 +100,9 @@ class RunOptions:
             what is there then.
         no_progress_s: Give up when nothing moves for so many seconds.
         grace_s: Seconds that SIGTERM leaves for storing what is finished; a second signal ends at once.
-        progress_s: Seconds between progress lines in a log.
+        progress_s: Seconds between lines that say how far the run is.
+        plain: Write lines on a terminal, too, where a live display would be.
+        log_format: Whether these lines, and those of the file in the output's folder _log, are text or JSON objects.
         verbose: Show Ray's own messages.
     """
 
@@ -115,6 +118,8 @@ class RunOptions:
     no_progress_s: float = 600.0
     grace_s: float = 25.0
     progress_s: float = 10.0
+    plain: bool = False
+    log_format: LogFormat = "text"
     verbose: bool = False
 
     def __post_init__(self) -> None:

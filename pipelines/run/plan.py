@@ -8,14 +8,24 @@ import logging
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.run.fragments import FRAGMENTS, finished_ids
-from pipelines.run.manifest_files import Manifest, digest, part_name, read_part, shard_file, shard_of
+from pipelines.run.manifest_files import (
+    Manifest,
+    digest,
+    digest_of_list,
+    part_file,
+    part_name,
+    read_part,
+    shard_file,
+    shard_of,
+)
 from pipelines.run.publish import Published, read_published
 from pipelines.run.shards import shard_bytes
 from pipelines.run.sink import DONE, OutputTable, reopen_parts
@@ -61,12 +71,30 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Part:
-    """One unfinished part: which of its images have rows, and what decides how it may be cut."""
+    """One unfinished part: which of its images have rows (None: none has), and what decides how it may be cut.
+
+    `groups` is None where every image is a file of its own.
+    """
 
     name: str
-    finished: np.ndarray
-    groups: list[tuple[str, int] | None]
-    by_range: bool
+    images: int
+    finished: np.ndarray | None
+    groups: list[tuple[str, int] | None] | None
+    by_range: bool = True
+
+    @property
+    def missing(self) -> int:
+        """Images without a row."""
+        return self.images if self.finished is None else int((~self.finished).sum())
+
+    def holds(self, start: int, stop: int) -> bool:
+        """Say whether some images have no row yet."""
+        return self.finished is None or not self.finished[start:stop].all()
+
+    def slice(self, start: int, stop: int) -> Slice:
+        """Return some images as a unit's part."""
+        finished = None if self.finished is None else self.finished[start:stop]
+        return Slice.pack(self.name, start, stop, finished)
 
 
 def unfinished_parts(output: Folder, manifest: Manifest) -> list[str]:
@@ -94,13 +122,13 @@ def plan_work(
     Raises:
         DamagedFileError: A part's list was damaged since the run began.
     """
-    parts, again = _read_parts(output, unfinished_parts(output, manifest))
+    parts, again = _read_parts(output, manifest, unfinished_parts(output, manifest))
     again |= _changed_shards(source, manifest, parts)
     for number in again:  # from here on it counts as not listed, whatever moment the run is killed at
         output.remove(shard_file(number))
     unlisted = tuple(sorted({*manifest.unlisted, *again}))
     listed = [part for part in parts if shard_of(part.name) not in again]
-    plan = Plan({part.name: int((~part.finished).sum()) for part in listed}, unlisted=unlisted)
+    plan = Plan({part.name: part.missing for part in listed}, unlisted=unlisted)
     rows = max(batch, min(most, math.ceil(sum(plan.missing.values()) / (_SLICES_PER_ACTOR * actors))))
     plan.units.extend(_slices(listed, rows))
     for task, stored in _shard_tasks(output, manifest, unlisted, table):
@@ -109,21 +137,25 @@ def plan_work(
     return plan
 
 
-def _read_parts(output: Folder, names: Sequence[str]) -> tuple[list[_Part], set[int]]:
+def _read_parts(output: Folder, manifest: Manifest, names: Sequence[str]) -> tuple[list[_Part], set[int]]:
     started = set(output.folders(FRAGMENTS))
 
     def read(name: str) -> _Part | None:
+        if manifest.fresh and name not in started:
+            return _Part(name, manifest.parts[name], None, None)
         try:
             rows = read_part(output, name, ["image_id", "container", "path", "offset", "row_group"])
+            _check_list(output, manifest, name, rows)
         except DamagedFileError as error:
             if shard_of(name) is None:
                 raise
             _LOG.warning("%s; the shard is listed again", error)
             return None
-        ids = rows["image_id"].to_pylist()
         stored = finished_ids(output, name) if name in started else set()
-        finished = np.fromiter((image_id in stored for image_id in ids), bool, len(ids))
+        finished = _which(rows, stored) if stored else None
         kinds = rows["container"].to_pylist()
+        if not {"parquet", "tar"}.intersection(kinds):
+            return _Part(name, rows.num_rows, finished, None)
         groups = [
             (path, group) if kind == "parquet" else None
             for kind, path, group in zip(
@@ -134,12 +166,31 @@ def _read_parts(output: Folder, names: Sequence[str]) -> tuple[list[_Part], set[
             kind != "tar" or offset is not None
             for kind, offset in zip(kinds, rows["offset"].to_pylist(), strict=True)
         ]
-        return _Part(name, finished, groups, bool(np.all(np.array(lies, bool) | finished)))
+        by_range = np.array(lies, bool) if finished is None else np.array(lies, bool) | finished
+        return _Part(name, rows.num_rows, finished, groups, bool(by_range.all()))
 
     with ThreadPoolExecutor(_THREADS) as threads:
         found = list(zip(names, threads.map(read, names), strict=True))
     damaged = {shard_of(name) for name, part in found if part is None}
     return [part for _, part in found if part], {number for number in damaged if number is not None}
+
+
+def _which(rows: pa.Table, stored: Collection[str]) -> np.ndarray:
+    """Return which rows are stored, bool."""
+    return np.fromiter((image_id in stored for image_id in rows["image_id"].to_pylist()), bool, rows.num_rows)
+
+
+def _check_list(output: Folder, manifest: Manifest, part: str, rows: pa.Table) -> None:
+    """Compare a list with what was written there.
+
+    Raises:
+        DamagedFileError: It lists other images.
+    """
+    written = manifest.digests.get(part)
+    if written is None and rows.num_rows == manifest.parts[part]:
+        return
+    if written != digest_of_list(b"".join(map(digest, rows["image_id"].to_pylist()))):
+        raise DamagedFileError(output, part_file(part), "it lists other images than were written there")
 
 
 def _changed_shards(source: Source, manifest: Manifest, parts: Sequence[_Part]) -> set[int]:
@@ -148,7 +199,7 @@ def _changed_shards(source: Source, manifest: Manifest, parts: Sequence[_Part]) 
     sizes: dict[int, bool] = {}
     for part in parts:
         number = shard_of(part.name)
-        if number is None or not manifest.listings or part.finished.all():
+        if number is None or not manifest.listings or not part.missing:
             continue
         if number not in sizes:
             size, listing = shard_bytes(source.uri, manifest.containers[number]), manifest.listings[number]
@@ -164,7 +215,8 @@ def _slices(parts: Sequence[_Part], rows: int) -> Iterator[Sequence[Slice]]:
     size = 0
     last: tuple[str, int] | None = None
     for part in parts:
-        for start, stop, group in _runs(part.groups):
+        runs = [(0, part.images, None)] if part.groups is None else _runs(part.groups)
+        for start, stop, group in runs:
             full = size >= rows if group is None else size >= max(rows, min(_TABLE_ROWS, 4 * rows))
             if together and full and (group is None or group != last):
                 yield together
@@ -172,8 +224,8 @@ def _slices(parts: Sequence[_Part], rows: int) -> Iterator[Sequence[Slice]]:
             last = group
             while start < stop:
                 end = stop if group is not None else min(stop, start + rows - size)
-                if not part.finished[start:end].all():
-                    together.append(Slice.pack(part.name, start, end, part.finished[start:end]))
+                if part.holds(start, end):
+                    together.append(part.slice(start, end))
                     size += end - start
                 start = end
                 if group is None and size >= rows:

@@ -8,13 +8,14 @@ import os
 import re
 import selectors
 import signal
-import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
+
+from pipelines.run.events import forget_display, say
 
 _MARK = "OVSS_STARTED_BY"
 _GRACE_S = 2.0
@@ -128,13 +129,11 @@ def _watch(selector: selectors.BaseSelector, children: Sequence[int], mark: str)
 
 def _end_with(name: str, children: Sequence[int], mark: str) -> NoReturn:
     """Say what has died and end; Ray's core would hang in its own shutdown, and no handler of Python's would run."""
-    with suppress(OSError, ValueError):
-        print(
-            f"ovss: error: Ray's {name} has died (was it killed, or is memory short?); the same command goes on "
-            "where it stopped",
-            file=sys.stderr,
-            flush=True,
-        )
+    say(
+        f"error: Ray's {name} has died (was it killed, or is memory short?); the same command goes on where it stopped",
+        "error",
+    )
+    forget_display()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):  # Ray's own threads go on to print what they found of the dead
         os.dup2(nowhere, output)

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.faults import Attempts, Failure, process_all
+from pipelines.run import metrics
 from pipelines.run.manifest_files import read_part
 from pipelines.run.schema import CARRIER, ORIGINAL
 from pipelines.run.shards import ShardReader
@@ -65,6 +66,7 @@ class ReadImages:
                     return
                 read = self.shards.read(unit) if isinstance(unit, ShardTask) else self._slices(unit, pool)
                 for table in read:
+                    metrics.count_stage(STAGE, table.num_rows, {}, read_bytes=table["image"].nbytes)
                     yield table.append_column(ORIGINAL, table["image"]) if self.keep_images else table
 
     def _slices(self, slices: Sequence[Slice], pool: ThreadPoolExecutor) -> Iterator[pa.Table]:

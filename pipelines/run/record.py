@@ -27,7 +27,7 @@ from pipelines.storage import Folder
 
 RUN = "run.json"
 SUMMARY = "summary.json"
-PREVIEWS, REPORT = "_previews", "_report"
+PREVIEWS, REPORT, LOGS = "_previews", "_report", "_log"
 CARD, CARD_MARK = "README.md", b"<!-- Written by ovss"
 """The data set's card, and what a card has that a run wrote and that nobody replaced."""
 CLEARING = "_ovss_clearing.json"
@@ -171,7 +171,7 @@ def _tables(output: Folder) -> list[str]:
         else [
             name
             for name in output.folders()
-            if name not in (MANIFEST, PREVIEWS, REPORT, "manifest", "previews")
+            if name not in (MANIFEST, PREVIEWS, REPORT, LOGS, "manifest", "previews")
         ]
     )
 
@@ -224,7 +224,7 @@ def clear(output: Folder) -> None:
     output.remove(COMPLETE)
     older = ("manifest", "failures", "previews") if begun.get("older") else ()
     table = begun.get("table", "labels")
-    for folder in (DONE, FRAGMENTS, MANIFEST, table, PARTS, FAILED, PREVIEWS, REPORT, *older):
+    for folder in (DONE, FRAGMENTS, MANIFEST, table, PARTS, FAILED, PREVIEWS, REPORT, LOGS, *older):
         output.remove_folder(folder)
     if output.exists(CARD) and CARD_MARK in output.read(CARD):
         output.remove(CARD)

@@ -6,24 +6,27 @@ lose one, a finished file may turn out to be damaged), the next one does them; a
 the run with an error.
 """
 
+import json
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from ovss_core.errors import OvssError
+from pipelines.run import metrics
 from pipelines.run.execution import ActorStage, Execution, Job, RayExecution
 from pipelines.run.fragments import FRAGMENTS, finished_ids
-from pipelines.run.manifest import refresh_manifest
+from pipelines.run.manifest import prepare_manifest, refresh_manifest
 from pipelines.run.manifest_files import FOLDER as MANIFEST
 from pipelines.run.manifest_files import Manifest, read_part
 from pipelines.run.plan import Plan, plan_work
 from pipelines.run.progress import ProgressReport
 from pipelines.run.publish import PARTS, free_numbers, plan_files, read_published
-from pipelines.run.record import PREVIEWS, REPORT
+from pipelines.run.record import LOGS, PREVIEWS, REPORT
 from pipelines.run.sink import DONE, FAILED, read_marker
 from pipelines.run.state_files import DamagedFileError
 from pipelines.run.stopping import Stop
@@ -62,11 +65,16 @@ def run_job(
     execution: Execution | None = None
     before = None
     for _ in range(_MAX_ROUNDS):
-        manifest = refresh_manifest(job.output, manifest)
+        manifest = replace(refresh_manifest(job.output, manifest), fresh=manifest.fresh and before is None)
         reopen_damaged(job.output, manifest, job.table)
-        plan = plan_job(job, manifest)
+        try:
+            plan = plan_job(job, manifest)
+        except DamagedFileError as error:
+            _LOG.warning("%s; the images are listed again", error)
+            manifest = prepare_manifest(job.output, job.source, job.shard_size, relist=True)
+            plan = plan_job(job, manifest)
         if before is None:
-            _resume(job, manifest, plan, progress)
+            count_finished(job, manifest, plan, progress)
         if plan.is_empty:
             break
         if plan.state == before:
@@ -76,7 +84,7 @@ def run_job(
         before = plan.state
         execution = execution or start(job)
         with _polled(progress, execution), stop.obeyed(execution.stop):
-            _run_round(manifest, plan, execution, progress, stop)
+            run_round(manifest, plan, execution, progress, stop)
         stop.end()
     else:
         raise OvssError(_left_behind(job, plan, execution))
@@ -104,21 +112,32 @@ def plan_job(job: Job, manifest: Manifest) -> Plan:
     )
 
 
-def _run_round(
+def run_round(
     manifest: Manifest, plan: Plan, execution: Execution, progress: ProgressReport, stop: Stop
 ) -> None:
+    """Send what is left through the stages, and merge parts as soon as all their rows are stored."""
     counts = _Counts(manifest, plan)
     for part in [part for part, missing in plan.missing.items() if missing == 0]:
         execution.merge(part)
     if plan.units:
         for row in execution.written(plan.units):
             stop.check()
-            progress.advance(row["labelled"], row["failed"])
+            progress.advance(row["labelled"], row["failed"], reasons := json.loads(row["reasons"]))
+            _measure(progress, row, reasons)
             if counts.add(row):
                 execution.merge(row["part"])
             if plan.unlisted:
                 progress.expect(counts.known, final=False)
     execution.wait()
+
+
+def _measure(progress: ProgressReport, row: Mapping[str, Any], reasons: Mapping[str, int]) -> None:
+    metrics.count("ovss_images", row["labelled"], result="done")
+    metrics.count("ovss_images", row["failed"], result="failed")
+    for reason, failed in reasons.items():
+        metrics.count("ovss_failures", failed, reason=reason)
+    metrics.measure("ovss_images_known", progress.total)
+    metrics.measure("ovss_images_stored", progress.done)
 
 
 class _Counts:
@@ -169,7 +188,8 @@ def _polled(progress: ProgressReport, execution: Execution) -> Iterator[None]:
         thread.join()
 
 
-def _resume(job: Job, manifest: Manifest, plan: Plan, progress: ProgressReport) -> None:
+def count_finished(job: Job, manifest: Manifest, plan: Plan, progress: ProgressReport) -> None:
+    """Tell the progress what earlier starts finished."""
     again = sum(sum(unit.done.values()) for unit in plan.units if isinstance(unit, ShardTask))
     listed = sum(count for part, count in manifest.parts.items())
     failed = 0
@@ -243,5 +263,5 @@ def _tidy(job: Job, seconds: float) -> None:
     """Remove what nobody needs any more: rows that are merged, and halves of files from before this start."""
     output = job.output
     output.remove_folder(FRAGMENTS)
-    for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS, REPORT):
+    for folder in ("", job.table.name, FAILED, DONE, MANIFEST, PREVIEWS, REPORT, LOGS):
         output.remove_leftovers(folder, older_than_s=seconds)

@@ -5,6 +5,7 @@ after that its fragments go. At the end parts are put together (`pipelines.run.p
 missing. A marker holds the rows and bytes of its files, so that one that is cut or gone is found (`pipelines.run.verify`).
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,9 +46,16 @@ _HOLDERS = {
 
 Statistics = dict[str, Any]
 WRITTEN = pa.schema(
-    [("part", pa.string()), ("labelled", pa.int64()), ("failed", pa.int64()), ("part_images", pa.int64())]
+    [
+        ("part", pa.string()),
+        ("labelled", pa.int64()),
+        ("failed", pa.int64()),
+        ("part_images", pa.int64()),
+        ("reasons", pa.string()),
+    ]
 )
-"""What the write stage reports to the driver; `part_images` where a row of the batch brought it."""
+"""What the write stage reports to the driver; `part_images` where a row of the batch brought it, and in `reasons` how many
+images failed by "stage: error type", as a JSON object: of Arrow's maps Ray makes one thing or another."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,11 @@ class WriteFragments:
             failures = _unpack(rows.filter(failed), "failure", FAILURES)
             write_fragment(self.output, part, {self.table.name: labelled, FAILED: failures}, _seconds(rows))
             counts = {"labelled": labelled.num_rows, "failed": failures.num_rows}
-            written.append({"part": part, **counts, "part_images": pc.max(rows["part_images"]).as_py()})
+            about = {
+                "part_images": pc.max(rows["part_images"]).as_py(),
+                "reasons": json.dumps(_reasons(failures)),
+            }
+            written.append({"part": part, **counts, **about})
         return pa.Table.from_pylist(written, schema=WRITTEN)
 
 
@@ -261,6 +273,11 @@ def _in_order(
     place = {image_id: index for index, image_id in enumerate(rows["image_id"].to_pylist())}
     chosen = [place[image_id] for image_id in order if image_id in place]
     return rows.take(np.array(chosen, np.int64)).replace_schema_metadata(schema.metadata)
+
+
+def _reasons(failures: pa.Table) -> dict[str, int]:
+    kinds = zip(failures["stage"].to_pylist(), failures["error_type"].to_pylist(), strict=True)
+    return dict(Counter(f"{stage}: {kind}" for stage, kind in kinds))
 
 
 def _seconds(rows: pa.Table) -> dict[str, float]:

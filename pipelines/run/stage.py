@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from pipelines.faults import Failure, process_sound
+from pipelines.run import metrics
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.schema import FAILURE, SECONDS
 
@@ -57,6 +58,8 @@ class RowStage:
         failures = batch["failure"].to_pylist()
         ids = [row["image_id"] for row in rows]
         values = process_sound(self.name, ids, rows, failures, self.work, self.ledger)
+        metrics.count_stage(self.name, failures.count(None), self._seconds)
+        metrics.measure_gpu(self.name)
         seconds = batch["seconds"].to_pylist()
         if seconds:
             seconds[0] = [*(seconds[0] or ()), *self._seconds.items()]

@@ -15,6 +15,7 @@ from ovss_core.errors import OvssError, StorageError
 from pipelines.run.manifest import read_manifest
 from pipelines.run.manifest_files import (
     COMPLETE,
+    LISTS,
     PART,
     Manifest,
     part_file,
@@ -131,11 +132,11 @@ def check_part(output: Folder, part: str, table: str, published: Published, imag
         raise DamagedFileError(output, published.places[part], reason)
     _check_file(output, finished_file(FAILED, part), marker["failed"], sizes.get(FAILED))
     counted: int = marker["images"]
-    _check_file(output, part_file(part), counted, None)
+    _check_file(output, part_file(part), counted, None, part)
     return counted
 
 
-def _check_file(output: Folder, name: str, rows: int, size: int | None) -> None:
+def _check_file(output: Folder, name: str, rows: int, size: int | None, lists: str | None = None) -> None:
     info = file_info(output, name)
     if rows == 0:
         if info.is_file:
@@ -145,7 +146,7 @@ def _check_file(output: Folder, name: str, rows: int, size: int | None) -> None:
         raise DamagedFileError(output, name, "the file is gone")
     if size is not None and info.size is not None and info.size != size:
         raise DamagedFileError(output, name, f"it has {info.size:,} bytes instead of {size:,}")
-    found = footer_rows(output, name)
+    found = footer_rows(output, name, lists)
     if found != rows:
         raise DamagedFileError(output, name, f"it has {found} rows instead of {rows}")
 
@@ -184,21 +185,30 @@ def file_info(output: Folder, name: str) -> pafs.FileInfo:
         raise StorageError(f"cannot reach {name} of {output.public_uri}: {one_line(error)}") from error
 
 
-def footer_rows(output: Folder, name: str) -> int:
+def footer_rows(output: Folder, name: str, lists: str | None = None) -> int:
     """Return the number of rows that a Parquet file's footer says.
 
+    Args:
+        lists: For a list of images, the part that it must be of; older ones do not say.
+
     Raises:
-        DamagedFileError: There is no footer.
+        DamagedFileError: There is no footer, or the list is another part's.
     """
     path = f"{output.path.rstrip('/')}/{name}"
     try:
         with output.filesystem.open_input_file(path) as stream:
             footer = pq.read_metadata(stream)
+            part = (footer.metadata or {}).get(LISTS, b"").decode()
+            is_list = "path" in footer.schema.names
             rows: int = footer.num_rows if "image_id" in footer.schema.names else -1
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DamagedFileError(output, name, one_line(error)) from error
     if rows < 0:
         raise DamagedFileError(output, name, "it has no column 'image_id'")
+    if lists and (not is_list or part not in ("", lists)):
+        raise DamagedFileError(
+            output, name, f"it is the list of {part}" if part else "it is no list of images"
+        )
     return rows
 
 

@@ -13,7 +13,7 @@ class Slice:
     """Images `start` to `stop` of a part.
 
     Attributes:
-        finished: Packed bits, one an image of the slice, 1 where it needs no reading.
+        finished: Packed bits, one an image of the slice, 1 where it needs no reading; empty where all need it.
     """
 
     part: str
@@ -22,15 +22,23 @@ class Slice:
     finished: bytes
 
     @classmethod
-    def pack(cls, part: str, start: int, stop: int, finished: np.ndarray) -> "Slice":
-        """Describe images of a part; `finished` is bool, one an image."""
-        return cls(part, start, stop, np.packbits(finished).tobytes())
+    def pack(cls, part: str, start: int, stop: int, finished: np.ndarray | None) -> "Slice":
+        """Describe images of a part; `finished` is bool, one an image, or None where no image is."""
+        bits = b"" if finished is None else np.packbits(finished).tobytes()
+        return cls(part, start, stop, bits)
+
+    def count_unfinished(self) -> int:
+        """Return how many images need reading."""
+        return self.stop - self.start - int(np.unpackbits(np.frombuffer(self.finished, np.uint8)).sum())
 
     def unfinished(self, part: pa.Table) -> list[dict[str, object]]:
         """Return the slice's rows of a part's list that need reading."""
         size = self.stop - self.start
-        done = np.unpackbits(np.frombuffer(self.finished, np.uint8), count=size).astype(bool)
-        rows: list[dict[str, object]] = part.slice(self.start, size).filter(pa.array(~done)).to_pylist()
+        mine = part.slice(self.start, size)
+        if self.finished:
+            done = np.unpackbits(np.frombuffer(self.finished, np.uint8), count=size).astype(bool)
+            mine = mine.filter(pa.array(~done))
+        rows: list[dict[str, object]] = mine.to_pylist()
         return rows
 
 

@@ -110,7 +110,7 @@ def main() -> None:
     )
     source = FolderSource(images)
     manifest = prepare_manifest(Folder(output), source, 8)
-    with ProgressReport(manifest.images, interval_s=1.0) as progress:
+    with ProgressReport(manifest.images) as progress:
         run_job(mean_job(output, source, actors=1, seconds=float(seconds)), manifest, progress)
 
 

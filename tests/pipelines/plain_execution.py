@@ -1,6 +1,5 @@
 """The mean-color job without Ray: the same rounds, plans, readers and sink, moved by a plain loop."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -88,7 +87,7 @@ def run_plain(
     manifest = prepare_manifest(output, job.source, job.shard_size)
     if retry_failed:
         manifest = reopen_failed(output, job.source, manifest, job.table, job.shard_size)
-    with ProgressReport(manifest.images, stream=io.StringIO()) as progress:
+    with ProgressReport(manifest.images) as progress:
         manifest = run_job(job, manifest, progress, execution)
     return manifest, progress, write_summary(output, manifest, {})
 

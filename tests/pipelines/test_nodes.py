@@ -102,7 +102,7 @@ def grow(images: str, output: str) -> None:
     stage = ActorStage("mean", SlowOnNode, {"seconds": 0.1}, Pool("mean", 1, 0.5, most=8), 4)
     job = replace(mean_job(output, source), stages=[stage], fragment_rows=16)
     told: dict[str, object] = {"first": first.node_id[:8]}
-    with ProgressReport(manifest.images, interval_s=2.0) as progress:
+    with ProgressReport(manifest.images) as progress:
         running = Thread(target=run_job, args=(job, manifest, progress))
         running.start()  # nodes are started from the main thread only
 
@@ -185,7 +185,7 @@ def lose(images: str, output: str) -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     source = FolderSource(images)
     manifest = prepare_manifest(Folder(output), source, 20)
-    with ProgressReport(manifest.images, interval_s=2.0) as progress:
+    with ProgressReport(manifest.images) as progress:
 
         def remove_half_way() -> None:
             while progress.done < 20:

@@ -1,4 +1,3 @@
-import io
 import os
 import signal
 import subprocess
@@ -32,7 +31,7 @@ ImageFolder = Callable[..., Path]
 
 def run(job: Job, shard_size: int = 8) -> tuple[Manifest, ProgressReport]:
     manifest = prepare_manifest(job.output, job.source, shard_size)
-    with ProgressReport(manifest.images, stream=io.StringIO()) as progress:
+    with ProgressReport(manifest.images) as progress:
         run_job(job, manifest, progress)
     return manifest, progress
 

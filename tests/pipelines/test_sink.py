@@ -50,7 +50,7 @@ def finished(ids: str, part: str = PART, failed: str = "", seconds: float = 1.0)
 def test_a_part_is_published_in_manifest_order_once_all_its_images_are_there(output: Folder) -> None:
     writer = WriteFragments(output.uri, MEANS)
     assert writer.write(finished("db")).to_pylist() == [
-        {"part": PART, "labelled": 2, "failed": 0, "part_images": None}
+        {"part": PART, "labelled": 2, "failed": 0, "part_images": None, "reasons": "{}"}
     ]
     assert merge_part(output.uri, PART, MEANS) == {"part": PART, "missing": 2}
     assert not output.exists("means")
