@@ -198,9 +198,10 @@ class Live:
 
         fields = event.fields
         total = fields["total"] if fields["final"] and fields["total"] else None
-        bar = ProgressBar(total=total, completed=fields["done"], width=30, pulse=total is None)
+        width = max(8, min(30, self._console.width - 1 - Text(event.text).cell_len))
+        bar = ProgressBar(total=total, completed=fields["done"], width=width, pulse=total is None)
         row = Table.grid(padding=(0, 1))
-        row.add_row(bar, Text(event.text, overflow="ellipsis", no_wrap=True))
+        row.add_row(bar, Text(event.text))  # the failures stand at its end, and must not be cut off
         return [row]
 
     def log_into(self, output: "Folder") -> None:

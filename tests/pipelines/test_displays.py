@@ -112,14 +112,14 @@ def test_json_is_an_object_a_line_with_time_kind_and_all_that_is_known() -> None
     assert "\n" not in json_line(Event("note", "two\nlines"))
 
 
-def terminal() -> tuple[Live, io.StringIO]:
+def terminal(width: int = 100) -> tuple[Live, io.StringIO]:
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=100, color_system=None, legacy_windows=False)
+    console = Console(file=stream, force_terminal=True, width=width, color_system=None, legacy_windows=False)
     return Live(console, refreshed=False), stream
 
 
-def picture(display: Live) -> str:
-    console = Console(width=100, color_system=None)
+def picture(display: Live, width: int = 100) -> str:
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(display.picture())
     return capture.get()
@@ -144,6 +144,17 @@ def test_the_live_picture_has_the_step_the_bar_and_why_images_failed() -> None:
     assert "✓ loading the model (3 s)\n" in left
     assert "✓ 100 of 100 images\n    2 x read: HTTP 404\n" in left
     assert left.count("\x1b[?25l") == left.count("\x1b[?25h")  # the cursor is back
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_a_narrow_terminal_keeps_the_count_of_failures(width: int) -> None:
+    text = "16 of 24 images (66 %), 1.10 images/s, time left 0:00:07, 2 failed"
+    fields = {"done": 16, "total": 24, "final": True, "failures": {}}
+    display, _ = terminal(width)
+    display.show(Event("images", text, fields, "begin", "images"))
+    shown = " ".join(picture(display, width).replace("━", "").replace("╺", "").replace("╸", "").split())
+    assert shown == text
+    display.close()
 
 
 def test_a_quick_step_leaves_no_line_on_a_terminal_and_markup_is_text() -> None:
