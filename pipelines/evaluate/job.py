@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from ovss_core.api import encode_words
@@ -63,8 +63,8 @@ class EvaluateJob:
 
     def rows(self) -> list[GridRow]:
         """Return the settings to measure: those of the grid, or the one of this job."""
-        if self.pairs.grid:
-            return list_grid(self.base, self.pairs.grid)[0]
+        if self._grid:
+            return self._grid[0]
         config, benchmark = self.segmenter, self.pairs.benchmark
         method = config.purification.method
         published = published_miou(benchmark, config.host, method, config.refine) if benchmark else None
@@ -80,7 +80,12 @@ class EvaluateJob:
     @property
     def left_out(self) -> list[str]:
         """Say of what a grid does not run why."""
-        return list_grid(self.base, self.pairs.grid)[1] if self.pairs.grid else []
+        return self._grid[1] if self._grid else []
+
+    @cached_property
+    def _grid(self) -> tuple[list[GridRow], list[str]] | None:
+        """The rows of the grid, each of which is checked, and what it does not run; None without one."""
+        return list_grid(self.base, self.pairs.grid) if self.pairs.grid else None
 
 
 def run_evaluate(job: EvaluateJob) -> dict[str, Any]:

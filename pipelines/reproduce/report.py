@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from ovss_core.clip.architectures import DEMO
@@ -38,12 +37,12 @@ class Outcome:
     report: Mapping[str, Any] | None = None
     problem: str = ""
 
-    @cached_property
+    @property
     def rows(self) -> list[GridRow]:
         """The rows that it measures."""
         return self.evaluation.job.rows()
 
-    @cached_property
+    @property
     def left_out(self) -> list[str]:
         """What of the papers' tables it does not measure, and why."""
         return self.evaluation.job.left_out
