@@ -30,7 +30,6 @@ from pipelines.sources.region_maps import region_file
 from pipelines.storage import Folder
 
 MAPS = "maps"
-_HASHED = 1 << 24
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -141,6 +140,5 @@ def hash_generator(name: str) -> str | None:
     digest = hashlib.sha256()
     for file in weights:
         with file.open("rb") as opened:
-            while part := opened.read(_HASHED):
-                digest.update(part)
+            hashlib.file_digest(opened, lambda: digest)  # goes on with the same hash
     return digest.hexdigest()
