@@ -171,16 +171,16 @@ def remove_losers(
         return kept
     counts = np.array(kept.units.counts)
     first = counts.cumsum() - counts
-    decided = np.ones(len(regions.members), bool)
-    decided[regions.group[~regions.has_area]] = False
     tables = {
         "group": regions.group[regions.has_area],
         "there": regions.members != NOBODY,
         "row": first[regions.group_image] + regions.group_window,
         "place": regions.member_places(classes),
-        "decided": decided,
     }
-    if not whole_window:
+    if whole_window:
+        tables["decided"] = np.ones(len(regions.members), bool)
+        tables["decided"][regions.group[~regions.has_area]] = False
+    else:
         tables["inside"] = _patches_inside(regions.corners[regions.has_area], patch_size, grid)
     sent = upload(tables, kept.maps.device)
     group, there, row, place = (sent[name] for name in ("group", "there", "row", "place"))
