@@ -32,8 +32,7 @@ def displays_of(options: DisplayOptions) -> list[Display]:
     stream, own = _own_stderr()
     form = json_line if options.log_format == "json" else text_line
     log = RunLog(
-        _json_lines if options.log_format == "json" else _dated_lines,
-        max(_LOG_INTERVAL_S, options.progress_s),
+        json_line if options.log_format == "json" else _dated_lines, max(_LOG_INTERVAL_S, options.progress_s)
     )
     if form is text_line and not options.plain and stream.isatty() and os.environ.get("TERM") != "dumb":
         from rich.console import Console
@@ -234,10 +233,6 @@ def _dated_lines(event: Event) -> str:
     return f"{_stamp(event)} {text_line(event)}"
 
 
-def _json_lines(event: Event) -> str:
-    return json_line(event)
-
-
 @dataclass
 class _Place:
     """Where a log is written: lines are added to a local file, and a whole object is stored anew now and then."""
@@ -258,7 +253,7 @@ class RunLog:
     """
 
     def __init__(self, form: Callable[[Event], str], interval_s: float = _LOG_INTERVAL_S) -> None:
-        self._suffix = "jsonl" if form is _json_lines else "log"
+        self._suffix = "jsonl" if form is json_line else "log"
         self._lines: list[str] = []
         self._new: list[str] = []
         self._place: _Place | None = None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipelines.transport.addresses import ScrubbedFormatter, scrub
@@ -166,12 +167,8 @@ class EventHandler(logging.Handler):
             self.handleError(record)
 
 
+@cache
 def _default() -> Sequence[Display]:
     from pipelines.run.displays import Lines, text_line
 
-    return [
-        _defaults.setdefault("lines", Lines(lambda line: print(line, file=sys.stderr, flush=True), text_line))
-    ]
-
-
-_defaults: dict[str, Display] = {}
+    return [Lines(lambda line: print(line, file=sys.stderr, flush=True), text_line)]

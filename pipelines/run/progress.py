@@ -41,22 +41,31 @@ def announced(step: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def _repeated(event: Callable[[Phase], None]) -> Iterator[None]:
-    """Emit the beginning, what goes on twice a second, and the end."""
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run something in a thread beside the block; it ends when the event that it takes is set, and is waited for."""
     stop = threading.Event()
-
-    def repeat() -> None:
-        while not stop.wait(_TICK_S):
-            event("still")
-
-    event("begin")
-    thread = threading.Thread(target=repeat, daemon=True)
+    thread = threading.Thread(target=work, args=(stop,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
+
+
+@contextmanager
+def _repeated(event: Callable[[Phase], None]) -> Iterator[None]:
+    """Emit the beginning, what goes on twice a second, and the end."""
+
+    def repeat(stop: threading.Event) -> None:
+        while not stop.wait(_TICK_S):
+            event("still")
+
+    event("begin")
+    try:
+        with beside(repeat):
+            yield
+    finally:
         event("end")
 
 

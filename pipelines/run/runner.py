@@ -11,8 +11,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipelines.run.manifest import prepare_manifest, refresh_manifest
 from pipelines.run.manifest_files import FOLDER as MANIFEST
 from pipelines.run.manifest_files import Manifest, read_part
 from pipelines.run.plan import Plan, plan_work
-from pipelines.run.progress import ProgressReport
+from pipelines.run.progress import ProgressReport, beside
 from pipelines.run.publish import PARTS, free_numbers, plan_files, read_published
 from pipelines.run.record import LOGS, PREVIEWS, REPORT
 from pipelines.run.sink import DONE, FAILED, read_marker
@@ -169,23 +169,15 @@ class _Counts:
         return self._images + new
 
 
-@contextmanager
-def _polled(progress: ProgressReport, execution: Execution) -> Iterator[None]:
+def _polled(progress: ProgressReport, execution: Execution) -> AbstractContextManager[None]:
     """Ask twice a second how many images are finished: fragments come in too seldom to move a bar."""
-    stop = threading.Event()
 
-    def poll() -> None:
+    def poll(stop: threading.Event) -> None:
         with suppress(Exception):  # a ledger that cannot be asked must not end the run
             while not stop.wait(_POLL_S):
                 progress.reach(execution.finished())
 
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return beside(poll)
 
 
 def count_finished(job: Job, manifest: Manifest, plan: Plan, progress: ProgressReport) -> None:

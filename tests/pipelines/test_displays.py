@@ -16,7 +16,6 @@ from pipelines.run.displays import (
     Live,
     RunLog,
     _dated_lines,
-    _json_lines,
     displays_of,
     json_line,
     text_line,
@@ -24,6 +23,7 @@ from pipelines.run.displays import (
 from pipelines.run.events import Display, Event, EventHandler, Phase, say, shown_by
 from pipelines.run.options import RunOptions
 from pipelines.storage import Folder
+from tests.pipelines.kept_events import Kept
 
 
 def step(text: str, phase: Phase, at: float, key: str = "step 1") -> Event:
@@ -222,7 +222,7 @@ def test_a_log_on_a_store_is_written_as_a_whole_now_and_then_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Folder, "is_local", property(lambda folder: False))  # stores cannot be appended to
-    place, log = Folder(str(tmp_path)), RunLog(_json_lines)
+    place, log = Folder(str(tmp_path)), RunLog(json_line)
     log.log_into(place)
     for at in (40.0, 41.0, 42.0):
         log.show(Event("note", f"at {at:.0f}", time=at))
@@ -239,18 +239,6 @@ def test_a_log_without_an_output_is_nowhere(tmp_path: Path, monkeypatch: pytest.
     log.show(Event("note", "refused"))
     log.close()
     assert os.listdir(tmp_path) == []  # noqa: PTH208
-
-
-class Kept:
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def show(self, event: Event) -> None:
-        self.events.append(event)
-
-    def log_into(self, output: Folder) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def test_warnings_become_events_and_secrets_of_addresses_do_not() -> None:

@@ -6,22 +6,9 @@ import time
 import pytest
 
 from pipelines.run.displays import Lines, text_line
-from pipelines.run.events import Event, shown_by
+from pipelines.run.events import shown_by
 from pipelines.run.progress import ProgressReport, announced
-
-
-class Kept:
-    """A display that keeps every event."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def show(self, event: Event) -> None:
-        self.events.append(event)
-
-    def log_into(self, output: object) -> None: ...
-
-    def close(self) -> None: ...
+from tests.pipelines.kept_events import Kept
 
 
 class ClosedTerminal(io.StringIO):
