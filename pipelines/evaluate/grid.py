@@ -217,10 +217,10 @@ def _hosts(base: GridBase) -> Iterator[str]:
 def _main_rows(base: GridBase) -> Iterator[GridRow]:
     for host in _hosts(base):
         config, vocabulary = base.settings(host, "none")
-        yield GridRow(MAIN, host, config, vocabulary, _published(base, host, "none"))
+        yield GridRow(MAIN, host, config, vocabulary, _published(base, config))
         config, vocabulary = base.settings(host, "freecp")
         tuned = _purify(config, thresholds="fixed")
-        yield GridRow(MAIN, f"{host} + FreeCP, tuned", tuned, vocabulary, _published(base, host, "freecp"))
+        yield GridRow(MAIN, f"{host} + FreeCP, tuned", tuned, vocabulary, _published(base, tuned))
         compared = _purify(config, thresholds="distractors", variant="image")
         yield GridRow(MAIN, f"{host} + FreeCP, distractors", compared, vocabulary)
 
@@ -229,7 +229,7 @@ def _sfp_rows(base: GridBase) -> Iterator[GridRow]:
     config, vocabulary = base.settings("sfp", "none")
     for count, name in enumerate(_PART_NAMES):
         sfp = SfpConfig("paper", count > 0, count > 1, count > 2)
-        published = _published(base, _PART_ENDS[count], "none") if count in _PART_ENDS else None
+        published = _published(base, replace(config, host=_PART_ENDS[count])) if count in _PART_ENDS else None
         yield GridRow(SFP_PARTS, name, replace(config, sfp=sfp), vocabulary, published)
     for start in _LAYER_STARTS:
         sfp = SfpConfig(variant="paper", integration_start=start)
@@ -245,7 +245,7 @@ def _freecp_parts(base: GridBase) -> Iterator[GridRow]:
         (f"{host}, RP + AP", True, True),
     ):
         fixed = _purify(config, thresholds="fixed", redundancy=redundancy, ambiguity=ambiguity)
-        published = _published(base, host, "freecp") if redundancy and ambiguity else None
+        published = _published(base, fixed) if redundancy and ambiguity else None
         yield GridRow(FREECP_PARTS, name, fixed, vocabulary, published)
 
 
@@ -290,7 +290,5 @@ def _residual_where_it_can(config: SegmenterConfig) -> SegmenterConfig:
     return replace(config, labels=replace(config.labels, background="auto"))
 
 
-def _published(base: GridBase, host: str, purify: str) -> float | None:
-    if base.benchmark is None:
-        return None
-    return published_miou(base.benchmark, host, purify, base.config.refine)
+def _published(base: GridBase, config: SegmenterConfig) -> float | None:
+    return published_miou(base.benchmark, config) if base.benchmark else None
