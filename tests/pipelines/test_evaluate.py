@@ -69,7 +69,7 @@ def pairs(tmp_path: Path) -> Path:
 
 def _job(pairs: Path, output: str = "out", **options: object) -> EvaluateJob:
     chosen = PairOptions(images=str(pairs / "images"), masks=str(pairs / "masks"), **options)  # type: ignore[arg-type]
-    run = RunOptions(str(pairs / output), shard_size=3, no_progress_s=120.0)
+    run = RunOptions(str(pairs / output), shard_size=3, no_progress_s=300.0)
     return EvaluateJob(chosen, run, VOCABULARY, SEGMENTER, pools=POOLS)
 
 
@@ -97,7 +97,7 @@ def test_counts_equal_a_loop_over_the_masks_that_labelling_writes(pairs: Path) -
     together = replace(SEGMENTER, host="sfp,naclip")
     label = LabelJob(
         SourceOptions(images=str(pairs / "images")),
-        RunOptions(str(pairs / "labels"), shard_size=3, no_progress_s=120.0),
+        RunOptions(str(pairs / "labels"), shard_size=3, no_progress_s=300.0),
         VOCABULARY,
         together,
         pools=replace(POOLS, finish_actors=0),
