@@ -124,8 +124,8 @@ def take_place(request: socket.socket) -> None:
 
 def ask() -> bool:
     """Ask the server for a fork that takes this process's place; return whether there is one."""
-    with suppress(OSError), socket.socket(socket.AF_UNIX) as request:
-        request.connect(f"{os.environ[FOLDER]}/{os.environ.get('RAY_JOB_ID')}")
+    with suppress(OSError, KeyError), socket.socket(socket.AF_UNIX) as request:
+        request.connect(f"{os.environ[FOLDER]}/{os.environ['RAY_JOB_ID']}")
         socket.send_fds(request, [b"!"], [0, 1, 2])
         given = {
             "folder": os.getcwd(),  # noqa: PTH109 (pathlib takes longer than the whole question)
