@@ -25,7 +25,7 @@ demo144:
 	$(MAKE) demo WORDS=examples/ade144.txt DEMO_OUTPUT=out/demo144
 
 test: setup check
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -43,7 +43,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test-slow: setup
-	$(BIN)/pytest -m 'slow or cluster' --timeout 1800
+	OVSS_TEST_WORKERS= $(BIN)/pytest -m 'slow or cluster' --timeout 1800
 
 test-gpu: setup
 	$(BIN)/pytest -m gpu

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.forked_workers import local_ray
+
 # Triton decides when a kernel is defined whether it will be interpreted; no test is collected before this file is read
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
@@ -17,20 +19,20 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One small local Ray for all tests that need it."""
-    import ray
-
     os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # what tests wait for
-    ray.init(
-        address="local",
+    os.environ.setdefault(
+        "RAY_idle_worker_killing_time_threshold_ms", "600000"
+    )  # as in a run: a new one costs
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    with local_ray(
         num_cpus=4,
         num_gpus=0,
         include_dashboard=False,
         object_store_memory=300_000_000,
         log_to_driver=False,
         logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
+    ):
+        yield
 
 
 def encode_image(seed: int, height: int = 24, width: int = 32, kind: str = "JPEG") -> bytes:

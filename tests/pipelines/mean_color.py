@@ -90,9 +90,9 @@ def mean_of(data: bytes) -> float:
         raise ImageError(f"not an image: {type(error).__name__}") from error
 
 
-def mean_job(output: str, source: Source, actors: int = 2, batch_size: int = 4, **arguments: object) -> Job:
+def mean_job(output: str, source: Source, actors: int = 1, batch_size: int = 4, **arguments: object) -> Job:
     stage = ActorStage("mean", MeanColor, arguments, Pool("mean", actors, 0.5), batch_size)
-    return Job(Folder(output), source, [stage], MEANS, fragment_rows=4, no_progress_s=60.0)
+    return Job(Folder(output), source, [stage], MEANS, fragment_rows=4, no_progress_s=300.0)
 
 
 def main() -> None:

@@ -371,7 +371,7 @@ def test_an_image_whose_features_are_not_finite_fails_alone(
     assert_masks(masks([rows[0], rows[2]]), masks(alone["result"].to_pylist()))
 
 
-@pytest.mark.parametrize("form", ["pyarrow", "numpy"])
+@pytest.mark.parametrize("form", [pytest.param("pyarrow", marks=pytest.mark.slow), "numpy"])
 def test_the_stages_fit_into_a_ray_pipeline_over_any_batches(ray_session: None, form: str) -> None:
     import ray
 

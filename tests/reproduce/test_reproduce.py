@@ -28,7 +28,7 @@ POOLS = PoolOptions(actors=1, torch_threads=1)
 
 
 def job_on(data: Path, segmenter: SegmenterConfig = DEMO, **options: Any) -> ReproduceJob:
-    run = RunOptions(f"{data}-out", no_progress_s=120.0)
+    run = RunOptions(f"{data}-out", no_progress_s=300.0)
     return ReproduceJob(ReproduceOptions(str(data), **options), run, segmenter, pools=POOLS)
 
 
