@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_OUTPUT := out/demo
 WORDS := demo
 
-.PHONY: setup demo demo144 test check docs format test-slow test-gpu clean
+.PHONY: setup demo demo144 test check docs format test-slow test-gpu test-readers clean
 
 setup: $(VENV)/installed
 
@@ -48,5 +48,12 @@ test-slow: setup
 test-gpu: setup
 	$(BIN)/pytest -m gpu
 
+# the libraries that people open exports with, in an environment of their own: some want an older NumPy, Arrow and Pillow
+test-readers:
+	$(PYTHON) -m venv $(VENV)-readers
+	$(VENV)-readers/bin/pip install --quiet --disable-pip-version-check --constraint constraints-readers.txt --editable '.[dev,readers]'
+	$(VENV)-readers/bin/python -c "import datasets, datumaro, label_studio_sdk, pycocotools, supervision, webdataset"
+	$(VENV)-readers/bin/pytest tests/derive/test_export.py
+
 clean:
-	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-readers out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

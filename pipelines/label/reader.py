@@ -192,8 +192,9 @@ def open_labels(uri: str) -> LabelFiles:
     with ThreadPoolExecutor(_THREADS) as threads:
         found = dict(zip(names, threads.map(footer, names), strict=True))
     if not found:
+        inside = any(is_published_name(_TABLE, name) for name in folder.names())
         raise StorageError(
-            f"no labels under {folder.public_uri}; give the folder that was the --output of ovss label"
+            f"no labels under {folder.public_uri}; give the folder {'above it' if inside else 'that was the --output of ovss label'}"
         )
     schema = next(iter(found.values()))[1]
     version = (schema.metadata or {}).get(b"ovss_schema", b"").decode()

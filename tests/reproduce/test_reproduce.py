@@ -171,6 +171,18 @@ def test_an_evaluation_in_which_every_image_failed_is_status_1(voc: Path) -> Non
     assert "voc21-papers: no image could be measured" in report["verdict"]["sentences"]
 
 
+def test_rows_without_a_published_figure_say_so_and_their_tables_are_named(voc: Path) -> None:
+    report = reported(job_on(voc, PAPERS), {"voc21-ablations": (1449, 3.0), "voc21-papers": (1449, 0.0)})
+    page = draw_page(report)
+    unknown = [row for row in report["rows"] if row["published"] is None and row["benchmark"] == "voc21"]
+    assert page.count("<small>not at hand</small>") == 9 * len(unknown), "with each data set and the average"
+    assert not any(row["compared"] for row in unknown)
+    named = [line for line in report["left_out"] if "not at hand" in line]
+    assert all(any(row["table"] in line for line in named) for row in unknown)
+    [baseline] = [line for line in report["left_out"] if line.startswith("MaskCLIP (FreeCP's own run): ")]
+    assert "published: 43.4 23.2 20.6 74.9 26.4 16.7 11.9 24.9; voc21, context60," in baseline
+
+
 def test_names_from_outside_are_escaped_on_the_page(tmp_path: Path) -> None:
     data = draw_data(tmp_path / "<b>data", [ADE])
     page = draw_page(reported(job_on(data, tables="main"), {}))
