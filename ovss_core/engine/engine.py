@@ -52,7 +52,7 @@ from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals, size_in
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.pixels import ImagePixels
 from ovss_core.images.resize import normalize, resize_bilinear, resize_image
-from ovss_core.images.windows import PatchGrid, WindowLayout
+from ovss_core.images.windows import PatchGrid, WindowLayout, group_alike
 from ovss_core.proxies.loading import ProxyModel, load_proxy
 from ovss_core.proxies.tower import ProxyTower
 from ovss_core.regions import RegionMap
@@ -776,18 +776,4 @@ def _keep_something(decisions: Decisions) -> Decisions:
 
 def plan_waves(layouts: Sequence[WindowLayout], limit: int) -> list[list[int]]:
     """Group images by window size into waves of at most `limit` windows (one image at least)."""
-    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, layout in enumerate(layouts):
-        by_size[layout.window_size].append(index)
-    waves = []
-    for members in by_size.values():
-        wave: list[int] = []
-        windows = 0
-        for index in members:
-            if wave and windows + len(layouts[index]) > limit:
-                waves.append(wave)
-                wave, windows = [], 0
-            wave.append(index)
-            windows += len(layouts[index])
-        waves.append(wave)
-    return waves
+    return group_alike([layout.window_size for layout in layouts], list(map(len, layouts)), limit)
