@@ -10,10 +10,12 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from ovss_core.class_purification import refinement
 from ovss_core.class_purification.regions import box_union
 from ovss_core.class_purification.winners import LabelEdits
-from ovss_core.engine import labels
+from ovss_core.engine import finite, labels
 from ovss_core.feature_purification import mitigation, outliers, similarity
+from ovss_core.images import pixels
 from ovss_core.kernels import attention, class_sums
 
 Enter = Callable[[int, Callable[..., Any]], Callable[..., Any]]
@@ -34,6 +36,9 @@ def stand_ins(enter: Enter) -> dict[str, SimpleNamespace]:
         "labels_triton": {"launch_purified": (1, _purified), "launch_probable": (1, _probable)},
         "class_sums_triton": {"launch_class_sums": (1, class_sums.add_class_sums)},
         "parts_triton": {"launch_union": (1, _union), "launch_parts": (1, _parts)},
+        "pixels_triton": {"launch_windows": (1, pixels.windows_of), "launch_regions": (1, pixels.regions_of)},
+        "affinity_triton": {"launch_balance": (2, _balance)},
+        "finite_triton": {"launch_sound": (1, _sound)},
     }
     return {
         f"ovss_core.kernels.{module}": SimpleNamespace(
@@ -148,6 +153,17 @@ def _probable(
         name = torch.where(probability < floor, background, name)
     found.copy_(name)
     confidences.copy_(probability)
+
+
+def _sound(features: Tensor, attended: Tensor | None) -> Tensor:
+    return finite.finite_rows(features) if attended is None else finite.sound_windows(features, attended)
+
+
+def _balance(attended: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    affinity = refinement.balance(attended, rounds)
+    rows, columns = affinity.row_scale[:, :, None], affinity.column_scale[:, :, None]
+    scaled = rows * attended * columns.mT
+    return affinity.row_scale, affinity.column_scale, (scaled + scaled.mT) / 2
 
 
 def _union(regions: Tensor, limits: tuple[int, int]) -> Tensor:

@@ -13,7 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from ovss_core.kernels import (
-    attention_triton, class_sums_triton, guidance_triton, labels_triton, norms_triton, parts_triton
+    affinity_triton, attention_triton, class_sums_triton, finite_triton, guidance_triton, labels_triton, norms_triton,
+    parts_triton, pixels_triton
 )
 
 POINTERS = dict.fromkeys(
@@ -59,6 +60,15 @@ build(class_sums_triton.class_sums_kernel, {"MASKED": True, "BLOCK": 4096},
       label="*i64", inside="*i1", pixels="*i64", sums="*fp64")
 build(parts_triton.parts_kernel, {"PLACES": 256, "DIAGONAL": True, "UNION": True}, 2,
       regions="*i8", labels="*i32", corners="*i32", union="*i8")
+build(pixels_triton.windows_kernel, {"BLOCK": 1024}, 4, pixels="*u8", first="*i64", row_pixels="*i64", windows="*u8",
+      width="i32")
+build(pixels_triton.regions_kernel, {"SAMPLES": 256}, 4, pixels="*u8", first="*i64", row_pixels="*i64", image="*i64",
+      corners="*i64", regions="*u8")
+AFFINITY = dict.fromkeys("attention row_scale column_scale transfer".split(), "*fp32")
+build(affinity_triton.balance_kernel, {"ROUNDS": 3, "TINY": affinity_triton._TINY, "ROWS": 32, "COLUMNS": 256}, 8, **AFFINITY)
+build(affinity_triton.transfer_kernel, {"SIDE": 32}, 4, **AFFINITY)
+build(finite_triton.sound_kernel, {"ATTENDS": True, "BLOCK": 4096}, features="*fp32", attention="*fp32", sound="*i8",
+      weights="i32")
 """
 KERNELS = {
     "head_mean_kernel",
@@ -71,6 +81,11 @@ KERNELS = {
     "probable_kernel",
     "class_sums_kernel",
     "parts_kernel",
+    "windows_kernel",
+    "regions_kernel",
+    "balance_kernel",
+    "transfer_kernel",
+    "sound_kernel",
 }
 HOPPER_SHARED = 227 << 10
 
