@@ -17,6 +17,8 @@ from ovss_core.engine import finite, labels
 from ovss_core.feature_purification import mitigation, outliers, similarity
 from ovss_core.images import pixels
 from ovss_core.kernels import attention, class_sums
+from ovss_core.kernels.evidence_triton import Active, Ranks
+from tests import evidence_forms
 
 Enter = Callable[[int, Callable[..., Any]], Callable[..., Any]]
 """Makes of a number of launches and a function of CPU tensors one of the pretended GPU's tensors."""
@@ -38,14 +40,27 @@ def stand_ins(enter: Enter) -> dict[str, SimpleNamespace]:
         "parts_triton": {"launch_union": (1, _union), "launch_parts": (1, _parts)},
         "pixels_triton": {"launch_windows": (1, pixels.windows_of), "launch_regions": (1, pixels.regions_of)},
         "affinity_triton": {"launch_balance": (2, _balance)},
+        "evidence_triton": {
+            "launch_statistics": (1, evidence_forms.statistics),
+            "launch_peaks": (1, evidence_forms.peaks),
+            "launch_active": (1, evidence_forms.active),
+            "launch_maps": (1, evidence_forms.maps),
+            "launch_refined": (2, evidence_forms.refined),
+            "launch_null": (1, evidence_forms.null),
+            "launch_decide": (1, evidence_forms.decide),
+            "launch_take": (1, evidence_forms.take),
+            "launch_needs": (1, evidence_forms.needs),
+        },
         "finite_triton": {"launch_sound": (1, _sound)},
     }
-    return {
+    pretended = {
         f"ovss_core.kernels.{module}": SimpleNamespace(
             **{name: enter(launches, function) for name, (launches, function) in functions.items()}
         )
         for module, functions in modules.items()
     }
+    vars(pretended["ovss_core.kernels.evidence_triton"]).update(Active=Active, Ranks=Ranks)
+    return pretended
 
 
 def _mean(

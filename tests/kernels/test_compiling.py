@@ -13,8 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from ovss_core.kernels import (
-    affinity_triton, attention_triton, class_sums_triton, finite_triton, guidance_triton, labels_triton, norms_triton,
-    parts_triton, pixels_triton
+    affinity_triton, attention_triton, class_sums_triton, evidence_triton, finite_triton, guidance_triton, labels_triton,
+    norms_triton, parts_triton, pixels_triton
 )
 
 POINTERS = dict.fromkeys(
@@ -67,6 +67,24 @@ build(pixels_triton.regions_kernel, {"SAMPLES": 256}, 4, pixels="*u8", first="*i
 AFFINITY = dict.fromkeys("attention row_scale column_scale transfer".split(), "*fp32")
 build(affinity_triton.balance_kernel, {"ROUNDS": 3, "TINY": affinity_triton._TINY, "ROWS": 32, "COLUMNS": 256}, 8, **AFFINITY)
 build(affinity_triton.transfer_kernel, {"SIDE": 32}, 4, **AFFINITY)
+FLOATS = "scores log_total low high window_peaks window_low window_high peaks probability normalized spread refined kept"
+WHOLE = "starts sizes chosen place_of column_of counts active distractors"
+EVIDENCE = dict.fromkeys(FLOATS.split(), "*fp32") | dict.fromkeys(WHOLE.split(), "*i32") | dict.fromkeys(
+    "slots index needed".split(), "*i64") | dict.fromkeys("used regions complete".split(), "*i8") | dict.fromkeys(
+    "thresholds table ranked normal".split(), "*fp64") | {"levels": "*i16", "source": "*i32"}
+build(evidence_triton.statistics_kernel, {"PHRASES": 16, "PATCHES": 256}, 4, **EVIDENCE)
+for alone in (False, True):
+    build(evidence_triton.peaks_kernel, {"ALONE": alone, "COLUMNS": 16, "PATCHES": 256}, 4, **EVIDENCE)
+    build(evidence_triton.active_kernel, {"TESTS": not alone, "COMPETES": True, "LIKELY": True, "LEAST": 0.999, "SLACK": 1e-6,
+          "COLUMNS": 4096, "PLACES": 256}, 4, **EVIDENCE)
+    build(evidence_triton.maps_kernel, {"ALONE": alone, "PATCHES": 256}, 4, **EVIDENCE)
+build(evidence_triton.refined_kernel, {"FLATNESS": 1e-5, "EPSILON": 1e-8, "PATCHES": 256}, 4, **EVIDENCE)
+build(evidence_triton.null_kernel, {"TARGET": 2.4, "CEILING": 0.5, "FLOOR": 0.1, "ENOUGH": 30, "LEAST": 1e-3, "RANKS": 128},
+      4, **EVIDENCE | {"distractors": "i32"})
+build(evidence_triton.decide_kernel, {"COMPETES": True, "LIKELY": True, "SLACK": 1e-6, "COLUMNS": 4096, "PLACES": 64}, 4,
+      **EVIDENCE | {"kept": "*i64"})
+build(evidence_triton.take_kernel, {"PATCHES": 256}, 2, **EVIDENCE)
+build(evidence_triton.needs_kernel, {"NULLS": True, "UNITS": 64}, 1, **EVIDENCE | {"kept": "*i32"})
 build(finite_triton.sound_kernel, {"ATTENDS": True, "BLOCK": 4096}, features="*fp32", attention="*fp32", sound="*i8",
       weights="i32")
 """
@@ -86,6 +104,15 @@ KERNELS = {
     "balance_kernel",
     "transfer_kernel",
     "sound_kernel",
+    "statistics_kernel",
+    "peaks_kernel",
+    "active_kernel",
+    "maps_kernel",
+    "refined_kernel",
+    "null_kernel",
+    "decide_kernel",
+    "take_kernel",
+    "needs_kernel",
 }
 HOPPER_SHARED = 227 << 10
 
