@@ -18,7 +18,7 @@ from ovss_core.feature_purification import mitigation, outliers, similarity
 from ovss_core.images import pixels
 from ovss_core.kernels import attention, class_sums
 from ovss_core.kernels.evidence_triton import Active, Ranks
-from tests import evidence_forms
+from tests import evidence_forms, group_forms
 
 Enter = Callable[[int, Callable[..., Any]], Callable[..., Any]]
 """Makes of a number of launches and a function of CPU tensors one of the pretended GPU's tensors."""
@@ -50,6 +50,11 @@ def stand_ins(enter: Enter) -> dict[str, SimpleNamespace]:
             "launch_decide": (1, evidence_forms.decide),
             "launch_take": (1, evidence_forms.take),
             "launch_needs": (1, evidence_forms.needs),
+        },
+        "groups_triton": {
+            "launch_groups": (1, group_forms.groups),
+            "launch_boxes": (3, group_forms.boxes),
+            "launch_list": (1, group_forms.listed),
         },
         "finite_triton": {"launch_sound": (1, _sound)},
     }

@@ -13,8 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from ovss_core.kernels import (
-    affinity_triton, attention_triton, class_sums_triton, evidence_triton, finite_triton, guidance_triton, labels_triton,
-    norms_triton, parts_triton, pixels_triton
+    affinity_triton, attention_triton, class_sums_triton, evidence_triton, finite_triton, groups_triton, guidance_triton,
+    labels_triton, norms_triton, parts_triton, pixels_triton
 )
 
 POINTERS = dict.fromkeys(
@@ -85,6 +85,13 @@ build(evidence_triton.decide_kernel, {"COMPETES": True, "LIKELY": True, "SLACK":
       **EVIDENCE | {"kept": "*i64"})
 build(evidence_triton.take_kernel, {"PATCHES": 256}, 2, **EVIDENCE)
 build(evidence_triton.needs_kernel, {"NULLS": True, "UNITS": 64}, 1, **EVIDENCE | {"kept": "*i32"})
+GROUPS = dict.fromkeys("distances sums".split(), "*fp32") | dict.fromkeys("weights maps".split(), "*fp64") | dict.fromkeys(
+    "classes members limits boxes image corners needed".split(), "*i64") | dict.fromkeys(
+    "complete regions used".split(), "*i8") | dict.fromkeys("parts labels order".split(), "*i32")
+build(groups_triton.groups_kernel, {"PLACES": 64}, 4, **GROUPS, threshold="fp32")
+build(groups_triton.levels_kernel, {"PATCHES": 1024}, 4, **GROUPS | {"levels": "*i16"})
+build(groups_triton.boxes_kernel, {"PATCHES": 1024, "PLACES": 64, "BOXES": 32}, 4, **GROUPS)
+build(groups_triton.list_kernel, {"ROWS": 4096}, 8, **GROUPS | {"total": "i32"})
 build(finite_triton.sound_kernel, {"ATTENDS": True, "BLOCK": 4096}, features="*fp32", attention="*fp32", sound="*i8",
       weights="i32")
 """
@@ -113,6 +120,10 @@ KERNELS = {
     "decide_kernel",
     "take_kernel",
     "needs_kernel",
+    "groups_kernel",
+    "levels_kernel",
+    "boxes_kernel",
+    "list_kernel",
 }
 HOPPER_SHARED = 227 << 10
 
