@@ -1,4 +1,4 @@
-"""FreeCP's fused steps in Triton's interpreter, launch by launch against the plain forms."""
+"""FreeCP's fused steps launch by launch against the plain forms."""
 
 import pytest
 import torch
@@ -9,11 +9,10 @@ from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.refinement import EPSILON, FLATNESS
 from ovss_core.class_purification.regions import threshold_levels
 from tests import evidence_forms
+from tests.kernels.where import MARKS, launched
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="with a GPU `make test-gpu` runs the kernels on it"
-)
+pytestmark = MARKS
 COUNTS, PATCHES, PHRASES, COLUMNS = (3, 1, 2), 20, 11, 6
 SIZES = [6, 3, 2]
 
@@ -34,24 +33,24 @@ def test_every_launch_gives_what_its_plain_form_gives(alone: bool, likely: bool,
     from ovss_core.kernels import evidence_triton as kernels
 
     units, scores = Units.of(COUNTS), logits()
-    statistics = kernels.launch_statistics(scores)
+    statistics = launched(kernels.launch_statistics)(scores)
     assert_alike(statistics, evidence_forms.statistics(scores))
     log_total, low, high = statistics
     sizes = torch.tensor(SIZES, dtype=torch.int32)
     ranks = kernels.Ranks((sizes.cumsum(0) - sizes).int(), sizes)
-    peaks = kernels.launch_peaks(scores, ranks, COLUMNS, log_total, alone)
+    peaks = launched(kernels.launch_peaks)(scores, ranks, COLUMNS, log_total, alone)
     assert_alike(peaks, evidence_forms.peaks(scores, ranks, COLUMNS, log_total, alone))
 
     thresholds = None if alone else torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)
     arguments = (peaks, low, high, units.slots, 4, thresholds, 2, competes, likely)
-    active = kernels.launch_active(*arguments)
+    active = launched(kernels.launch_active)(*arguments)
     expected = evidence_forms.active(*arguments)
     assert_alike(tuple(active), tuple(expected))
     if alone:
         assert (active.counts > 4).any()  # one column at least found no place
 
     tables = (ranks, log_total, units.slots, units.used, active, threshold_levels(0.4, scores.device), alone)
-    maps = kernels.launch_maps(scores, *tables)
+    maps = launched(kernels.launch_maps)(scores, *tables)
     assert_alike(maps, evidence_forms.maps(scores, *tables))
     assert maps[2].any()
     assert not maps[2].all()
@@ -59,7 +58,7 @@ def test_every_launch_gives_what_its_plain_form_gives(alone: bool, likely: bool,
     moved = (maps[1] * maps[2]).cumsum(2) / PATCHES
     moved[units.index == 1, 0] = 0.25  # a flat map
     given = (moved, maps[0], units.slots, units.used, active, FLATNESS, EPSILON)
-    refined, table = kernels.launch_refined(*given)
+    refined, table = launched(kernels.launch_refined)(*given)
     assert_alike((refined, table), evidence_forms.refined(*given))
 
     if thresholds is None:
@@ -67,16 +66,16 @@ def test_every_launch_gives_what_its_plain_form_gives(alone: bool, likely: bool,
     column_of = torch.tensor([3, 0, 5, 1, 2, 4], dtype=torch.int32)
     for limits in (thresholds, torch.full_like(thresholds, 0.49)):
         decisions = (active, table, column_of, limits, 3, 4, competes, likely)
-        found = kernels.launch_decide(*decisions)
+        found = launched(kernels.launch_decide)(*decisions)
         assert_alike(found, evidence_forms.decide(*decisions))
         _, kept, source, counts = found
-        taken = kernels.launch_take(refined, source, units.index)
+        taken = launched(kernels.launch_take)(refined, source, units.index)
         assert_alike(taken, evidence_forms.take(refined, source, units.index))
         assert taken.shape[1] == kept.shape[1] == 3
         for nulls in (None, torch.tensor([5, 1, 2], dtype=torch.int32)):
             for null_places in (4, 5):
                 needs = (active.counts, nulls, counts, 4, null_places, 3)
-                assert_alike(kernels.launch_needs(*needs), evidence_forms.needs(*needs))
+                assert_alike(launched(kernels.launch_needs)(*needs), evidence_forms.needs(*needs))
 
 
 @pytest.mark.parametrize("filled", [0.0, 0.2, 1.0])
@@ -100,5 +99,5 @@ def test_thresholds_of_distractors_equal_the_general_rule(filled: float) -> None
         fit.enough,
         LEAST_SCORE,
     )
-    torch.testing.assert_close(launch_null(*given), expected)
+    torch.testing.assert_close(launched(launch_null)(*given), expected)
     torch.testing.assert_close(evidence_forms.null(*given), expected)

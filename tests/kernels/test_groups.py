@@ -1,15 +1,14 @@
-"""The kernels of ambiguous groups in Triton's interpreter, against the plain forms."""
+"""The kernels of ambiguous groups against the plain forms."""
 
 import pytest
 import torch
 
 from ovss_core.class_purification.regions import threshold_levels
 from tests import group_forms
+from tests.kernels.where import MARKS, launched
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="with a GPU `make test-gpu` runs the kernels on it"
-)
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("rows", [1, 4])
@@ -25,7 +24,7 @@ def test_classes_that_coincide_are_joined_along_chains(rows: int, excluded: int)
     maps[classes < 0] = 0
     given = (torch.cdist(maps, maps, p=1), maps.sum(2), classes, rows, 0.5, excluded)
     expected = group_forms.groups(*given)
-    for ours, plain in zip(launch_groups(*given), expected, strict=True):
+    for ours, plain in zip(launched(launch_groups)(*given), expected, strict=True):
         torch.testing.assert_close(ours, plain)
     assert (expected[0] >= 0).any()
     assert expected[2].all() == (rows == 4)
@@ -45,15 +44,16 @@ def test_boxes_of_groups_are_listed_once_and_cut_at_the_images_edge(capacity: in
     limits = torch.tensor([[140, 90], [139, 96]])
     given = (maps, members, limits, threshold_levels(0.4, maps.device), capacity, 16)
     expected = group_forms.boxes(*given)
-    found = launch_boxes(*given)
+    found = launched(launch_boxes)(*given)
     for ours, plain in zip(found, expected, strict=True):
         assert torch.equal(ours, plain)
+    boxes, used, _ = found
     for rows in (1, 40):
-        listing = launch_list(*found[:2], rows)
-        for ours, plain in zip(listing, group_forms.listed(*found[:2], rows), strict=True):
+        listing = launched(launch_list)(boxes, used, rows)
+        for ours, plain in zip(listing, group_forms.listed(boxes, used, rows), strict=True):
             assert torch.equal(ours, plain)
     nothing = torch.zeros(2, 0, 0, 4, dtype=torch.int64)
-    image, corners, complete, needed = launch_list(nothing, nothing[..., 0].bool(), 3)
+    image, corners, complete, needed = launched(launch_list)(nothing, nothing[..., 0].bool(), 3)
     assert (image.tolist(), corners[2].tolist(), bool(complete), int(needed)) == (
         [0, 0, 0],
         [0, 0, 1, 1],
