@@ -46,13 +46,13 @@ from ovss_core.engine.agreement import best_classes, disagreement, lattice
 from ovss_core.engine.crops import cut_whole_images, encode_crops
 from ovss_core.engine.facts import known
 from ovss_core.engine.finish import Finisher
-from ovss_core.engine.finite import finite_rows, raise_first
+from ovss_core.engine.finite import finite_rows, raise_first, sound_windows
 from ovss_core.engine.heads import build_heads, mean_features, request_together
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals, size_in
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.pixels import ImagePixels
 from ovss_core.images.resize import normalize, resize_bilinear, resize_image
-from ovss_core.images.windows import PatchGrid, WindowLayout
+from ovss_core.images.windows import PatchGrid, WindowLayout, group_alike
 from ovss_core.proxies.loading import ProxyModel, load_proxy
 from ovss_core.proxies.tower import ProxyTower
 from ovss_core.regions import RegionMap
@@ -451,9 +451,7 @@ class SegmentationEngine:
             encoded: What the tower made of them.
             room: How much may be kept, so that nothing has to be counted; None counts.
         """
-        sound = finite_rows(encoded.features)
-        if encoded.attention is not None:
-            sound &= encoded.attention.sum((1, 2)).isfinite()
+        sound = sound_windows(encoded.features, encoded.attention)
         if encoded.whole is not None:
             sound &= finite_rows(encoded.whole)[wave.placement.images.index]
         images = wave.placement.images
@@ -475,8 +473,9 @@ class SegmentationEngine:
                 return PendingProposals(self, wave, encoded, whole, download, tuple(facts))
         with self._timed("purification"):
             # what is no number must not reach the sums that images of a batch share a table for
+            unsound = ~sound[:, None, None]
             features, attention = (
-                torch.where(sound[:, None, None], table, 0)
+                table.masked_fill(unsound, 0)
                 for table in (self._mixed(wave, encoded, encoded.features), encoded.attention)
             )
             with self._products_as_exact_as_the_tower():
@@ -776,18 +775,4 @@ def _keep_something(decisions: Decisions) -> Decisions:
 
 def plan_waves(layouts: Sequence[WindowLayout], limit: int) -> list[list[int]]:
     """Group images by window size into waves of at most `limit` windows (one image at least)."""
-    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, layout in enumerate(layouts):
-        by_size[layout.window_size].append(index)
-    waves = []
-    for members in by_size.values():
-        wave: list[int] = []
-        windows = 0
-        for index in members:
-            if wave and windows + len(layouts[index]) > limit:
-                waves.append(wave)
-                wave, windows = [], 0
-            wave.append(index)
-            windows += len(layouts[index])
-        waves.append(wave)
-    return waves
+    return group_alike([layout.window_size for layout in layouts], list(map(len, layouts)), limit)

@@ -204,13 +204,13 @@ def stages_of(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
         "torch_threads": plan.torch_threads,
         "worker_threads": plan.worker_threads,
     }
-    regions = {"region_maps": job.source.region_maps}
+    pictures = {"region_maps": job.source.region_maps, "images_at_once": plan.batch_size}
     if plan.finish is None:
-        return [ActorStage("segment", SegmentStage, arguments | regions, plan.propose, plan.batch_size)]
+        return [ActorStage("segment", SegmentStage, arguments | pictures, plan.propose, plan.call_rows)]
     lighter = arguments | {"torch_threads": plan.torch_threads and 1}
     return [
-        ActorStage("propose", ProposeStage, arguments | regions, plan.propose, plan.batch_size),
-        ActorStage("finish", FinishStage, lighter, plan.finish, plan.batch_size),
+        ActorStage("propose", ProposeStage, arguments | pictures, plan.propose, plan.call_rows),
+        ActorStage("finish", FinishStage, lighter, plan.finish, plan.call_rows),
     ]
 
 

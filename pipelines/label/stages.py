@@ -6,15 +6,16 @@ a row that has failed passes through. So they fit any pipeline:
 batch_format="pyarrow", ...)``, and as well "numpy" or "pandas", which are given back as they came.
 """
 
+import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from ovss_core.engine.finite import WINDOWS, not_finite
 from ovss_core.engine.proposal import Proposals, size_in
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.decode import EncodedImage
-from ovss_core.images.windows import WindowLayout
+from ovss_core.images.windows import WindowLayout, group_alike
 from ovss_core.regions import RegionMap
 from ovss_core.results import Segmentation
 from pipelines.faults import Failure, process_sound
@@ -43,10 +44,13 @@ from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, SECONDS, result_type
 from pipelines.sources.region_maps import RegionFolder
 
 _LARGE_PIXELS = 1 << 24
-_WAVE, _WAVE_ON_GPU = 16, 32
-"""Images that are decoded before the engine begins with them: enough to fill it, few enough that the next decode
-meanwhile."""
+_WAVE, _WAVE_ON_GPU = 16, 64
+"""Images that the engine is given at once: on GPUs as many as fill the windows of its wave."""
+_WAVES_AHEAD = 2
+"""Waves whose images are decoded while the engine has another; no more, as a call may hold any number of images."""
 _PIXELS_AT_ONCE = 1 << 26
+Given = TypeVar("Given")
+Prepared = TypeVar("Prepared")
 
 
 class _WithRegions(NamedTuple):
@@ -65,6 +69,8 @@ class _EngineStage:
         device: "auto" takes the GPU that Ray assigned, if any.
         torch_threads: Threads of one operation on the CPU; None leaves torch's choice.
         worker_threads: Threads that decode images or encode masks.
+        images_at_once: Images that the engine is given at once; None takes what suits the device. The next ones are decoded
+            meanwhile, so a call had better hold several times as many.
         image_column: Column with images (first stage only): files as bytes, structs with a field ``bytes``, or pixels as
             uint8 tensors [height, width, 3].
         ledger: Finds images that kill their worker; None outside `run_job`.
@@ -85,6 +91,7 @@ class _EngineStage:
         device: str = "auto",
         torch_threads: int | None = None,
         worker_threads: int = 4,
+        images_at_once: int | None = None,
         image_column: str = "image",
         ledger: AttemptLedger | None = None,
         region_maps: str | None = None,
@@ -103,6 +110,9 @@ class _EngineStage:
         self.region_column = region_column
         self.ledger = ledger
         self._torch_threads = torch_threads
+        self._images_at_once = images_at_once or (
+            _WAVE_ON_GPU if self.engine.device.type == "cuda" else _WAVE
+        )
         self._threads = ThreadPoolExecutor(worker_threads)
         self._large = threading.Lock()
         self._seconds: dict[str, float] = {}
@@ -207,28 +217,22 @@ class _EngineStage:
             items: Images.
             outcomes: Takes the failures of items that cannot be decoded, by place.
         """
-        decoding = [self._threads.submit(self._prepare, item) for item in items]
-        for wave, proposals in self.engine.propose_all(self._waves(decoding, outcomes)):
+        for wave, proposals in self.engine.propose_all(self._waves(items, outcomes)):
             self._counts["windows"] += len(wave.pixels)
             self._counts["crops"] += 0 if proposals.crops is None else len(proposals.crops)
             yield wave.places, proposals
 
-    def _waves(
-        self, decoding: Sequence[Future[PreparedImage | Failure]], outcomes: dict[int, Any]
-    ) -> Iterator[Wave]:
-        size = _WAVE_ON_GPU if self.engine.device.type == "cuda" else _WAVE
-        for start in range(0, len(decoding), size):
-            waiting = time.perf_counter()
-            images = {
-                start + offset: future.result()
-                for offset, future in enumerate(decoding[start : start + size])
-            }
+    def _waves(self, items: Sequence[Item], outcomes: dict[int, Any]) -> Iterator[Wave]:
+        waiting, start = time.perf_counter(), 0
+        for found in read_ahead(self._threads, self._prepare, items, self._images_at_once):
             self._count("decode", waiting)
+            images = dict(enumerate(found, start))
             outcomes.update({place: image for place, image in images.items() if isinstance(image, Failure)})
             prepared = {place: image for place, image in images.items() if isinstance(image, PreparedImage)}
             places = list(prepared)
             for wave in self.engine.gather(list(prepared.values())):
                 yield replace(wave, places=tuple(places[position] for position in wave.places))
+            waiting, start = time.perf_counter(), start + len(found)
 
     def _finish(self, places: Sequence[int], proposals: Proposals, outcomes: dict[int, Any]) -> None:
         """Label the images of one batch, and turn them into rows."""
@@ -315,25 +319,27 @@ def _margins(result: Segmentation) -> bytes | None:
     return None if sure is None or sure.margins is None else encode_mask(sure.margins)
 
 
-def _batches(items: Sequence[dict[str, Any]], engine: SegmentationEngine) -> Iterator[list[int]]:
+def read_ahead(
+    threads: ThreadPoolExecutor, prepare: Callable[[Given], Prepared], items: Sequence[Given], size: int
+) -> Iterator[list[Prepared]]:
+    """Prepare items in threads and yield the results in order, `size` at a time.
+
+    While the caller has one portion, those of the next `_WAVES_AHEAD` are worked on.
+    """
+    begun: deque[list[Future[Prepared]]] = deque()
+    for start in range(0, len(items), size):
+        begun.append([threads.submit(prepare, item) for item in items[start : start + size]])
+        if len(begun) > _WAVES_AHEAD:
+            yield [future.result() for future in begun.popleft()]
+    while begun:
+        yield [future.result() for future in begun.popleft()]
+
+
+def _batches(items: Sequence[dict[str, Any]], engine: SegmentationEngine) -> list[list[int]]:
     """Put rows together whose windows have one size, cut where label maps would take too much memory."""
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for place, item in enumerate(items):
-        size = WindowLayout.of(*size_in(item, "resized"), engine.config.windows).window_size
-        by_size.setdefault(size, []).append(place)
-    for places in by_size.values():
-        room = 0
-        batch: list[int] = []
-        for place in places:
-            height, width = size_in(items[place], "size")
-            if batch and height * width > room:
-                yield batch
-                batch = []
-            if not batch:
-                room = _PIXELS_AT_ONCE
-            batch.append(place)
-            room -= height * width
-        yield batch
+    resized = [WindowLayout.of(*size_in(item, "resized"), engine.config.windows) for item in items]
+    pixels = [math.prod(size_in(item, "size")) for item in items]
+    return group_alike([layout.window_size for layout in resized], pixels, _PIXELS_AT_ONCE)
 
 
 def _proposals(rows: Batch, payload: str) -> list[Any]:
