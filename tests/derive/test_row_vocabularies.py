@@ -113,7 +113,8 @@ def test_rows_are_read_with_one_list_of_classes_and_the_files_stay_as_they_are(
     for row in labels.arrow.to_table().to_pylist():
         mask = decode_mask(row["mask"])
         assert np.array_equal(named(mask, row["vocabulary"], ignore), expected[row["image_id"]])
-    for sample in labels.torch(("image_id", "mask")):
+    samples = labels.torch(("image_id", "mask"))
+    for sample in (samples[number] for number in range(len(samples))):
         mask = sample["mask"].numpy()
         assert np.array_equal(named(mask, ALL, labels.ignore_index), expected[sample["image_id"]])
     card = header(labels.schema, COMMON)

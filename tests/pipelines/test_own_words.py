@@ -310,9 +310,9 @@ def test_flags_that_do_not_go_together_are_refused(
     assert message in capsys.readouterr().err
 
 
-def words_job(folder: Path, output: Path, **changes: object) -> LabelJob:
-    work = job("replaced", output, source=SourceOptions(parquet=str(folder)))
-    return replace(work, words=WordOptions(words_column="tags"), **changes)
+def words_job(folder: Path, output: Path, finishers: int) -> LabelJob:
+    source, pools = SourceOptions(parquet=str(folder)), replace(ONE_POOL, finish_actors=finishers)
+    return job("replaced", output, source=source, pools=pools, words=WordOptions(words_column="tags"))
 
 
 def test_a_job_labels_each_image_by_its_words_goes_on_and_refuses_other_words(
@@ -321,7 +321,7 @@ def test_a_job_labels_each_image_by_its_words_goes_on_and_refuses_other_words(
     words = [["zebra", "cat"], [], None, ["red hat"], ["word " * 90]]
     write_source("parquet", tmp_path / "in", words)
     output = tmp_path / "out"
-    work = words_job(tmp_path / "in", output, pools=replace(ONE_POOL, finish_actors=1))
+    work = words_job(tmp_path / "in", output, finishers=1)
     work = replace(work, run=replace(work.run, previews=3, report=True))
     summary = run_label(work)
     assert (summary["labelled"], summary["failed"]) == (4, 1)
@@ -333,7 +333,7 @@ def test_a_job_labels_each_image_by_its_words_goes_on_and_refuses_other_words(
         with pytest.raises(OutputMismatchError):
             run_label(replace(work, words=other))
 
-    one = words_job(tmp_path / "in", tmp_path / "one")
+    one = words_job(tmp_path / "in", tmp_path / "one", finishers=0)
     run_label(one)
     rows = {row["image_id"]: row for row in open_labels(str(tmp_path / "one")).rows()}
     for row in open_labels(str(output)).rows():
