@@ -218,7 +218,7 @@ def parse_with_protocol(
     values.recommended = f"{values.model} recommends {', '.join(taken)}, which is taken" if taken else None
     if values.vocabulary:
         return values, load_vocabulary(values.vocabulary)
-    if offered is None and of_images is not None and (values.words_column or values.caption_vocabulary):
+    if offered is None and of_images is not None and (values.words_column or values.caption_words):
         return values, of_images
     if offered is None:
         raise ConfigError(

@@ -19,7 +19,7 @@ _VALUES = {
     "config": "FILE",
     "descriptions": "FILE|none",
     "vocabulary": "WORDS",
-    "caption_vocabulary": "WORDS",
+    "caption_words": "WORDS",
     "words_column": "NAME",
     "caption_column": "NAME",
     "model": "NAME",

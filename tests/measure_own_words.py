@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=10)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--distinct", type=int, default=64, help="scenes that are drawn; they come again")
+    parser.add_argument("--templates", default="one", choices=["one", "all"])
     values = parser.parse_args()
     config = SegmenterConfig(model=ModelConfig(values.model, values.pretrained, values.precision))
     gpu = torch.cuda.is_available()
@@ -77,10 +78,13 @@ def main() -> None:
     plain = [name for name in common.names if name != "background"]
     forms: dict[str, tuple[SegmentStage, bool]] = {
         f"fixed: background and {values.words} words": (stage(["background", *own[0]], None), False),
-        f"own: background and {values.words} words": (stage(["background"], OwnWords("instead", 1)), True),
+        f"own: background and {values.words} words": (
+            stage(["background"], OwnWords("instead", 1, templates=values.templates)),
+            True,
+        ),
         f"fixed: background and {len(plain)} words": (stage(["background", *plain], None), False),
         f"own: the same and {values.words} words": (
-            stage(["background", *plain], OwnWords("besides", 1 + len(plain))),
+            stage(["background", *plain], OwnWords("besides", 1 + len(plain), templates=values.templates)),
             True,
         ),
     }

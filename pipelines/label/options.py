@@ -65,9 +65,9 @@ class WordOptions:
     Attributes:
         words_column: Column of the source with each image's own words: of a Parquet table lists of texts, or texts with
             words by commas; a key of the .json beside an image in a shard or folder, or txt for the text of the .txt there.
-        caption_column: The same with captions: an image's own words are those of --caption-vocabulary that its caption
+        caption_column: The same with captions: an image's own words are those of --caption-words that its caption
             names, as whole words, the longest first, plurals included.
-        caption_vocabulary: Words to look for in captions, given as --vocabulary; unset looks for those of --vocabulary,
+        caption_words: Words to look for in captions, given as --vocabulary; unset looks for those of --vocabulary,
             of which an image is then offered what its caption names (--own-words instead).
         own_words: Whether an image's own words join --vocabulary or take its place, but for its background. An image
             without any is offered --vocabulary.
@@ -78,7 +78,7 @@ class WordOptions:
 
     words_column: str | None = None
     caption_column: str | None = None
-    caption_vocabulary: str | None = None
+    caption_words: str | None = None
     own_words: OwnWordsUse = "besides"
     max_own_words: int = 100
     own_templates: OwnTemplates = "one"
@@ -86,8 +86,8 @@ class WordOptions:
     def __post_init__(self) -> None:
         if self.words_column and self.caption_column:
             raise ConfigError("--words-column and --caption-column both give images words; give one of them")
-        if self.caption_vocabulary and not self.caption_column:
-            raise ConfigError("--caption-vocabulary goes with --caption-column; give that, too")
+        if self.caption_words and not self.caption_column:
+            raise ConfigError("--caption-words goes with --caption-column; give that, too")
         if not 1 <= self.max_own_words < MAX_CLASSES:
             raise ConfigError(f"max_own_words is {self.max_own_words}; give 1 to {MAX_CLASSES - 1}")
         changed = [entry.name for entry in fields(self) if getattr(self, entry.name) != entry.default]

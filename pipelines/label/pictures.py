@@ -21,6 +21,7 @@ from ovss_core.vocabulary import Vocabulary
 from ovss_core.vocabulary_files import is_background
 from pipelines.faults import Failure
 from pipelines.label.masks import decode_mask
+from pipelines.label.options import NO_VOCABULARY
 from pipelines.label.palette import BACKGROUND, class_colors, distinct_colors
 from pipelines.label.table import VOCABULARY
 from pipelines.pages import render
@@ -72,10 +73,11 @@ def _write_page(
     output: Folder, source: Source, manifest: Manifest, vocabulary: Vocabulary, count: int
 ) -> int:
     palette, numbers = class_colors(vocabulary), dict[str, int]()
-    articles = []
+    articles, own_words = [], False
     for number, (row, data) in enumerate(_choose(output, source, manifest, count)):
         colors, background = palette, vocabulary.background_index
-        if row.get(VOCABULARY) is not None:
+        own_words = row.get(VOCABULARY) is not None
+        if own_words:
             colors, background = _own_colors(row, numbers)
         try:
             picture = Image.fromarray(decode_image(data, _MAX_PIXELS))
@@ -90,7 +92,7 @@ def _write_page(
         for kind, image in drawn.items():
             output.write(f"{PREVIEWS}/{number:05d}-{kind}.png", _png(image))
         articles.append(article)
-    page = _page(articles, manifest, vocabulary, _failures(output, manifest))
+    page = _page(articles, manifest, vocabulary, _failures(output, manifest), own_words)
     output.write(f"{PREVIEWS}/index.html", page.encode("utf-8", "replace"))
     return len(articles)
 
@@ -226,13 +228,15 @@ def _page(
     manifest: Manifest,
     vocabulary: Vocabulary,
     failures: Sequence[dict[str, Any]],
+    own_words: bool,
 ) -> str:
     return render(
         "previews.html",
         articles=articles,
         images=manifest.images,
         vocabulary=vocabulary.name or "of this run",
-        classes=len(vocabulary),
+        classes=0 if vocabulary == NO_VOCABULARY else len(vocabulary),
+        own_words=own_words,
         pictures=_PICTURES.items(),
         failures=failures,
     )

@@ -66,18 +66,18 @@ def known_words(vocabulary: Vocabulary, options: WordOptions) -> Vocabulary:
     """
     if not options.caption_column:
         return vocabulary
-    if not options.caption_vocabulary:
+    if not options.caption_words:
         if vocabulary == NO_VOCABULARY:
             raise ConfigError(
-                "--caption-column looks for words in captions; give them as --caption-vocabulary or --vocabulary"
+                "--caption-column looks for words in captions; give them as --caption-words or --vocabulary"
             )
         if options.own_words == "besides":
             raise ConfigError(
                 "captions that are read for the words of --vocabulary add nothing to it; give --own-words instead, or "
-                "more words as --caption-vocabulary"
+                "more words as --caption-words"
             )
         return vocabulary
-    named = Vocabulary.load(options.caption_vocabulary)
+    named = Vocabulary.load(options.caption_words)
     common = () if vocabulary == NO_VOCABULARY else vocabulary.classes
     taken = {word_key(text) for entry in common for text in (entry.name, *entry.phrases)}
     new = [

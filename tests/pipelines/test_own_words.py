@@ -163,7 +163,7 @@ def test_words_that_cannot_be_used_cost_their_image_alone(given: Any, reason: st
 
 
 def test_captions_offer_the_known_words_that_they_name() -> None:
-    options = WordOptions(caption_column="txt", caption_vocabulary="zebra,Puppy,red hat")
+    options = WordOptions(caption_column="txt", caption_words="zebra,Puppy,red hat")
     vocabulary = known_words(COMMON, options)
     assert vocabulary.names == [*COMMON.names, "zebra", "red hat"]
     text = encode_words(tiny_clip(lively=False), settings(), vocabulary)
@@ -293,7 +293,7 @@ def test_a_table_without_the_column_costs_its_rows(tmp_path: Path) -> None:
             "--own-words instead --vocabulary voc21",
             "--own-words goes with --words-column or --caption-column",
         ),
-        ("--caption-vocabulary voc21", "--caption-vocabulary goes with --caption-column"),
+        ("--caption-words voc21", "--caption-words goes with --caption-column"),
         ("--words-column a --max-own-words 0", "max_own_words is 0; give 1 to 65534"),
         ("--words-column a --vocabulary ade20k --max-own-words 65500", "with the 150 classes"),
         ("--caption-column a --vocabulary voc21", "add nothing to it; give --own-words instead"),
