@@ -60,13 +60,12 @@ class ImagePixels:
         """Count the windows."""
         return len(self.window_first)
 
-    def single(self, image: int, windows: slice) -> "ImagePixels":
-        """Return one image with its windows; the others' pixels stay where they are."""
-        one = slice(image, image + 1)
+    def part(self, images: slice, windows: slice) -> "ImagePixels":
+        """Return some images with their windows; the others' pixels stay where they are."""
         return replace(
             self,
-            first=self.first[one],
-            width=self.width[one],
+            first=self.first[images],
+            width=self.width[images],
             window_first=self.window_first[windows],
             window_width=self.window_width[windows],
         )

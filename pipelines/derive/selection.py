@@ -21,7 +21,7 @@ from pipelines.derive.units import Outcome, Row, Unit, plan_units, stable_share
 from pipelines.label.card import write_card
 from pipelines.label.masks import decode_mask, encode_mask
 from pipelines.label.reader import LabelFiles
-from pipelines.label.table import CLASSES, IGNORE
+from pipelines.label.table import CLASSES, COMMON, IGNORE, VOCABULARY
 from pipelines.run.fragments import ROW_GROUP, column_compression
 from pipelines.run.publish import published_name
 from pipelines.run.record import read_identity
@@ -299,4 +299,7 @@ def _schema(labels: LabelFiles) -> pa.Schema:
         IGNORE: str(labels.ignore_index).encode(),
     }
     metadata.pop(b"ovss_parts", None)
-    return labels.schema.with_metadata(metadata)
+    metadata.pop(COMMON, None)
+    # rows with a vocabulary of their own were brought to one list of classes
+    fields = [entry for entry in labels.schema if entry.name != VOCABULARY]
+    return pa.schema(fields, metadata)

@@ -182,7 +182,7 @@ def _run_task(labels_uri: str, task: Task, options: DeriveOptions) -> dict[str, 
             progress.resume(len(labels) - sum(unit.rows for unit in left), 0)
             if left:
                 with connected(options.address, options.verbose):
-                    for marker in _in_tasks(labels_uri, ready, left, output):
+                    for marker in _in_tasks(labels, ready, left, output):
                         progress.advance(marker["written"] + marker["left_out"], marker["failed"])
         return finish_task(labels, ready, units, output)
 
@@ -197,9 +197,9 @@ def _require_own(output: Folder) -> None:
             )
 
 
-def run_unit(labels_uri: str, task: Task, unit: Unit, output_uri: str) -> dict[str, Any]:
+def run_unit(labels: LabelFiles, task: Task, unit: Unit, output_uri: str) -> dict[str, Any]:
     """Do one unit, and return its marker, which is written when all of it is there."""
-    labels, output = open_labels(labels_uri), Folder(output_uri)
+    output = Folder(output_uri)
     rows = (row for group in unit.groups for row in labels.read_group(unit.file, group, task.columns))
     outcome = task.work(labels, unit, rows, output)
     failures = f"{FAILED}/{unit.name}.pq"
@@ -262,10 +262,12 @@ def remove_derived(output: Folder) -> None:
         output.remove(name)
 
 
-def _in_tasks(labels_uri: str, task: Task, units: Sequence[Unit], output: Folder) -> Iterator[dict[str, Any]]:
+def _in_tasks(
+    labels: LabelFiles, task: Task, units: Sequence[Unit], output: Folder
+) -> Iterator[dict[str, Any]]:
     """Do units in Ray's tasks, some more at once than there are CPUs."""
-    run = ray.remote(num_cpus=1, max_retries=3)(run_unit)
-    shared = ray.put(task)
+    run = ray.remote(num_cpus=1, max_retries=3)(_run_shared)
+    shared = ray.put((labels, task))
     at_once = max(1, int(ray.cluster_resources().get("CPU", 1))) + _READY
     waiting: list[Any] = []
     try:
@@ -273,12 +275,16 @@ def _in_tasks(labels_uri: str, task: Task, units: Sequence[Unit], output: Folder
             if len(waiting) >= at_once:
                 ready, waiting = ray.wait(waiting)
                 yield from ray.get(ready)
-            waiting.append(run.remote(labels_uri, shared, unit, output.uri))
+            waiting.append(run.remote(shared, unit, output.uri))
         while waiting:
             ready, waiting = ray.wait(waiting)
             yield from ray.get(ready)
     except ray.exceptions.RayError as error:
         raise OvssError(f"the job stopped: {root_cause(error)}; the same command goes on") from error
+
+
+def _run_shared(shared: tuple[LabelFiles, Task], unit: Unit, output_uri: str) -> dict[str, Any]:
+    return run_unit(*shared, unit, output_uri)
 
 
 def _marker(output: Folder, unit: Unit) -> dict[str, Any] | None:

@@ -10,11 +10,12 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,10 +23,12 @@ import pyarrow as pa
 from PIL import Image
 
 from ovss_core.clip.text import EncodedVocabulary
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
-from ovss_core.engine.engine import PreparedImage, SegmentationEngine, Wave
+from ovss_core.engine.engine import PendingProposals, PreparedImage, SegmentationEngine, Wave
 from ovss_core.engine.finite import WINDOWS, not_finite
 from ovss_core.engine.proposal import Proposals, size_in
+from ovss_core.engine.variants import EncodedWave
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.decode import EncodedImage
 from ovss_core.images.windows import WindowLayout, group_alike
@@ -35,8 +38,10 @@ from pipelines.faults import Failure, process_sound
 from pipelines.label.batches import PREFIX, Batch, Entry, pairs
 from pipelines.label.image_column import Item, OddValue, image_items, to_pixels
 from pipelines.label.masks import encode_mask
+from pipelines.label.own_words import Offer, Offers, widened
 from pipelines.label.proposals import pack, unpack
 from pipelines.label.table import label_column
+from pipelines.label.word_use import OwnWords
 from pipelines.run import metrics
 from pipelines.run.compute import pick_device, use_threads
 from pipelines.run.ledger import AttemptLedger
@@ -60,6 +65,13 @@ class _WithRegions(NamedTuple):
     regions: Any
 
 
+class _WithWords(NamedTuple):
+    """An image of the image column, perhaps with regions, and what the column of words says of it."""
+
+    image: Any
+    words: Any
+
+
 class _EngineStage:
     """What all labelling stages share: an engine, and rows in which failures travel on.
 
@@ -77,6 +89,8 @@ class _EngineStage:
         region_maps: Address of the folder of the images' region maps, by the column ``image_id`` (first stage only).
         region_column: Column with region maps instead: files as bytes, or tensors of whole numbers [height, width]; where
             it is empty the image has no regions.
+        own_words: How the words are used that images bring along, in a column of the first stage's batches; None where
+            all images are offered the encoded vocabulary. `text` then holds all words that are known beforehand.
     """
 
     name = "segment"
@@ -96,6 +110,7 @@ class _EngineStage:
         ledger: AttemptLedger | None = None,
         region_maps: str | None = None,
         region_column: str | None = None,
+        own_words: OwnWords | None = None,
     ) -> None:
         if region_maps and region_column:
             raise ConfigError(
@@ -104,7 +119,12 @@ class _EngineStage:
         use_threads(torch_threads and 1)
         chosen = pick_device(device)
         words = EncodedVocabulary.from_bytes(text) if isinstance(text, bytes) else text
-        self.engine = SegmentationEngine.build(config, words, chosen)
+        clip = load_clip(config.model)
+        self.offers: Offers | None = None
+        if own_words:
+            self.offers = Offers(own_words, words, None if self._chained else clip, chosen)
+            words = self.offers.base_text
+        self.engine = SegmentationEngine(config, clip, words, chosen)
         self.image_column = image_column
         self.region_folder = RegionFolder(region_maps) if region_maps else None
         self.region_column = region_column
@@ -159,13 +179,19 @@ class _EngineStage:
             return []
         if self._chained:
             return _proposals(rows, payload)
-        items = image_items(rows, payload)
+        items: list[Any] = image_items(rows, payload)
         given = self._given_regions(rows)
-        if given is None:
+        if given is not None:
+            items = [
+                _WithRegions(item, own) if _no_payload(payload, item) is None and own is not None else item
+                for item, own in zip(items, given, strict=True)
+            ]
+        if self.offers is None:
             return items
+        words = rows.values(self.offers.settings.column)
         return [
-            _WithRegions(item, own) if _no_payload(payload, item) is None and own is not None else item
-            for item, own in zip(items, given, strict=True)
+            _WithWords(item, own) if _no_payload(payload, item) is None else item
+            for item, own in zip(items, words, strict=True)
         ]
 
     def _given_regions(self, rows: Batch) -> list[Any] | None:
@@ -210,23 +236,57 @@ class _EngineStage:
 
     def _propose(
         self, items: Sequence[Item], outcomes: dict[int, Any]
-    ) -> Iterator[tuple[tuple[int, ...], Proposals]]:
-        """Yield the proposals of the items, with their places; decoding goes ahead in threads.
+    ) -> Iterator[tuple[tuple[int, ...], Proposals, Offer | None]]:
+        """Yield the proposals of the items, with their places and what they were offered; decoding goes ahead in threads.
 
         Args:
             items: Images.
             outcomes: Takes the failures of items that cannot be decoded, by place.
         """
-        for wave, proposals in self.engine.propose_all(self._waves(items, outcomes)):
+        offered = self._offered(items, outcomes)
+        waves = self._waves(items, range(len(items)) if offered is None else list(offered), outcomes)
+        for wave, proposals in (
+            self.engine.propose_all(waves) if offered is None else self._each(waves, offered)
+        ):
             self._counts["windows"] += len(wave.pixels)
             self._counts["crops"] += 0 if proposals.crops is None else len(proposals.crops)
-            yield wave.places, proposals
+            yield wave.places, proposals, None if offered is None else offered[wave.places[0]]
 
-    def _waves(self, items: Sequence[Item], outcomes: dict[int, Any]) -> Iterator[Wave]:
+    def _offered(self, items: Sequence[Any], outcomes: dict[int, Any]) -> dict[int, Offer] | None:
+        """Decide what images are offered, by place; those that are offered the same are neighbors."""
+        if self.offers is None:
+            return None
+        start = time.perf_counter()
+        offers = self.offers.plan([item.words for item in items])
+        self._count("words", start)
+        outcomes.update({place: offer for place, offer in enumerate(offers) if isinstance(offer, Failure)})
+        sound = {place: offer for place, offer in enumerate(offers) if isinstance(offer, Offer)}
+        return dict(sorted(sound.items(), key=lambda entry: (entry[1].classes, entry[1].words)))
+
+    def _each(self, waves: Iterator[Wave], offered: Mapping[int, Offer]) -> Iterator[tuple[Wave, Proposals]]:
+        """Do as the engine's `propose_all`: a wave is encoded as a whole, and purified by what its images are offered."""
+        assert self.offers is not None
+        before: tuple[Wave, PendingProposals] | None = None
+        for wave in waves:
+            whole = EncodedWave(wave, self.engine.encode(wave))
+            end = 0
+            for offer, same in groupby([offered[place] for place in wave.places]):
+                first, end = end, end + len(list(same))
+                part = whole.part(slice(first, end), self.engine)
+                engine = self.offers.engine(offer, self.engine)
+                queued = part.wave, engine.propose_encoded(part.wave, part.encoded, engine.room)
+                if before:
+                    yield before[0], before[1].wait()
+                before = queued
+        if before:
+            yield before[0], before[1].wait()
+
+    def _waves(self, items: Sequence[Any], order: Sequence[int], outcomes: dict[int, Any]) -> Iterator[Wave]:
         waiting, start = time.perf_counter(), 0
-        for found in read_ahead(self._threads, self._prepare, items, self._images_at_once):
+        ordered = [items[place] for place in order]
+        for found in read_ahead(self._threads, self._prepare, ordered, self._images_at_once):
             self._count("decode", waiting)
-            images = dict(enumerate(found, start))
+            images = dict(zip(order[start:], found, strict=False))
             outcomes.update({place: image for place, image in images.items() if isinstance(image, Failure)})
             prepared = {place: image for place, image in images.items() if isinstance(image, PreparedImage)}
             places = list(prepared)
@@ -234,9 +294,14 @@ class _EngineStage:
                 yield replace(wave, places=tuple(places[position] for position in wave.places))
             waiting, start = time.perf_counter(), start + len(found)
 
-    def _finish(self, places: Sequence[int], proposals: Proposals, outcomes: dict[int, Any]) -> None:
+    def _finish(
+        self, places: Sequence[int], proposals: Proposals, offer: Offer | None, outcomes: dict[int, Any]
+    ) -> None:
         """Label the images of one batch, and turn them into rows."""
-        found = dict(zip(places, self.engine.finish(proposals), strict=True))
+        engine = self.engine
+        if self.offers is not None and offer is not None:
+            engine = self.offers.engine(offer, self.engine)
+        found = dict(zip(places, engine.finish(proposals), strict=True))
         start = time.perf_counter()
         labelled: dict[int, Segmentation] = {}
         for place, result in found.items():
@@ -245,14 +310,19 @@ class _EngineStage:
             else:
                 labelled[place] = result
                 self._counts["kept_words"] += len(result.kept)
-        masks = self._threads.map(encode_mask, [result.label_map for result in labelled.values()])
+        label_maps, names = [result.label_map for result in labelled.values()], None
+        if self.offers is not None:
+            ignore, names = self.offers.settings.ignore_index, engine.text.vocabulary.names
+            label_maps = [widened(label_map, ignore) for label_map in label_maps]
+        masks = self._threads.map(encode_mask, label_maps)
         margins = self._threads.map(_margins, labelled.values())
-        column = label_column(list(labelled.values()), list(masks), list(margins))
+        column = label_column(list(labelled.values()), list(masks), list(margins), names)
         outcomes.update({place: Entry(column, row) for row, place in enumerate(labelled)})
         self._count("mask_encoding", start)
 
-    def _prepare(self, given: "Item | _WithRegions") -> PreparedImage | Failure:
+    def _prepare(self, given: "Item | _WithRegions | _WithWords") -> PreparedImage | Failure:
         limit, regions = self.engine.config.max_pixels, None
+        given = given.image if isinstance(given, _WithWords) else given
         item, named = given if isinstance(given, _WithRegions) else (given, None)
         try:
             if named is not None:
@@ -279,8 +349,9 @@ class ProposeStage(_EngineStage):
     def work(self, items: Sequence[Item]) -> list[Any]:
         """Turn image files into rows of `PROPOSAL`."""
         outcomes: dict[int, Any] = {}
-        for places, proposals in self._propose(items, outcomes):
-            rows = self._threads.map(pack, proposals.to_rows())
+        for places, proposals, offer in self._propose(items, outcomes):
+            offered = self.offers.pack(offer) if self.offers is not None and offer is not None else None
+            rows = self._threads.map(pack, ({**row, "own_words": offered} for row in proposals.to_rows()))
             for place, row, sound in zip(places, rows, proposals.sound_images, strict=True):
                 outcomes[place] = row if sound else Failure.of(self.name, not_finite(WINDOWS))
         return [outcomes[place] for place in range(len(items))]
@@ -295,10 +366,14 @@ class FinishStage(_EngineStage):
     def work(self, items: Sequence[dict[str, Any]]) -> list[Any]:
         """Turn rows of `PROPOSAL` into label rows."""
         outcomes: dict[int, Any] = {}
-        for places in _batches(items, self.engine):
+        offered = None
+        if self.offers is not None:
+            offered = self.offers.unpack(item["own_words"] for item in items)
+        for places in _batches(items, self.engine, offered):
             rows = self._threads.map(unpack, [items[place] for place in places])
             proposals = self.engine.proposals_of_rows(list(rows))
-            self._finish(places, proposals, outcomes)
+            offer = None if offered is None else offered[places[0]]
+            self._finish(places, proposals, offer, outcomes)
         return [outcomes[place] for place in range(len(items))]
 
 
@@ -308,8 +383,8 @@ class SegmentStage(_EngineStage):
     def work(self, items: Sequence[Item]) -> list[Any]:
         """Turn image files into label rows."""
         outcomes: dict[int, Any] = {}
-        for places, proposals in self._propose(items, outcomes):
-            self._finish(places, proposals, outcomes)
+        for places, proposals, offer in self._propose(items, outcomes):
+            self._finish(places, proposals, offer, outcomes)
         return [outcomes[place] for place in range(len(items))]
 
 
@@ -335,11 +410,18 @@ def read_ahead(
         yield [future.result() for future in begun.popleft()]
 
 
-def _batches(items: Sequence[dict[str, Any]], engine: SegmentationEngine) -> list[list[int]]:
-    """Put rows together whose windows have one size, cut where label maps would take too much memory."""
+def _batches(
+    items: Sequence[dict[str, Any]], engine: SegmentationEngine, offered: Sequence[Offer] | None
+) -> list[list[int]]:
+    """Put rows together whose windows have one size and that were offered the same.
+
+    They are cut where label maps would take too much memory.
+    """
     resized = [WindowLayout.of(*size_in(item, "resized"), engine.config.windows) for item in items]
     pixels = [math.prod(size_in(item, "size")) for item in items]
-    return group_alike([layout.window_size for layout in resized], pixels, _PIXELS_AT_ONCE)
+    sizes = [layout.window_size for layout in resized]
+    alike = sizes if offered is None else list(zip(sizes, offered, strict=True))
+    return group_alike(alike, pixels, _PIXELS_AT_ONCE)
 
 
 def _proposals(rows: Batch, payload: str) -> list[Any]:
@@ -366,7 +448,7 @@ def _ids(rows: Batch, items: Sequence[Any]) -> list[str]:
 
 
 def _content(item: Any) -> bytes:
-    if isinstance(item, _WithRegions):
+    if isinstance(item, _WithRegions | _WithWords):
         return _content(item.image)
     if isinstance(item, np.ndarray | Image.Image):
         return item.tobytes()

@@ -439,6 +439,7 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
         "height": 2,
         "width": 2,
         "words": ["c", "a"],
+        "vocabulary": None,
         "score": None,
         "margin": None,
         "sure": None,

@@ -179,7 +179,7 @@ def _rare(
             words = table["words"].to_pylist()
             row = next((row for row, words in enumerate(words) if entry["name"] in words), None)
             if row is not None:
-                found.append(table.slice(row, 1).to_pylist()[0] | {"note": note})
+                found.append(labels.translated(table.slice(row, 1).to_pylist()[0]) | {"note": note})
     return found
 
 
