@@ -267,6 +267,12 @@ def test_what_is_no_list_of_texts_or_cannot_be_read_is_a_failure_and_never_no_wo
     assert {row["failure"]["stage"] for row in rows if row["failure"]} == {"words"}
 
 
+def test_a_source_of_one_file_has_its_words_beside_it(tmp_path: Path) -> None:
+    write_source("folder", tmp_path / "in", [["a"], ["b"], ["c"], ["d"], ["e"]])
+    rows = read_all(FolderSource(str(tmp_path / "in" / list(IMAGES)[1])), "tags", tmp_path / "out")
+    assert [row["own_words"] for row in rows] == [["b"]]
+
+
 def test_columns_that_hold_no_words_are_refused_before_anything_starts(tmp_path: Path) -> None:
     source = write_source("parquet", tmp_path / "in", [["a"]] * 5)
     with pytest.raises(ConfigError, match=r"no column 'tag' in .*did you mean 'tags'.*one of image, tags"):
