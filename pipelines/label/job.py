@@ -234,8 +234,8 @@ def stages_of(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
         "torch_threads": plan.torch_threads,
         "worker_threads": plan.worker_threads,
     }
-    if job.words.given:
-        arguments["own_words"] = job.own_words
+    if own := job.own_words:
+        arguments["own_words"] = own
     pictures = {"region_maps": job.source.region_maps, "images_at_once": plan.batch_size}
     if plan.finish is None:
         return [ActorStage("segment", SegmentStage, arguments | pictures, plan.propose, plan.call_rows)]
@@ -257,7 +257,7 @@ def _identity(job: LabelJob, source: Source, hashes: WeightHashes) -> dict[str, 
         "config": job.segmenter.deciding(),
         "vocabulary": job.known.to_dict()["classes"],
         "vocabulary_hash": job.known.content_hash,
-        **({"own_words": _own_words(job)} if job.words.given else {}),
+        **({"own_words": _own_words(job, own)} if (own := job.own_words) else {}),
         **hashes,
         "descriptions": job.sentences,
         "shard_size": job.run.shard_size,
@@ -265,19 +265,11 @@ def _identity(job: LabelJob, source: Source, hashes: WeightHashes) -> dict[str, 
     }
 
 
-def _own_words(job: LabelJob) -> dict[str, Any]:
-    """Say which words images brought along, and how they were used; what was looked for in captions is in the vocabulary."""
+def _own_words(job: LabelJob, own: OwnWords) -> dict[str, Any]:
+    """Say which words images bring along, and how they are used; what captions are searched for is in the vocabulary."""
     flag, column = job.words.column
-    return (
-        {"flag": flag, "column": column}
-        | {
-            name: value
-            for name, value in asdict(job.own_words).items()
-            if name in ("use", "common", "most", "templates")
-        }
-        if job.own_words
-        else {}
-    )
+    used = {"use": own.use, "common": own.common, "most": own.most, "templates": own.templates}
+    return {"flag": flag, "column": column, **used}
 
 
 def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:

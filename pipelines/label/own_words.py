@@ -1,8 +1,8 @@
 """What each image is offered where images bring words along: a vocabulary of its own, with its embeddings.
 
 The driver encodes all that is known beforehand, once: the common vocabulary, and behind it the words that are looked for
-in captions (`pipelines.label.word_use.known_words`). An image's words that are among these are taken from there. Others are encoded when they come
-(`ovss_core.clip.phrases`), and go on to stage 2 with the image's proposal.
+in captions (`pipelines.label.word_use.known_words`). An image's words that are among these are taken from there. Others
+are encoded when they come (`ovss_core.clip.phrases`), and go on to stage 2 with the image's proposal.
 """
 
 import json

@@ -21,7 +21,7 @@ from pipelines.sources.parquet import ParquetSource
 from pipelines.sources.parquet_file import TableFile
 from pipelines.sources.record import Source
 from pipelines.sources.webdataset import WebDatasetSource
-from pipelines.storage import redact
+from pipelines.storage import open_storage, redact
 from pipelines.transport.causes import TransferError
 from pipelines.transport.whole import read_inside
 
@@ -85,8 +85,9 @@ class ImageWords:
         if row["container"] != "file":
             return None  # what is broken has no image either
         ending = TEXT if self.name == TEXT else FIELDS
+        path = open_storage(self.source)[1] if row["path"] is None else row["path"]  # the source is one file
         try:
-            place = f"{sidecar_stem(row['path'])}.{ending}"
+            place = f"{sidecar_stem(path)}.{ending}"
             return self._named({ending: read_inside(self.source, place, MAX_BYTES, self.timeout_s)})
         except TransferError as error:
             if error.error_type == "FileNotFoundError":  # not every image has one

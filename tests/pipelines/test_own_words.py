@@ -4,6 +4,7 @@ import json
 import re
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,21 +25,25 @@ from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError, OutputMismatchError
 from ovss_core.images.decode import decode_image
 from ovss_core.vocabulary import Vocabulary, VocabularyClass
-from pipelines.label.job import LabelJob, run_label
+from pipelines.label.job import LabelJob, encode_text, image_words, opened, run_label, stages_of
 from pipelines.label.masks import decode_mask
 from pipelines.label.options import NO_VOCABULARY, WordOptions
 from pipelines.label.own_words import Offer, Offers, widened
 from pipelines.label.reader import open_labels
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.word_use import OwnWords, known_words
+from pipelines.run.capacity import Pool
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.options import SourceOptions
+from pipelines.run.pools import WorkerPlan
 from pipelines.run.runner import Job, plan_job
 from pipelines.sources import FolderSource, ListSource, ParquetSource, WebDatasetSource
 from pipelines.sources.image_words import as_texts, find_words
+from tests.pipelines.faulty_storage import use_faulty_storage
 from tests.pipelines.mean_color import mean_job
-from tests.pipelines.plain_execution import PlainExecution
-from tests.pipelines.test_label import ONE_POOL, job
+from tests.pipelines.plain_execution import PlainExecution, run_plain
+from tests.pipelines.test_crash_points import Clock, Killed
+from tests.pipelines.test_label import ONE_POOL, VOCABULARY, job
 from tests.pipelines.test_shards import images
 from tests.pipelines.test_stages import photographs, table
 from tests.tiny import WORDS, tiny_clip, tiny_config
@@ -262,6 +267,12 @@ def test_what_is_no_list_of_texts_or_cannot_be_read_is_a_failure_and_never_no_wo
     assert {row["failure"]["stage"] for row in rows if row["failure"]} == {"words"}
 
 
+def test_a_source_of_one_file_has_its_words_beside_it(tmp_path: Path) -> None:
+    write_source("folder", tmp_path / "in", [["a"], ["b"], ["c"], ["d"], ["e"]])
+    rows = read_all(FolderSource(str(tmp_path / "in" / list(IMAGES)[1])), "tags", tmp_path / "out")
+    assert [row["own_words"] for row in rows] == [["b"]]
+
+
 def test_columns_that_hold_no_words_are_refused_before_anything_starts(tmp_path: Path) -> None:
     source = write_source("parquet", tmp_path / "in", [["a"]] * 5)
     with pytest.raises(ConfigError, match=r"no column 'tag' in .*did you mean 'tags'.*one of image, tags"):
@@ -310,34 +321,68 @@ def test_flags_that_do_not_go_together_are_refused(
     assert message in capsys.readouterr().err
 
 
-def words_job(folder: Path, output: Path, finishers: int) -> LabelJob:
-    source, pools = SourceOptions(parquet=str(folder)), replace(ONE_POOL, finish_actors=finishers)
+def words_job(source: SourceOptions, output: Path, finishers: int = 0) -> LabelJob:
+    pools = replace(ONE_POOL, finish_actors=finishers)
     return job("replaced", output, source=source, pools=pools, words=WordOptions(words_column="tags"))
+
+
+def plain_job(work: LabelJob) -> Job:
+    """Return what Ray would be given."""
+    source, table = opened(work)
+    text, _ = encode_text(work.segmenter, work.known, None, "cpu")
+    pool = Pool("segment", 1, 1.0, 0.0)
+    plan = WorkerPlan(pool, pool if work.pools.finish_actors else None, 1, 4, 1)
+    stages, words = stages_of(work, plan, text), image_words(work, source)
+    return Job(work.output, source, stages, table, shard_size=2, fragment_rows=2, words=words)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_job_that_was_killed_gives_each_image_the_same_words_and_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("pipelines.transport.local._sync", lambda descriptor: None)
+    source = write_source(kind, tmp_path / "in", [["zebra", "cat"], [], None, ["red hat"], ["w " * 90]])
+    place = SourceOptions(**{"parquet" if kind == "parquet" else "webdataset": source.pattern})
+    _, _, summary = run_plain(plain_job(words_job(place, tmp_path / "whole")))
+    assert (summary["labelled"], summary["failed"]) == (4, 1)
+    whole = {row["image_id"]: row for row in open_labels(str(tmp_path / "whole")).rows()}
+    stored = open_labels(str(tmp_path / "whole")).arrow.to_table()["vocabulary"].to_pylist()
+    common = VOCABULARY.names
+    assert stored == [[*common, "zebra"], common, common, [*common, "red hat"]]
+    for number, deadly in enumerate((13, 29)):
+        output = tmp_path / f"{deadly}"
+        work = plain_job(words_job(place, output, finishers=number % 2))
+        with monkeypatch.context() as patch:
+            use_faulty_storage(patch, output, Clock(deadly))
+            with suppress(Killed):
+                run_plain(work)
+        run_plain(work)
+        found = {row["image_id"]: row for row in open_labels(str(output)).rows()}
+        assert found.keys() == whole.keys()
+        for name, row in found.items():
+            assert all(row[column] == whole[name][column] for column in ("vocabulary", "mask", "words"))
 
 
 def test_a_job_labels_each_image_by_its_words_goes_on_and_refuses_other_words(
     ray_session: None, tmp_path: Path
 ) -> None:
-    words = [["zebra", "cat"], [], None, ["red hat"], ["word " * 90]]
-    write_source("parquet", tmp_path / "in", words)
+    write_source("parquet", tmp_path / "in", [["zebra", "cat"], [], None, ["red hat"], ["w " * 90]])
     output = tmp_path / "out"
-    work = words_job(tmp_path / "in", output, finishers=1)
+    work = words_job(SourceOptions(parquet=str(tmp_path / "in")), output, finishers=1)
     work = replace(work, run=replace(work.run, previews=3, report=True))
     summary = run_label(work)
     assert (summary["labelled"], summary["failed"]) == (4, 1)
-    stored = pq.read_table(next((output / "labels").iterdir()))
+    labels = open_labels(str(output))
     common = work.vocabulary.names
-    assert stored["vocabulary"].to_pylist() == [[*common, "zebra"], common, common, [*common, "red hat"]]
+    assert labels.arrow.to_table()["vocabulary"].to_pylist()[0] == [*common, "zebra"]
+    assert set(labels.class_names) <= {*common, "zebra", "red hat"}
     assert run_label(work)["this_start"]["images"] == 0
     for other in (WordOptions(words_column="tags", own_words="instead"), WordOptions()):
-        with pytest.raises(OutputMismatchError):
+        with pytest.raises(OutputMismatchError, match="own_words"):
             run_label(replace(work, words=other))
-
-    one = words_job(tmp_path / "in", tmp_path / "one", finishers=0)
-    run_label(one)
-    rows = {row["image_id"]: row for row in open_labels(str(tmp_path / "one")).rows()}
-    for row in open_labels(str(output)).rows():
-        assert rows[row["image_id"]]["mask"] == row["mask"]
     assert (output / "_previews/00002-mask.png").exists()
-    assert "red hat" in (output / "_report/index.html").read_text()
+    assert "and each image&#39;s own words" in (output / "_previews/index.html").read_text().replace(
+        "'", "&#39;"
+    )
+    assert (output / "_report/index.html").exists()
     assert "class_names" not in (output / "README.md").read_text().partition("\n---\n")[0]
