@@ -34,7 +34,11 @@ def local_ray(**options: Any) -> Iterator[None]:
         if not fresh:
             patch.setenv(FOLDER, folder)
             patch.setattr(RayParams, "__init__", partialmethod(RayParams.__init__, worker_path=__file__))
-        ray.init("local", **options)
+        try:
+            ray.init("local", **options)
+        except Exception:  # Ray's processes get 30 seconds, which a busy machine may not give
+            ray.shutdown()
+            ray.init("local", **options)
         try:
             with nullcontext() if fresh else _server(folder, ray.get_runtime_context().get_job_id()):
                 yield
