@@ -25,7 +25,7 @@ demo144:
 	$(MAKE) demo WORDS=examples/ade144.txt DEMO_OUTPUT=out/demo144
 
 test: setup check
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -16,6 +16,14 @@ from tests.forked_workers import local_ray
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one Ray together where `--dist loadgroup` spreads the others: to start another one costs."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One small local Ray for all tests that need it."""
@@ -25,6 +33,9 @@ def ray_session() -> Iterator[None]:
     )  # as in a run: a new one costs
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with local_ray(
+        "pipelines.label.stages",
+        "pipelines.evaluate.stage",
+        "pipelines.derive.export",
         num_cpus=4,
         num_gpus=0,
         include_dashboard=False,

@@ -11,7 +11,7 @@ import runpy
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -20,8 +20,8 @@ FOLDER = "OVSS_TEST_WORKERS"
 
 
 @contextmanager
-def local_ray(**options: Any) -> Iterator[None]:
-    """Be connected inside the block to a Ray that is started here and forks its workers."""
+def local_ray(*modules: str, **options: Any) -> Iterator[None]:
+    """Be connected inside the block to a Ray that is started here and forks its workers, which have those modules."""
     import tempfile
     from functools import partialmethod
 
@@ -40,14 +40,15 @@ def local_ray(**options: Any) -> Iterator[None]:
             ray.shutdown()
             ray.init("local", **options)
         try:
-            with nullcontext() if fresh else _server(folder, ray.get_runtime_context().get_job_id()):
+            job = ray.get_runtime_context().get_job_id()
+            with nullcontext() if fresh else _server(folder, job, modules):
                 yield
         finally:
             ray.shutdown()
 
 
 @contextmanager
-def _server(folder: str, job: str) -> Iterator[None]:
+def _server(folder: str, job: str, modules: Sequence[str]) -> Iterator[None]:
     """Run the server for the workers of a job; Ray reads two of its settings once, when it is imported."""
     import subprocess
     from pathlib import Path
@@ -61,7 +62,7 @@ def _server(folder: str, job: str) -> Iterator[None]:
         requests.bind(f"{folder}/{job}")
         requests.listen(64)  # workers may ask before the server has imported
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.forked_workers", "serve", str(requests.fileno())],
+            [sys.executable, "-m", "tests.forked_workers", "serve", str(requests.fileno()), *modules],
             cwd=Path(__file__).parents[1],
             env=os.environ | settings | one_thread,
             stdin=subprocess.PIPE,
@@ -73,18 +74,14 @@ def _server(folder: str, job: str) -> Iterator[None]:
         server.communicate()  # its standard input ends
 
 
-def serve(requests: socket.socket) -> None:
+def serve(requests: socket.socket, modules: Sequence[str]) -> None:
     """Fork for every request, until standard input ends."""
     import gc
+    from importlib import import_module
     from selectors import EVENT_READ, DefaultSelector
 
-    import ray._private.workers.default_worker
-    import ray.data  # noqa: F401
-
-    import pipelines.derive.export
-    import pipelines.evaluate.stage
-    import pipelines.label.stages  # noqa: F401
-
+    for module in ("ray._private.workers.default_worker", "ray.data", *modules):
+        import_module(module)
     assert os.listdir("/proc/self/task") == [str(os.getpid())], "a fork keeps one thread alone"  # noqa: PTH208
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
@@ -154,6 +151,6 @@ def work() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        serve(socket.socket(fileno=int(sys.argv[2])))
+        serve(socket.socket(fileno=int(sys.argv[2])), sys.argv[3:])
     elif not ask():
         work()

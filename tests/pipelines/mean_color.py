@@ -97,21 +97,21 @@ def mean_job(output: str, source: Source, actors: int = 1, batch_size: int = 4, 
 
 def main() -> None:
     """Run the job slowly in a process of its own, for tests that kill it: images, output, seconds an image."""
-    import ray
-
     from pipelines.run.manifest import prepare_manifest
     from pipelines.run.progress import ProgressReport
     from pipelines.run.runner import run_job
     from pipelines.sources import FolderSource
+    from tests.forked_workers import local_ray
 
     images, output, seconds = sys.argv[1:]
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, logging_level="ERROR"
-    )
     source = FolderSource(images)
-    manifest = prepare_manifest(Folder(output), source, 8)
-    with ProgressReport(manifest.images) as progress:
-        run_job(mean_job(output, source, actors=1, seconds=float(seconds)), manifest, progress)
+    store = {"object_store_memory": 100_000_000}
+    with local_ray(
+        "tests.pipelines.mean_color", num_cpus=2, include_dashboard=False, logging_level="ERROR", **store
+    ):
+        manifest = prepare_manifest(Folder(output), source, 8)
+        with ProgressReport(manifest.images) as progress:
+            run_job(mean_job(output, source, actors=1, seconds=float(seconds)), manifest, progress)
 
 
 if __name__ == "__main__":
