@@ -1,13 +1,15 @@
-"""What it costs that each image brings its own words: `python -m tests.measure_own_words --images 100`.
+"""What it costs that each image brings its own words, and what it gives: `python -m tests.measure_own_words --images 100`.
 
 One worker labels drawn scenes in turns of a batch: by one vocabulary for all, and by as many words of each image's own, of
 which no two images share one. Printed are seconds of this process (on a GPU of the clock) and their ratio to the first form.
+With `--scenes 32` it measures masks instead: each scene is offered the words of what is drawn in it.
 """
 
 import argparse
 import io
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -16,10 +18,14 @@ import torch
 from PIL import Image
 
 from ovss_core.api import encode_words
+from ovss_core.clip.recommended import filled, recommended_settings
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig, SegmenterConfig
 from ovss_core.vocabulary import Vocabulary
+from pipelines.demonstration.options import HELD_OUT_SEED
 from pipelines.demonstration.scenes.scene import render_scene
+from pipelines.label.masks import decode_mask
+from pipelines.label.options import NO_VOCABULARY
 from pipelines.label.stages import SegmentStage
 from pipelines.label.word_use import OwnWords
 
@@ -58,8 +64,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--distinct", type=int, default=64, help="scenes that are drawn; they come again")
     parser.add_argument("--templates", default="one", choices=["one", "all"])
+    parser.add_argument("--scenes", type=int, default=0, help="measure the masks of so many scenes")
     parser.add_argument("--pairs", type=int, default=2, help="1 leaves out the larger vocabulary")
     values = parser.parse_args()
+    if values.scenes:
+        measure_masks(values.scenes)
+        return
     config = SegmenterConfig(model=ModelConfig(values.model, values.pretrained, values.precision))
     gpu = torch.cuda.is_available()
     clock = time.perf_counter if gpu else time.process_time
@@ -120,6 +130,38 @@ def main() -> None:
         )
 
 
+def measure_masks(count: int) -> None:
+    """Print mIoU of scenes by what they are offered; the demo model with `clearclip`."""
+    model = ModelConfig("demo")
+    config = replace(filled(recommended_settings(model)), model=model, host="clearclip")
+    words = Vocabulary.load("demo")
+    names, known = words.names, encode_words(load_clip(model), config, words)
+    half = known.select(range(0, len(names), 2))
+    nothing = encode_words(load_clip(model), config, NO_VOCABULARY)
+    forms = {
+        "all words": SegmentStage(config, known, torch_threads=1),
+        "its own words": SegmentStage(config, nothing, torch_threads=1, own_words=OwnWords("instead", 0)),
+        "every second word": SegmentStage(config, half, torch_threads=1),
+        "every second word, and its own besides": SegmentStage(
+            config, half, torch_threads=1, own_words=OwnWords("besides", len(half.vocabulary))
+        ),
+    }
+    tables = {name: np.zeros((len(names), len(names) + 1), np.int64) for name in forms}
+    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + count):
+        scene = render_scene(seed)
+        rows = pa.table({"image": [_file(seed)], "own_words": [list(scene.classes)]})
+        for name, worker in forms.items():
+            row = worker(rows)["result"][0].as_py()
+            offered = row["vocabulary"] or worker.engine.text.vocabulary.names
+            places = np.full(256, len(names))
+            places[: len(offered)] = [names.index(word) for word in offered]
+            np.add.at(tables[name], (scene.labels, places[decode_mask(row["mask"])]), 1)
+    for name, table in tables.items():
+        hit = table.diagonal()
+        union = table.sum(1) + table[:, :-1].sum(0) - hit
+        print(f"{name:<40} mIoU {100 * (hit / union)[table.sum(1) > 0].mean():.1f}")
+
+
 def _timed(worker: SegmentStage, rows: pa.Table, clock: Callable[[], float]) -> tuple[float, pa.Table]:
     begun = clock()
     found = worker(rows)
@@ -128,7 +170,7 @@ def _timed(worker: SegmentStage, rows: pa.Table, clock: Callable[[], float]) -> 
 
 def _file(seed: int) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(render_scene(seed).image).save(stream, "JPEG")
+    Image.fromarray(render_scene(seed).image).save(stream, "JPEG", quality=92)
     return stream.getvalue()
 
 

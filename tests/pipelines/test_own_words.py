@@ -20,7 +20,7 @@ from jobs import cli
 from ovss_core.api import encode_words
 from ovss_core.clip.phrases import ONE_TEMPLATE
 from ovss_core.clip.text import EncodedVocabulary, TextEncoder
-from ovss_core.config import PurificationConfig, SegmenterConfig
+from ovss_core.config import PurificationConfig, RegionConfig, SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError, OutputMismatchError
 from ovss_core.images.decode import decode_image
@@ -45,7 +45,7 @@ from tests.pipelines.plain_execution import PlainExecution, run_plain
 from tests.pipelines.test_crash_points import Clock, Killed
 from tests.pipelines.test_label import ONE_POOL, VOCABULARY, job
 from tests.pipelines.test_shards import images
-from tests.pipelines.test_stages import photographs, table
+from tests.pipelines.test_stages import SIZES, photographs, table
 from tests.tiny import WORDS, tiny_clip, tiny_config
 
 COMMON = Vocabulary.from_names(["background", *WORDS])
@@ -110,6 +110,33 @@ def test_each_image_gets_the_labels_of_an_engine_for_its_own_words(use: Any, met
             assert {entry["name"] for entry in row["kept"]} == {entry.name for entry in expected.kept}
         offered.add(tuple(text.vocabulary.names))
     assert len(offered) == (3 if use == "besides" else 4)
+
+
+@pytest.mark.parametrize("host", ["sfp,naclip", "clipsurgery"])
+def test_what_an_image_gets_depends_on_no_neighbor_whatever_else_is_on(host: str) -> None:
+    config = replace(
+        settings("none" if host == "clipsurgery" else "freecp"),
+        host=host,
+        class_prior=0.2,
+        refine="tlp",
+        regions=RegionConfig(vote=True),
+    )
+    words: list[list[str] | None] = [["zebra"], ["zebra"], None, ["red hat"], ["zebra"]]
+    regions = [np.indices((h, w)).sum(0) // 9 + 1 for h, w in SIZES]
+    batch: dict[str, list[Any]] = {"image": photographs(), "own_words": words, "regions": regions}
+    own = {"own_words": OwnWords("besides", len(COMMON)), "region_column": "regions"}
+    whole = SegmentStage(config, known(), "cpu", **own)  # type: ignore[arg-type]
+    together = whole(batch)["result"]
+    staged = FinishStage(config, known(), "cpu", own_words=own["own_words"])(  # type: ignore[arg-type]
+        ProposeStage(config, known(), "cpu", **own)(batch)  # type: ignore[arg-type]
+    )["result"]
+    for place in range(len(words)):
+        alone = whole({name: values[place : place + 1] for name, values in batch.items()})["result"][0]
+        for row in (together[place], staged[place]):
+            assert row["vocabulary"] == [*COMMON.names, *(words[place] or ())]
+            assert row["mask"] == alone["mask"]
+            assert row["regions"] == alone["regions"]
+            assert row["disagreement"] == pytest.approx(alone["disagreement"], nan_ok=True)
 
 
 def test_distractors_that_share_a_word_with_an_own_word_are_left_out() -> None:
