@@ -108,6 +108,7 @@ def test_a_student_learns_from_the_labelled_pixels_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # four labelling runs, seven selections and eight students
 def test_a_student_of_pseudo_labels_beats_one_class_everywhere_and_the_table_is_printed(
     ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

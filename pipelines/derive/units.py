@@ -193,7 +193,7 @@ def _require_own(output: Folder) -> None:
         job = read_json(output, RUN, {"identity": dict})["identity"].get("job")
         if job not in _JOBS:
             raise OutputMismatchError(
-                f"{output.public_uri} holds what ovss {job} left; give another --output"
+                f"{output.public_uri} holds what ovss {job or 'label'} left; give another --output"
             )
 
 
