@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_OUTPUT := out/demo
 WORDS := demo
 
-.PHONY: setup demo demo144 test check docs format test-slow test-gpu test-readers clean
+.PHONY: setup demo demo144 test check style types docs format test-slow test-gpu test-readers clean
 
 setup: $(VENV)/installed
 
@@ -27,12 +27,17 @@ demo144:
 test: setup check
 	$(BIN)/pytest -n 2 --dist loadgroup
 
+# two at a time, each with its output in one piece
 check: setup
+	$(MAKE) --jobs 2 --output-sync=target types style docs
+
+style: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(MAKE) docs
+
+types: setup
+	$(BIN)/mypy
 
 # every page, the reference out of the code included; a warning is an error
 docs: setup
