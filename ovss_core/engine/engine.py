@@ -61,8 +61,11 @@ from ovss_core.results import Segmentation
 from ovss_core.transfer import Download, upload
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WAVE_BATCHES = 4
-WINDOW_BATCH, WINDOW_BATCH_CPU = 128, 8
+WAVE_BATCHES, WAVE_WINDOWS = 4, 512
+"""Batches of a wave, and windows that it does not exceed unless one batch does."""
+WINDOW_BATCH, WINDOW_BATCH_PURIFIED, WINDOW_BATCH_CPU = 128, 256, 8
+"""Windows of a batch. Where FreeCP follows, a GPU is given twice as many: measured on an H200, 128 were faster without it
+alone."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,11 @@ class SegmentationEngine:
     @property
     def window_batch(self) -> int:
         """Windows encoded at once."""
-        return self.config.window_batch or (WINDOW_BATCH_CPU if self.device.type == "cpu" else WINDOW_BATCH)
+        if self.config.window_batch:
+            return self.config.window_batch
+        if self.device.type == "cpu":
+            return WINDOW_BATCH_CPU
+        return WINDOW_BATCH_PURIFIED if self.config.purification.active else WINDOW_BATCH
 
     def learn(self, *needed: int) -> None:
         """Fit the room of later waves to what one needed; see `Room.learned`."""
@@ -361,7 +368,8 @@ class SegmentationEngine:
     def _wave_windows(self) -> int:
         """Windows of a wave: fewer where the maps that purification spreads by are larger than CLIP's own."""
         share = (self.cells.patch_size / self.encoder.patch_size) ** 4 if self.request.mean_attention else 1.0
-        return max(1, int(self.window_batch * WAVE_BATCHES * min(1.0, share)))
+        windows = min(self.window_batch * WAVE_BATCHES, max(WAVE_WINDOWS, self.window_batch))
+        return max(1, int(windows * min(1.0, share)))
 
     def _fine_pixels(
         self, prepared: Sequence[PreparedImage], layouts: Sequence[WindowLayout]
