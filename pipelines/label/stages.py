@@ -28,6 +28,7 @@ from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import PendingProposals, PreparedImage, SegmentationEngine, Wave
 from ovss_core.engine.finite import WINDOWS, not_finite
 from ovss_core.engine.proposal import Proposals, size_in
+from ovss_core.engine.trial import trust_kernels
 from ovss_core.engine.variants import EncodedWave
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.decode import EncodedImage
@@ -124,7 +125,7 @@ class _EngineStage:
         if own_words:
             self.offers = Offers(own_words, words, None if self._chained else clip, chosen)
             words = self.offers.base_text
-        self.engine = SegmentationEngine(config, clip, words, chosen)
+        self.engine = trust_kernels(SegmentationEngine(config, clip, words, chosen))
         self.image_column = image_column
         self.region_folder = RegionFolder(region_maps) if region_maps else None
         self.region_column = region_column
