@@ -28,9 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def ray_session() -> Iterator[None]:
     """One small local Ray for all tests that need it."""
     os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # what tests wait for
-    os.environ.setdefault(
-        "RAY_idle_worker_killing_time_threshold_ms", "600000"
-    )  # as in a run: a new one costs
+    # as in a run, where a new worker costs more than an idle one
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with local_ray(
         "pipelines.label.stages",
