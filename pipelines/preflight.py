@@ -61,9 +61,10 @@ def fetch_weights(segmenter: SegmenterConfig) -> SegmenterConfig:
     Raises:
         WeightsError: They cannot be had.
     """
+    if "://" not in segmenter.model.pretrained:
+        return replace(segmenter, model=with_own_weights(segmenter.model))
     with announced(f"fetching {redact(address_of(segmenter.model))}") as tell:
-        model = with_own_weights(segmenter.model, tell)
-    return replace(segmenter, model=model)
+        return replace(segmenter, model=with_own_weights(segmenter.model, tell))
 
 
 def require_region_maps(folder: str | None, segmenter: SegmenterConfig) -> None:

@@ -37,7 +37,7 @@ PAGES = sorted(
 )
 _EVERY_COMMAND = {"--config", "--print_config", "--help", "--version"}
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|\{literalinclude\} (\S+)")
-_NAME = re.compile(r"\b(?:jobs|pipelines|ovss_core|tests|examples)(?:\.[A-Za-z_]\w*)+")
+_NAME = re.compile(r"(?<!-)\b(?:jobs|pipelines|ovss_core|tests|examples)(?:\.[A-Za-z_]\w*)+")
 _PATH = re.compile(r"`((?:jobs|pipelines|ovss_core|tests|examples|docs)/[\w./-]*)`")
 _FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.M | re.S)
 

@@ -10,7 +10,7 @@ from examples import (
     compare_refiners,
     label_folder,
     label_one_image,
-    own_ray_pipeline,
+    own_ray_data,
     train_on_masks,
     train_student,
 )
@@ -68,11 +68,12 @@ def test_a_folder_is_labelled_by_the_python_call_of_the_job(output: Path) -> Non
     assert start["weights_license"] == {"name": "Apache-2.0", "commercial_use": True}
 
 
-def test_a_stage_labels_inside_somebody_elses_pipeline_and_a_failure_stays_one_row(
+def test_both_stages_and_one_between_them_label_inside_somebody_elses_pipeline_and_no_row_is_lost(
     ray_session: None, images: Path
 ) -> None:
     rows = {
-        Path(row["path"]).name: row["classes"] for row in own_ray_pipeline.main(str(images), WORDS, "demo")
+        Path(row["path"]).name: row["classes"]
+        for row in own_ray_data.main(str(images), WORDS, "tree,house", "demo")
     }
     assert rows.keys() == {"a.jpg", "b.jpg", "broken.jpg"}
     assert set(rows["a.jpg"].split(", ")) <= set(WORDS.split(","))

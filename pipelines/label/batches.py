@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ovss_core.errors import ConfigError
-from pipelines.run.schema import FAILURE, SECONDS
+from pipelines.run.schema import SECONDS
 
 PREFIX = "ovss_"
 _FAILURE_KEYS = {"stage", "error_type", "reason"}
@@ -113,6 +113,21 @@ class Batch:
             return {name: column for name, column in self.data.items() if name not in dropped} | added
         return self.data.drop(columns=list(dropped)).assign(**added)
 
+    def put(self, columns: Mapping[str, tuple[list[Any], pa.DataType]]) -> Any:
+        """Return the batch, in the form that it came in, with other values in columns that it has, which keep their places.
+
+        Args:
+            columns: Values, and for Arrow tables their type, by name.
+        """
+        if isinstance(self.data, pa.Table):
+            table = self.data
+            for name, (values, kind) in columns.items():
+                place = table.schema.get_field_index(name)
+                table = table.set_column(place, pa.field(name, kind), pa.array(values, kind))
+            return table
+        put = {name: _object_array(values) for name, (values, _) in columns.items()}
+        return self.data | put if isinstance(self.data, dict) else self.data.assign(**put)
+
     def own_column(self, name: str, chained: bool) -> str | None:
         """Return the name of the column ``failure`` or ``seconds`` of an earlier stage; None where there is none.
 
@@ -134,14 +149,22 @@ class Batch:
             return False
         if isinstance(self.data, pa.Table):
             kind = self.data.schema.field(candidate).type
-            own = FAILURE if name == "failure" else SECONDS
-            return bool(kind.equals(own)) or (chained and pa.types.is_null(kind))
+            is_own = _holds_failures(kind) if name == "failure" else _holds_seconds(kind)
+            return is_own or (chained and bool(pa.types.is_null(kind)))
         values = [value for value in self.values(candidate) if value is not None]
         if not values:
             return chained
         if name == "failure":
             return all(isinstance(value, dict) and set(value) == _FAILURE_KEYS for value in values)
         return all(isinstance(value, dict | list | np.ndarray) for value in values)
+
+
+def as_given(worked: Any, given: Any) -> Any:
+    """Return what became of a batch, as a record batch where it was one; stages make tables of those."""
+    if not isinstance(given, pa.RecordBatch):
+        return worked
+    batches = worked.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], worked.schema)
 
 
 def pairs(seconds: Any) -> list[tuple[str, float]]:
@@ -159,6 +182,23 @@ def is_missing(value: Any) -> bool:
         or type(value).__name__ in ("NAType", "NaTType")
         or (isinstance(value, float) and math.isnan(value))
     )
+
+
+def _holds_failures(kind: pa.DataType) -> bool:
+    """Tell whether a column is of the type `FAILURE`, or of what other engines make of it: longer strings, other order."""
+    if not pa.types.is_struct(kind):
+        return False
+    return {field.name for field in kind} == _FAILURE_KEYS and all(_is_text(field.type) for field in kind)
+
+
+def _holds_seconds(kind: pa.DataType) -> bool:
+    """Tell whether a column is of the type `SECONDS`, or of what other engines make of it."""
+    return bool(pa.types.is_map(kind) and _is_text(kind.key_type) and pa.types.is_float64(kind.item_type))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
 def _gathered(values: list[Any]) -> list[Any] | pa.Array:

@@ -73,8 +73,8 @@ class _WithWords(NamedTuple):
     words: Any
 
 
-class _EngineStage:
-    """What all labelling stages share: an engine, and rows in which failures travel on.
+class LabelStage:
+    """What all labelling stages share: an engine, and rows in which failures travel on. Not itself a stage.
 
     Args:
         config: Decides what every image gets.
@@ -123,7 +123,7 @@ class _EngineStage:
         clip = load_clip(config.model)
         self.offers: Offers | None = None
         if own_words:
-            self.offers = Offers(own_words, words, None if self._chained else clip, chosen)
+            self.offers = Offers(own_words, words, None if self._chained() else clip, chosen)
             words = self.offers.base_text
         self.engine = trust_kernels(SegmentationEngine(config, clip, words, chosen))
         self.image_column = image_column
@@ -150,13 +150,13 @@ class _EngineStage:
             ConfigError: The batch has no such column, or it holds no payloads.
         """
         use_threads(self._torch_threads)
-        if not self._chained and self.ledger is not None and self.ledger.is_stopping():
+        if not self._chained() and self.ledger is not None and self.ledger.is_stopping():
             # the next start does them; what stage 1 has done is finished
             batch = batch.slice(0, 0)
         rows = Batch.of(batch)
-        payload = self._payload(rows)
+        payload = self._payload(rows, self.image_column)
         items = self._items(rows, payload)
-        own = rows.own_column("failure", self._chained)
+        own = rows.own_column("failure", self._chained())
         failures = rows.values(own) if own else [None] * len(items)
         for place, item in enumerate(items):
             if failures[place] is None and (reason := _no_payload(payload, item)):
@@ -164,21 +164,35 @@ class _EngineStage:
         values = process_sound(self.name, _ids(rows, items), items, failures, self.work, self.ledger)
         return self._replace(rows, payload, values, failures)
 
-    @property
-    def _chained(self) -> bool:
-        """Whether another stage came before, so that its columns are there."""
-        return self.payload != "image"
+    @classmethod
+    def output_schema(cls, given: pa.Schema, image_column: str = "image") -> pa.Schema:
+        """Return the columns that tables of these columns have after the stage; nothing is built for that.
 
-    def _payload(self, rows: Batch) -> str:
-        if not self._chained:
-            return self.image_column
-        prefixed = PREFIX + self.payload
-        return prefixed if prefixed in rows.names else self.payload
+        Raises:
+            ConfigError: There is no such column as the stage works on.
+        """
+        rows = Batch.of(given.empty_table())
+        payload = cls._payload(rows, image_column)
+        rows.column(payload)
+        worked: pa.Table = cls._placed(rows, payload, [], [], [])
+        return worked.schema
+
+    @classmethod
+    def _chained(cls) -> bool:
+        """Whether another stage came before, so that its columns are there."""
+        return cls.payload != "image"
+
+    @classmethod
+    def _payload(cls, rows: Batch, image_column: str) -> str:
+        if not cls._chained():
+            return image_column
+        prefixed = PREFIX + cls.payload
+        return prefixed if prefixed in rows.names else cls.payload
 
     def _items(self, rows: Batch, payload: str) -> list[Any]:
         if not len(rows) and payload not in rows.names:  # Ray hands on empty blocks without any columns
             return []
-        if self._chained:
+        if self._chained():
             return _proposals(rows, payload)
         items: list[Any] = image_items(rows, payload)
         given = self._given_regions(rows)
@@ -218,8 +232,8 @@ class _EngineStage:
         return RegionMap.of_array(np.asarray(given))
 
     def _replace(self, rows: Batch, payload: str, values: list[Any], failures: list[Any]) -> Any:
-        own_failure, own_seconds = (rows.own_column(name, self._chained) for name in ("failure", "seconds"))
-        seconds = rows.values(own_seconds) if own_seconds else [None] * len(values)
+        own = rows.own_column("seconds", self._chained())
+        seconds = rows.values(own) if own else [None] * len(values)
         seconds = [pairs(entry) or None for entry in seconds]
         if seconds:
             spent = {**self.engine.take_timings(), **self._seconds}
@@ -227,11 +241,19 @@ class _EngineStage:
             metrics.count_stage(self.name, failures.count(None), spent, **self._counts)
             metrics.measure_gpu(self.name)
             self._seconds, self._counts = {}, Counter()
-        dropped = [name for name in (payload, own_failure, own_seconds) if name and name in rows.names]
+        return self._placed(rows, payload, values, failures, seconds)
+
+    @classmethod
+    def _placed(
+        cls, rows: Batch, payload: str, values: list[Any], failures: list[Any], seconds: list[Any]
+    ) -> Any:
+        """Put the stage's columns in the place of the payload and of an earlier stage's."""
+        earlier = (rows.own_column(name, cls._chained()) for name in ("failure", "seconds"))
+        dropped = [name for name in (payload, *earlier) if name and name in rows.names]
         columns = {
             rows.free_name("failure", dropped): (failures, FAILURE),
             rows.free_name("seconds", dropped): (seconds, SECONDS),
-            rows.free_name(self.output, dropped): (values, self.output_type),
+            rows.free_name(cls.output, dropped): (values, cls.output_type),
         }
         return rows.replace(dropped, columns)
 
@@ -340,7 +362,7 @@ class _EngineStage:
         self._seconds[step] = self._seconds.get(step, 0.0) + time.perf_counter() - start
 
 
-class ProposeStage(_EngineStage):
+class ProposeStage(LabelStage):
     """Stage 1: image files to proposals (column ``proposal``)."""
 
     name = "propose"
@@ -358,7 +380,7 @@ class ProposeStage(_EngineStage):
         return [outcomes[place] for place in range(len(items))]
 
 
-class FinishStage(_EngineStage):
+class FinishStage(LabelStage):
     """Stage 2: proposals to labels (column ``result``)."""
 
     name = "finish"
@@ -378,7 +400,7 @@ class FinishStage(_EngineStage):
         return [outcomes[place] for place in range(len(items))]
 
 
-class SegmentStage(_EngineStage):
+class SegmentStage(LabelStage):
     """Both stages in one actor: image files to labels (column ``result``)."""
 
     def work(self, items: Sequence[Item]) -> list[Any]:

@@ -215,6 +215,7 @@ class Live:
 
 
 _MARKS: Mapping[str, tuple[str, str]] = {
+    "listed": ("·", "dim"),
     "note": ("·", "dim"),
     "log": ("!", "yellow"),
     "error": ("✗", "red"),

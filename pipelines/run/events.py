@@ -30,7 +30,7 @@ class Event:
     """Something that a command says.
 
     Attributes:
-        name: Its kind: "step", "images", "note", "log", "error" or "interrupted".
+        name: Its kind: "step", "images", "listed", "note", "log", "error" or "interrupted".
         text: One line for people.
         fields: The same for programs, JSON-ready.
         phase: For what lasts, whether it begins, goes on or ends; "once" for the rest.

@@ -227,7 +227,13 @@ def _is_finished(course: Course, manifest: Manifest) -> bool:
 def _list(course: Course) -> Manifest:
     with announced(f"listing {course.source.describe()['uri']}") as tell:
         counted = cast(Source, _Counted(course.source, tell))
-        return prepare_manifest(course.output, counted, course.run.shard_size)
+        manifest = prepare_manifest(course.output, counted, course.run.shard_size)
+    if manifest.appended is not None:
+        kind = "shards" if manifest.streamed else "images"
+        gone = "" if manifest.gone is None else f", {manifest.gone:,} gone"
+        fields = {"new": manifest.appended, "gone": manifest.gone, "of": kind}
+        say(f"{manifest.appended:,} {kind} new{gone} since the last run", "listed", **fields)
+    return manifest
 
 
 class _Counted:

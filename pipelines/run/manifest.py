@@ -155,7 +155,7 @@ def _prepare_listed(
         )
     relist = relist or kept.partial
     if sound and not relist and _lists_the_same(output, source, kept):
-        return replace(kept, ignored=source.ignored)
+        return replace(kept, ignored=source.ignored, appended=0, gone=0)
     known = KnownImages.load(output, kept, sound)
     containers = source.containers()
     if is_partial(source) and (known.damaged or not sound):  # what is lost is looked for in the whole
@@ -176,7 +176,9 @@ def _prepare_listed(
         (*kept.containers, *missing),
         ignored=source.ignored,
         appended=sum(added.values()),
-        gone=sum(known.parts.values()) - known.found if containers is None and not is_partial(source) else 0,
+        gone=sum(known.parts.values()) - known.found
+        if containers is None and not is_partial(source)
+        else None,
         digests={**known.digests, **digests},
         partial=is_partial(source),
     )
@@ -250,7 +252,14 @@ def _prepare_shards(output: Folder, source: Source, kept: Manifest | None, sound
         )
     before = kept.containers if sound else shard_names(output, source, kept, names)
     missing = [name for name in names if name not in set(before)]
-    manifest = replace(kept, containers=(*before, *missing), streamed=True, parts={})
+    manifest = replace(
+        kept,
+        containers=(*before, *missing),
+        streamed=True,
+        parts={},
+        appended=len(missing),
+        gone=len(set(before) - set(names)),
+    )
     if missing or not sound:
         _complete(output, manifest)
     return refresh_manifest(output, manifest)

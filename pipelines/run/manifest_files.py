@@ -59,8 +59,9 @@ class Manifest:
         streamed: The containers are shards that the workers list; shard n is ``containers[n]``.
         listings: What is known of the shards that are listed, by number.
         ignored: Files that were passed over because they are no images.
-        appended: Images that the last listing added to an existing manifest.
-        gone: Images of the manifest that the last listing did not find again (plain files only).
+        appended: What the last listing added to an existing manifest: images, or shards where those are streamed; None
+            where there was no manifest before.
+        gone: What it did not find again: images of plain files, or shards; None where that is not known.
         digests: What `digest_of_list` gives for each part that was listed before the work.
         partial: Only some images were to be listed, so that the source may hold more (plain files and tables only).
         fresh: All of it was listed in this start, of plain files; nothing can be done or damaged yet.
@@ -71,8 +72,8 @@ class Manifest:
     streamed: bool = False
     listings: Mapping[int, ShardListing] | None = None
     ignored: int = 0
-    appended: int = 0
-    gone: int = 0
+    appended: int | None = None
+    gone: int | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     partial: bool = False
     fresh: bool = False

@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from ovss_core.clip.demo import demo_weights_path
 from ovss_core.config import ModelConfig
 from ovss_core.errors import WeightsError
 from pipelines.label.job import run_label
+from pipelines.preflight import fetch_weights
 from pipelines.run import handed_weights
+from pipelines.run.events import shown_by
 from pipelines.run.handed_weights import HandedFile, address_of, among_machines, fetch, with_own_weights
 from pipelines.storage import Folder
+from tests.pipelines.kept_events import Kept
 from tests.pipelines.test_label import SEGMENTER, bucket, job  # noqa: F401
 
 ImageFolder = Callable[..., Path]
@@ -23,6 +27,19 @@ ImageFolder = Callable[..., Path]
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache/ovss/weights"
+
+
+def test_nothing_is_said_of_fetching_where_nothing_is_fetched(cache: Path, tmp_path: Path) -> None:
+    local = tmp_path / "demo.safetensors"
+    shutil.copy(demo_weights_path(), local)
+    kept = Kept()
+    with shown_by(kept):
+        for weights in ("openai", str(local)):
+            fetched = fetch_weights(replace(SEGMENTER, model=ModelConfig("demo", weights)))
+            assert fetched.model.pretrained == weights
+        assert kept.events == []
+        fetch_weights(replace(SEGMENTER, model=ModelConfig("demo", local.as_uri())))
+    assert [event.fields["step"] for event in kept.events] == [f"fetching {local.as_uri()}"] * 2
 
 
 def test_an_address_is_fetched_once_and_again_when_the_file_changes(cache: Path, tmp_path: Path) -> None:
@@ -92,8 +109,6 @@ def test_a_run_takes_weights_from_a_bucket_and_goes_on_with_the_same_from_a_path
     cache: Path,
     bucket: tuple[str, int],  # noqa: F811
 ) -> None:
-    from dataclasses import replace
-
     Folder(bucket[0].format("models")).write("demo.safetensors", demo_weights_path().read_bytes())
     address = bucket[0].format("models/demo.safetensors")
     images, output = image_folder(4), tmp_path / "out"

@@ -1,13 +1,21 @@
 """A corpus of names, and what a driver reads of it when it comes back."""
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines.benchmark import scale
+from pipelines.run.displays import json_line, text_line
+from pipelines.run.events import Event, shown_by
+from pipelines.run.lifecycle import Course, _list
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.manifest_files import read_part
+from pipelines.run.options import PoolOptions, RunOptions
+from pipelines.run.sink import OutputTable
 from pipelines.storage import Folder
+from tests.pipelines.kept_events import Kept
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +55,23 @@ def test_an_unchanged_folder_is_taken_up_without_reading_a_list_and_a_changed_on
     assert read == list(first.parts)
     fewer = prepare_manifest(output, scale.SyntheticSource(650), 256)
     assert (fewer.parts, fewer.gone) == (more.parts, 50)
+
+
+def test_a_start_that_goes_on_says_what_is_new_and_gone_and_a_first_one_does_not(tmp_path: Path) -> None:
+    table = OutputTable("names", pa.schema([("image_id", pa.string())]), lambda rows: {})
+    told: list[Event] = []
+    for count in (600, 700, 650):
+        run, pools = RunOptions(str(tmp_path), shard_size=256), PoolOptions()
+        course = Course(
+            scale.SyntheticSource(count), run, pools, table, lambda hashes: {}, lambda plan, text: []
+        )
+        kept = Kept()
+        with shown_by(kept):
+            _list(course)
+        told += [event for event in kept.events if event.name == "listed"]
+    assert [text_line(event) for event in told] == [
+        "ovss: 100 images new, 0 gone since the last run",
+        "ovss: 0 images new, 50 gone since the last run",
+    ]
+    values = json.loads(json_line(told[0]))
+    assert (values["event"], values["new"], values["gone"], values["of"]) == ("listed", 100, 0, "images")

@@ -205,6 +205,7 @@ def test_new_shards_are_appended_and_known_ones_are_not_read_again(tmp_path: Pat
     job = shard_job(tmp_path / "s", tmp_path / "out")
     manifest, progress, _ = run_plain(job)
     assert manifest.containers == ("b.tar", "a.tar")
+    assert (manifest.appended, manifest.gone) == (1, 0)
     assert progress.fresh == 2
     assert manifest.parts == {"part-00000-00000": 3, "part-00001-00000": 2}
 
