@@ -123,7 +123,7 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
             if not course.run.overwrite:  # another run's output is refused before anything is written there
                 continues_run(course.output, known, but=(CLIP_HASH, PROXY_HASH))
             course.output.check_writable()
-        with announced(course.output.public_uri) as tell:
+        with announced(f"taking the lease of {course.output.public_uri}") as tell:
             lease.enter_context(held(course.output, stop.fail, tell))
         return _carry_out(course, known, stop)
 
