@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,33 +11,82 @@ from pipelines.run.manifest_files import digest
 from pipelines.sources.record import ImageRecord
 
 _TOGETHER = 4096
+_SHARES = 16
+_BORDERS = np.arange(1, _SHARES, dtype=np.uint64) << np.uint64(60)
 _EMPTY = np.empty(0, "S16")
 
 
+class _Sorted(NamedTuple):
+    """Digests, sorted by their first half.
+
+    Attributes:
+        first: First 8 bytes of each, uint64.
+        second: The other 8 bytes.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def copied(self) -> "_Sorted":
+        return _Sorted(self.first.copy(), self.second.copy())
+
+    def merged(self, other: "_Sorted") -> "_Sorted":
+        first = np.concatenate([self.first, other.first])
+        order = np.argsort(first, kind="stable")
+        return _Sorted(first[order], np.concatenate([self.second, other.second])[order])
+
+    def holds(self, asked: "_Sorted") -> np.ndarray:
+        places = np.minimum(np.searchsorted(self.first, asked.first), len(self) - 1)
+        alike = self.first[places] == asked.first
+        found: np.ndarray = alike & (self.second[places] == asked.second)
+        for place in np.flatnonzero(alike & ~found):  # one first half for two digests: hardly ever
+            last = np.searchsorted(self.first, asked.first[place], side="right")
+            found[place] = bool((self.second[places[place] : last] == asked.second[place]).any())
+        return found
+
+
 class IdSet:
-    """Ids as sorted digests, in a few arrays of which each is at least twice as long as the next."""
+    """Ids as digests in two halves, sorted by the first: in sixteenths by their first bits, each of which is a few arrays
+    where one is at least twice as long as the next. So what is merged at a time is a sixteenth of what there is.
+    """
 
     def __init__(self) -> None:
-        self._sorted: list[np.ndarray] = []
+        self._shares: list[list[_Sorted]] = [[] for _ in range(_SHARES)]
 
     def add(self, digests: np.ndarray) -> None:
         """Add digests, ``S16``."""
-        if len(digests):
-            self._sorted.append(np.sort(digests))
-        while len(self._sorted) > 1 and len(self._sorted[-2]) < 2 * len(self._sorted[-1]):
-            last = self._sorted.pop()
-            self._sorted[-1] = np.sort(np.concatenate([self._sorted[-1], last]), kind="stable")
+        for runs, new in zip(self._shares, _shared(digests)[0], strict=True):
+            if len(new):
+                runs.append(new.copied())
+            while len(runs) > 1 and len(runs[-2]) < 2 * len(runs[-1]):
+                last = runs.pop()
+                runs[-1] = runs[-1].merged(last)
 
     def holds(self, digests: np.ndarray) -> np.ndarray:
         """Return which digests are there, bool."""
-        found = np.zeros(len(digests), bool)
-        for known in self._sorted:
-            places = np.minimum(np.searchsorted(known, digests), len(known) - 1)
-            found |= known[places] == digests
+        shares, order = _shared(digests)
+        held = [
+            np.logical_or.reduce([run.holds(asked) for run in runs]) if runs else np.zeros(len(asked), bool)
+            for runs, asked in zip(self._shares, shares, strict=True)
+        ]
+        found = np.empty(len(digests), bool)
+        found[order] = np.concatenate(held)
         return found
 
     def __contains__(self, image_id: str) -> bool:
         return bool(self.holds(digests_of([image_id]))[0])
+
+
+def _shared(digests: np.ndarray) -> tuple[list[_Sorted], np.ndarray]:
+    """Sort digests, and cut them by their first bits; also returns where each of them was."""
+    halves = np.ascontiguousarray(digests).view(">u8").reshape(-1, 2).astype(np.uint64)
+    order = np.argsort(halves[:, 0])
+    first, second = np.ascontiguousarray(halves[order].T)
+    ends = np.searchsorted(first, _BORDERS)
+    return [_Sorted(*pair) for pair in zip(np.split(first, ends), np.split(second, ends), strict=True)], order
 
 
 def digests_of(ids: Sequence[str]) -> np.ndarray:

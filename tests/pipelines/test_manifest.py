@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -74,6 +75,14 @@ def test_ids_are_told_apart_over_many_batches() -> None:
     assert ids[9000:] == [f"{n}#2" for n in range(9000)]
     assert seen.holds(digests_of(ids)).all()
     assert "9000" not in seen
+
+
+def test_digests_with_one_first_half_are_told_apart() -> None:
+    digests = np.array([b"a" * 8 + bytes([second]) * 8 for second in range(1, 7)], "S16")
+    seen = IdSet()
+    for digest in digests[[4, 0, 2]]:
+        seen.add(np.array([digest]))
+    assert seen.holds(digests).tolist() == [True, False, True, False, True, False]
 
 
 def test_an_id_that_a_later_table_repeats_is_the_same_id_whether_it_comes_at_once_or_later(
