@@ -504,12 +504,15 @@ class CarConfig:
         mask_threshold: Pixels whose map is above this share of its range are shown clearly; larger shows less.
         prompt: What becomes of the rest of a word's picture: "circle_blur" blurs it and draws a red ellipse; "blur_gray"
             blurs it and takes its color.
+        last_block: Judge by the class token of the whole tower. The authors' code leaves the last block out, which a judge
+            of 24 blocks may bear; the small model that ships with ovss then keeps wrong words.
     """
 
     threshold: float = 0.6
     gain: float = 15.0
     mask_threshold: float = 0.5
     prompt: VisualPrompt = "circle_blur"
+    last_block: bool = True
 
     def __post_init__(self) -> None:
         _require_share("car.threshold", self.threshold)

@@ -590,7 +590,7 @@ def _car_rounds(
     case: Case, given: FilterWords, sight: Sight, picture: np.ndarray, prompt: str
 ) -> dict[str, np.ndarray]:
     """Go through the rounds, and keep what each of them saw and decided."""
-    config = CarConfig(CAR_THRESHOLD, CAR_TEMPLATES, prompt=CAR_PROMPTS[prompt])
+    config = CarConfig(CAR_THRESHOLD, CAR_TEMPLATES, prompt=CAR_PROMPTS[prompt], last_block=False)
     rounds = WordFilter(config, given, CAR_WORDS, case.encoder, (CLIP_MEAN, CLIP_STD), CAR_SCALE, 0.4, 64)
     every = range(CAR_WORDS)
     first = masks_of_words(rounds.maps(sight, every, 0), sight.grid, (picture.shape[0], picture.shape[1]))

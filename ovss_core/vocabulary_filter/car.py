@@ -1,8 +1,8 @@
 """CaR's rounds: a mask and a picture for each word, until no word leaves.
 
 "CLIP as RNN: Segment Countless Visual Concepts without Training Endeavor" (CVPR 2024). Built are its masks, pictures, scores
-and rounds. Not built, or otherwise: its second, larger CLIP (this tower judges as well), its dense CRF and its own labels
-(the host's scores of the words that are left make the masks), its list of background words (the phrases of the vocabulary's
+and rounds. Not built, or otherwise: its second, larger CLIP (this tower judges as well, its last block included unless the settings leave it
+out as the released code does), its dense CRF and its own labels (the host's scores of the words that are left make the masks), its list of background words (the phrases of the vocabulary's
 background class compete in their place), its two passes over things and stuff.
 """
 
@@ -198,11 +198,15 @@ class WordFilter:
         for picture in pictures:
             waiting.append(torch.from_numpy(picture))
             if len(waiting) == self._batch:
-                found.append(encode_pictures(self._encoder, torch.stack(waiting), self._normalization))
+                found.append(self._features(waiting))
                 waiting = []
         if waiting:
-            found.append(encode_pictures(self._encoder, torch.stack(waiting), self._normalization))
+            found.append(self._features(waiting))
         return torch.cat(found)
+
+    def _features(self, pictures: Sequence[Tensor]) -> Float[Tensor, "pictures features"]:
+        given = torch.stack(tuple(pictures))
+        return encode_pictures(self._encoder, given, self._normalization, self._config.last_block)
 
     def _classes(self, words: Sequence[int]) -> tuple[int, ...]:
         return tuple(self._words.classes[word] for word in words)

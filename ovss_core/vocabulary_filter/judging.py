@@ -14,12 +14,16 @@ def encode_pictures(
     encoder: ImageEncoder,
     pictures: UInt8[Tensor, "pictures height width 3"],
     normalization: tuple[tuple[float, ...], tuple[float, ...]],
+    last_block: bool = True,
 ) -> Float[Tensor, "pictures features"]:
-    """Encode pictures by the class token of block L-1, as CaR's judge does; unit features, float32.
+    """Encode pictures by the class token; unit features, float32.
 
-    The last block is left out, and its norm and projection follow all the same.
+    Args:
+        last_block: False leaves the last block out, as CaR's released judge does: what follows it follows block L-1.
     """
     pixels = normalize(pictures.to(encoder.device), *normalization)
+    if last_block:
+        return F.normalize(encoder.class_features(pixels, "bilinear").float(), dim=-1)
     trace = encoder.trace(pixels, TraceRequest(resampling="bilinear"))
     return F.normalize(encoder.project(trace.tokens[:, :1])[:, 0].float(), dim=-1)
 

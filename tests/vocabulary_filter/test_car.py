@@ -1,12 +1,16 @@
 """CaR's rounds: scores by loops, pictures by what they show, images of one call as alone, and the labels that follow."""
 
+import io
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from ovss_core.api import encode_words
 from ovss_core.check import validate
@@ -21,6 +25,10 @@ from ovss_core.vocabulary_filter.activation import Sight, channel_weights
 from ovss_core.vocabulary_filter.car import FilterWords, WordFilter
 from ovss_core.vocabulary_filter.judging import score_words, those_that_stay
 from ovss_core.vocabulary_filter.visual_prompts import prompt_picture
+from pipelines.label.checks import check_label
+from pipelines.label.options import WordOptions
+from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
+from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from tests.tiny import WORDS, random_picture, random_windows, tiny_clip, tiny_config, tiny_encoder
 
 PICTURES = [random_picture(*size) for size in ((37, 80), (48, 60), (45, 33))]
@@ -31,6 +39,12 @@ LINES = ["background: wall, floor", *WORDS]
 def _config(host: str = "sclip", car: CarConfig | None = None) -> SegmenterConfig:
     config = tiny_config(host, CAR, LabelConfig())
     return replace(config, car=car or CarConfig(0.2, gain=6.0))
+
+
+def _png(picture: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +174,32 @@ def test_the_second_stage_filters_what_rows_bring_as_one_call_does(
         assert not isinstance(found, ImageError)
         assert np.array_equal(found.label_map, expected.label_map)
         assert [entry.index for entry in found.kept] == [entry.index for entry in expected.kept]
+
+
+def test_two_pools_give_the_rows_of_one(text: EncodedVocabulary) -> None:
+    given = pa.table({"image": [_png(picture) for picture in PICTURES]})
+    config, sent = _config(), text.to_bytes()
+    proposed = ProposeStage(config, sent)(given)
+    assert proposed["failure"].null_count == len(PICTURES)
+    finished = FinishStage(config, sent)(proposed)
+    alone = SegmentStage(config, sent)(given)
+    for ours, theirs in zip(finished["result"].to_pylist(), alone["result"].to_pylist(), strict=True):
+        assert ours["mask"] == theirs["mask"]
+        assert [entry["index"] for entry in ours["removed"]] == [
+            entry["index"] for entry in theirs["removed"]
+        ]
+
+
+def test_words_of_each_image_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--purify car reads the words of a run"):
+        check_label(
+            SourceOptions(parquet=str(tmp_path / "x.parquet")),
+            RunOptions(str(tmp_path / "out")),
+            PoolOptions(),
+            _config(),
+            Vocabulary.from_names(LINES),
+            words=WordOptions(words_column="tags"),
+        )
 
 
 def test_words_travel_with_their_prompts_and_nobody_pays_for_them_otherwise(text: EncodedVocabulary) -> None:
