@@ -16,9 +16,10 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON}-slim
 ARG TORCH_INDEX=
-# wget asks for a node's health where KubeRay puts its own probes; libgomp is what torch's CPU kernels run on
+# wget asks for a node's health where KubeRay puts its own probes; libgomp is what torch's CPU kernels run on; with gcc Triton
+# builds what starts its kernels on a GPU
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libgomp1 wget \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev libgomp1 wget \
     && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml constraints.txt /tmp/requirements/
 RUN cd /tmp/requirements \

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_OUTPUT := out/demo
 WORDS := demo
 
-.PHONY: setup demo demo144 test check docs format test-slow test-gpu clean
+.PHONY: setup demo demo144 test check style types docs format test-slow test-gpu test-readers clean
 
 setup: $(VENV)/installed
 
@@ -25,14 +25,19 @@ demo144:
 	$(MAKE) demo WORDS=examples/ade144.txt DEMO_OUTPUT=out/demo144
 
 test: setup check
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
+# two at a time, each with its output in one piece
 check: setup
+	$(MAKE) --jobs 2 --output-sync=target types style docs
+
+style: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(MAKE) docs
+
+types: setup
+	$(BIN)/mypy
 
 # every page, the reference out of the code included; a warning is an error
 docs: setup
@@ -43,10 +48,17 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test-slow: setup
-	$(BIN)/pytest -m 'slow or cluster' --timeout 1800
+	OVSS_TEST_WORKERS= $(BIN)/pytest -m 'slow or cluster' --timeout 1800
 
 test-gpu: setup
 	$(BIN)/pytest -m gpu
 
+# the libraries that people open exports with, in an environment of their own: some want an older NumPy, Arrow and Pillow
+test-readers:
+	$(PYTHON) -m venv $(VENV)-readers
+	$(VENV)-readers/bin/pip install --quiet --disable-pip-version-check --constraint constraints-readers.txt --editable '.[dev,readers]'
+	$(VENV)-readers/bin/python -c "import datasets, datumaro, label_studio_sdk, pycocotools, supervision, webdataset"
+	$(VENV)-readers/bin/pytest tests/derive/test_export.py
+
 clean:
-	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-readers out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,9 +1,9 @@
 """Train a small network on pseudo-labels alone: `python -m examples.train_student out/student`.
 
-Scenes are drawn and labelled by the model that ships with ovss, and selections are made of these labels. A student learns
-from each, and is measured on scenes that neither it nor its teacher has seen. The exact labels serve to measure, and to train
-one more student that shows what this network can learn. Further words give the numbers of scenes to train on and to hold
-out, and the rounds of training.
+Scenes are drawn and labelled by the model that ships with ovss, by one host and by two together, and selections are made by
+confidence and by agreement of the two. A student learns from each, and is measured on scenes that neither it nor its teacher
+has seen. The exact labels serve to measure, and to train one more student that shows what this network can learn. Further
+words give the numbers of scenes to train on and to hold out, and the steps of training, the same for each student.
 """
 
 import sys
@@ -18,14 +18,14 @@ from torch.nn import functional
 from jobs.cli import main as ovss
 from pipelines.label.reader import open_labels
 
-SIZE = 112
-"""Side of the drawn scenes in pixels."""
-SEEDS = {"lessons": 11, "held-out": 12}
-"""Of the drawn scenes; the shipped model learned from scenes of seed 0."""
-SELECTIONS = {"margin >= 0.2": ["--min-confidence", "0.2"], "best half a class": ["--best-share", "0.5"]}
-"""What `ovss select` is asked for."""
-MODEL = ["--vocabulary", "demo", "--model", "demo", "--host", "clearclip"]
-BATCH = 8
+SIZE, BATCH = 112, 8
+"""Side of the drawn scenes in pixels; scenes a step."""
+ALL, SURE, AGREED = ["--min-confidence", "0"], ["--min-confidence", "0.2"], ["--max-disagreement", "0.2"]
+SELECTIONS = {
+    "clearclip": {"all": ALL, "margin >= 0.2": SURE, "best half a class": ["--best-share", "0.5"]},
+    "sfp,naclip": {"all": ALL, "margin >= 0.2": SURE, "hosts agree": AGREED, "both": [*SURE, *AGREED]},
+}
+"""Hosts that label, and what `ovss select` is asked for; hosts agree where they differ on a fifth of an image at most."""
 
 
 class Student(nn.Module):
@@ -58,23 +58,22 @@ def _as_large(logits: Tensor, other: Tensor) -> Tensor:
     return functional.interpolate(logits, size=other.shape[-2:], mode="bilinear")
 
 
-def train(pixels: Tensor, labels: Tensor, classes: int, ignored: int, rounds: int) -> Student:
+def train(pixels: Tensor, labels: Tensor, classes: int, ignored: int, steps: int) -> Student:
     """Return a student of labels, int64 [n, height, width]; pixels are uint8 [n, 3, height, width]."""
     torch.manual_seed(0)
     student = Student(classes)
     optimizer = torch.optim.AdamW(student.parameters(), weight_decay=0.05)
-    steps = rounds * -(-len(pixels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    for _ in range(rounds):
-        for chosen in torch.randperm(len(pixels)).split(BATCH):
-            flip = [-1] if torch.rand(()) < 0.5 else []
-            logits = student(pixels[chosen].flip(flip))
-            wanted = labels[chosen, ::2, ::2].flip(flip)
-            loss = functional.cross_entropy(logits, wanted, ignore_index=ignored, reduction="sum")
-            optimizer.zero_grad()
-            (loss / max(1, int((wanted != ignored).sum()))).backward()
-            optimizer.step()
-            schedule.step()
+    for _ in range(steps):
+        chosen = torch.randperm(len(pixels))[:BATCH]
+        flip = [-1] if torch.rand(()) < 0.5 else []
+        logits = student(pixels[chosen].flip(flip))
+        wanted = labels[chosen, ::2, ::2].flip(flip)
+        loss = functional.cross_entropy(logits, wanted, ignore_index=ignored, reduction="sum")
+        optimizer.zero_grad()
+        (loss / max(1, int((wanted != ignored).sum()))).backward()
+        optimizer.step()
+        schedule.step()
     return student.eval()
 
 
@@ -100,11 +99,12 @@ def call(command: str, *arguments: str) -> None:
         raise SystemExit(f"ovss {command} did not finish")
 
 
-def label_scenes(place: Path, name: str, count: int) -> None:
-    """Draw scenes, and label them with the margin of each pixel."""
-    scenes, output = f"{place}/{name}/scenes", f"{place}/{name}/labels"
-    call("scenes", "--count", f"{count}", "--seed", f"{SEEDS[name]}", "--size", f"{SIZE}", "--output", scenes)
-    call("label", "--images", f"{scenes}/images", "--output", output, "--confidence", "pixel", *MODEL)
+def label_scenes(place: Path, count: str, seed: str) -> None:
+    """Draw scenes, and label them by each teacher with the margin of each pixel."""
+    call("scenes", "--count", count, "--seed", seed, "--size", f"{SIZE}", "--output", f"{place}/scenes")
+    for host in SELECTIONS:
+        asked = ["--vocabulary", "demo", "--model", "demo", "--host", host, "--confidence", "pixel"]
+        call("label", "--images", f"{place}/scenes/images", "--output", f"{place}/{host}", *asked)
 
 
 def read(labels: Path, scenes: Path) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,27 +115,29 @@ def read(labels: Path, scenes: Path) -> tuple[Tensor, Tensor, Tensor]:
     return pixels, masks, torch.from_numpy(np.stack(exact))
 
 
-def main(output: str, count: str = "400", held_out: str = "100", rounds: str = "20") -> dict[str, float]:
-    """Print and return the mIoU on held-out scenes of the teacher, of its students, and of one class everywhere."""
-    place = Path(output)
-    for name, scenes in zip(SEEDS, (count, held_out), strict=True):
-        label_scenes(place, name, int(scenes))
-    labels = {"all pixels": place / "lessons/labels"}
-    for number, (name, flags) in enumerate(SELECTIONS.items()):
-        labels[name] = place / f"lessons/selection-{number}"
-        call("select", "--labels", str(labels["all pixels"]), "--output", str(labels[name]), *flags)
-    files = open_labels(str(labels["all pixels"]))
+def main(output: str, count: str = "400", held_out: str = "100", steps: str = "1000") -> dict[str, float]:
+    """Print and return the mIoU on held-out scenes of teachers, of their students, and of one class everywhere."""
+    place, tests = Path(output, "lessons"), Path(output, "held-out")
+    label_scenes(place, count, "11")  # the shipped model learned from scenes of seed 0
+    label_scenes(tests, held_out, "12")
+    lessons = {}
+    for host, selections in SELECTIONS.items():
+        for number, (name, flags) in enumerate(selections.items()):
+            chosen = place / f"{host}-{number}"
+            call("select", "--labels", f"{place}/{host}", "--output", str(chosen), *flags)
+            lessons[f"student of {host}, {name}"] = read(chosen, place / "scenes")
+    pixels, masks, exact = lessons["student of clearclip, all"]
+    lessons["student of exact labels"] = (pixels, exact, exact)
+    files = open_labels(f"{place}/clearclip")
     classes, ignored = len(files.class_names), files.ignore_index
-
-    seen, taught, truth = read(place / "held-out/labels", place / "held-out/scenes")
-    lessons = {f"student, {name}": read(path, place / "lessons/scenes") for name, path in labels.items()}
-    pixels, masks, exact = lessons["student, all pixels"]
-    one = torch.full_like(truth, int(masks.flatten().mode().values))
-    known = {"one class everywhere": one, "teacher": taught}
-    table = {name: mean_iou(labelled, truth, classes) for name, labelled in known.items()}
-    for name, (pictures, lesson, _) in {**lessons, "student, exact labels": (pixels, exact, exact)}.items():
-        student = train(pictures, lesson, classes, ignored, int(rounds))
+    taught = {host: read(tests / host, tests / "scenes") for host in SELECTIONS}
+    seen, _, truth = taught["clearclip"]
+    table = {f"teacher, {host}": mean_iou(masks, truth, classes) for host, (_, masks, _) in taught.items()}
+    table["one class everywhere"] = mean_iou(masks.flatten().mode().values.expand_as(truth), truth, classes)
+    for name, (pixels, masks, _) in lessons.items():
+        student = train(pixels, masks, classes, ignored, int(steps))
         table[name] = mean_iou(predict(student, seen), truth, classes)
+        print(f"{name}: {len(pixels)} images, {(masks != ignored).double().mean():.0%} of their pixels")
     print("| labels | mIoU |\n|---|---|")
     for name, iou in table.items():
         print(f"| {name} | {iou:.1f} |")

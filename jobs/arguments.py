@@ -185,9 +185,12 @@ def segmenter_defaults(config: SegmenterConfig) -> dict[str, Any]:
 
 
 def parse_with_protocol(
-    parser: CommandParser, arguments: Sequence[str] | None
+    parser: CommandParser, arguments: Sequence[str] | None, of_images: Vocabulary | None = None
 ) -> tuple[Namespace, Vocabulary]:
     """Parse flags; what the model's card recommends, and with ``--benchmark`` its constants, take the defaults' place.
+
+    Args:
+        of_images: What is returned for the vocabulary where none is given, but each image brings its own words.
 
     Raises:
         ConfigError: Neither a vocabulary nor a benchmark was given, or flags that cannot be understood.
@@ -215,6 +218,8 @@ def parse_with_protocol(
     values.recommended = f"{values.model} recommends {', '.join(taken)}, which is taken" if taken else None
     if values.vocabulary:
         return values, load_vocabulary(values.vocabulary)
+    if offered is None and of_images is not None and (values.words_column or values.caption_words):
+        return values, of_images
     if offered is None:
         raise ConfigError(
             "give --vocabulary (words by commas such as cat,dog, a file, or a shipped name such as voc21), or --benchmark"

@@ -19,7 +19,7 @@ from jobs.arguments import (
 from jobs.flags import Flag, flags_of
 from jobs.parser import CommandParser
 from jobs.reporting import Arguments, reported
-from pipelines.label.options import OutputOptions, PartOptions
+from pipelines.label.options import NO_VOCABULARY, OutputOptions, PartOptions, WordOptions
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
 from pipelines.sources.kinds import SOURCE_KINDS
 
@@ -50,6 +50,7 @@ def build_parser() -> CommandParser:
             *run_flags(),
             benchmark_flag("Take the vocabulary and the constants of this benchmark.", QUALITY),
             descriptions_flag(),
+            *flags_of(WordOptions, QUALITY),
             *flags_of(OutputOptions, RUN),
             _DRY_RUN,
             *segmenter_flags(),
@@ -62,7 +63,8 @@ def build_parser() -> CommandParser:
 @reported
 def main(arguments: Arguments = None) -> int:
     """Run the job and return the exit status."""
-    values, vocabulary = parse_with_protocol(build_parser(), arguments)
+    values, vocabulary = parse_with_protocol(build_parser(), arguments, NO_VOCABULARY)
+    words = take_fields(values, WordOptions)
     source, run = take_fields(values, SourceOptions), take_fields(values, RunOptions)
     segmenter, pools = take_segmenter(values), take_fields(values, PoolOptions)
     # imported here: help does not wait for Arrow, and settings that cannot work not for torch and Ray
@@ -74,7 +76,7 @@ def main(arguments: Arguments = None) -> int:
     choose_display(run)
     segmenter = fetch_weights(segmenter)
     descriptions = read_descriptions(values.descriptions)
-    check_label(source, run, pools, segmenter, vocabulary, descriptions)
+    check_label(source, run, pools, segmenter, vocabulary, descriptions, words)
     source.open()  # says at once where nothing is there
     say_recommended(values)
     with announced("loading torch and Ray"):
@@ -89,6 +91,7 @@ def main(arguments: Arguments = None) -> int:
         pools,
         take_fields(values, OutputOptions),
         take_fields(values, PartOptions),
+        words,
     )
     if values.dry_run:
         from pipelines.label.dry_run import forecast_label

@@ -21,6 +21,7 @@ from ovss_core.clip.text import EncodedVocabulary, TextEncoder, cut_texts, encod
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.trial import trust_kernels
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.decode import decode_image, picture_to_rgb
 from ovss_core.regions import RegionMap
@@ -91,7 +92,7 @@ class OpenVocabSegmenter:
         for warning in warnings:
             logger.warning("%s", warning)
         text = encode_words(clip, settings, classes, sentences, chosen)
-        return cls(SegmentationEngine(settings, clip, text, chosen))
+        return cls(trust_kernels(SegmentationEngine(settings, clip, text, chosen)))
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -653,8 +653,8 @@ class SegmenterConfig:
             image as a whole speaks for, and costs one more encoded window an image. 0 leaves it out.
         refine: What fits the score maps to the picture's edges before labels are assigned, with and without
             purification: the refiner of that name in `ovss_core.refiners`, or "none".
-        window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 128 on a GPU, 8
-            on a CPU, whose caches hold no more.
+        window_batch: Windows encoded at once; larger fills a GPU better and takes more memory. None: 128 on a GPU,
+            256 where purification follows, and 8 on a CPU, whose caches hold no more.
         max_pixels: Images with more pixels are refused before they are decoded.
     """
 

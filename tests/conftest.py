@@ -10,27 +10,39 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.forked_workers import local_ray
+
 # Triton decides when a kernel is defined whether it will be interpreted; no test is collected before this file is read
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one Ray together where `--dist loadgroup` spreads the others: to start another one costs."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One small local Ray for all tests that need it."""
-    import ray
-
     os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # what tests wait for
-    ray.init(
-        address="local",
+    # as in a run, where a new worker costs more than an idle one
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    with local_ray(
+        "pipelines.label.stages",
+        "pipelines.evaluate.stage",
+        "pipelines.derive.export",
         num_cpus=4,
         num_gpus=0,
         include_dashboard=False,
         object_store_memory=300_000_000,
         log_to_driver=False,
         logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
+    ):
+        yield
 
 
 def encode_image(seed: int, height: int = 24, width: int = 32, kind: str = "JPEG") -> bytes:

@@ -17,6 +17,7 @@ def label_row(result: Segmentation) -> dict[str, Any]:
         "width": width,
         "mask": encode_mask(result.label_map),
         "words": [entry.name for entry in present],
+        "vocabulary": None,
         "present": [vars(entry) for entry in present],
         "score": None if sure is None else sure.score,
         "margin": None if sure is None else sure.margin,

@@ -89,6 +89,15 @@ def test_the_image_is_not_roots_and_what_it_copies_is_there_and_in_its_context()
     assert last.rindex("\nUSER") > last.rindex("\nRUN")
 
 
+def test_the_image_has_the_compiler_that_triton_starts_kernels_with() -> None:
+    build = pytest.importorskip("triton.runtime.build", reason="Triton is on Linux alone")
+    installed = (
+        (ROOT / "Dockerfile").read_text().partition("--no-install-recommends")[2].partition("\\")[0].split()
+    )
+    assert {"gcc", "libc6-dev"} <= set(installed)
+    assert 'shutil.which("gcc")' in Path(build.__file__).read_text(), "Triton looks for another one now"
+
+
 def test_the_images_dependencies_are_those_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
     [code] = re.findall(r'python -c "(.*?)" >', DOCKERFILE)
     exec(code.replace("/tmp/requirements", str(ROOT)))

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -102,19 +103,27 @@ def test_a_student_learns_from_the_labelled_pixels_alone() -> None:
     pixels = torch.randint(0, 256, (8, 3, 1, 1), dtype=torch.uint8).expand(8, 3, 16, 16).clone()
     labels = (pixels[:, 0] > 127).long()
     labels[:, :8] = 255  # half of each picture teaches nothing, and is not taken for a class
-    student = train_student.train(pixels, labels, 2, 255, rounds=30)
+    student = train_student.train(pixels, labels, 2, 255, steps=30)
     predicted = train_student.predict(student, pixels)
     assert (predicted == (pixels[:, 0] > 127)).float().mean() > 0.9
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # four labelling runs, seven selections and eight students
 def test_a_student_of_pseudo_labels_beats_one_class_everywhere_and_the_table_is_printed(
     ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = train_student.main(str(tmp_path / "student"), "48", "16", "30")
-    teacher, floor = table["teacher"], table["one class everywhere"]
-    students = [value for name, value in table.items() if name.startswith("student")]
-    assert len(students) == 4
-    assert all(value > floor for value in (*students, teacher))
+    table = train_student.main(str(tmp_path / "student"), "48", "16", "180")
+    floor = table.pop("one class everywhere")
+    students, teachers = (
+        [name for name in table if name.startswith(kind)] for kind in ("student", "teacher")
+    )
+    assert (len(students), len(teachers)) == (8, 2)
+    assert all(value > floor for value in table.values())
     printed = capsys.readouterr().out
     assert all(f"| {name} | {value:.1f} |" in printed for name, value in table.items())
+    shares = dict(re.findall(r"^(student.*): .* images, (\d+)% of their pixels$", printed, re.MULTILINE))
+    assert shares.keys() == set(students)
+    assert (
+        int(shares["student of sfp,naclip, both"]) < int(shares["student of sfp,naclip, hosts agree"]) == 100
+    )

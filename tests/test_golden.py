@@ -22,7 +22,9 @@ def test_changed_reference_arrays_are_misses_and_end_with_status_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "golden"
-    shutil.copytree(GOLDEN, copy)
+    shutil.copytree(GOLDEN, copy, ignore=shutil.ignore_patterns("more", "refiners"))
+    (copy / "more").mkdir()
+    shutil.copy(GOLDEN / "more/pearl.npz", copy / "more")
     changes = {
         "sfp_released.npz": "w0/features",
         "vanilla_encoder.npz": "w5/cls",
@@ -64,6 +66,9 @@ def test_a_folder_of_further_hosts_finds_its_tower_beside_it(
     with np.load(tmp_path / "golden_7" / "inputs.npz") as stored:
         windows = dict(stored)
     np.savez(tmp_path / "golden_7" / "inputs.npz", **windows | {"w3": windows["w4"], "w4": windows["w3"]})
+    for path in further.glob("*.npz"):
+        if path.stem != "pearl":
+            path.unlink()
     assert main([str(further)]) == 1
 
 
@@ -75,13 +80,16 @@ def test_every_reference_array_with_a_second_tower_is_matched() -> None:
     assert all(report.skipped.values())
 
 
-def test_arrays_with_a_second_tower_stand_on_the_folder_beside_them(tmp_path: Path) -> None:
+def test_arrays_with_a_second_tower_stand_on_the_folder_beside_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(GOLDEN, tmp_path / "other")
     shutil.copytree(BACKBONE, tmp_path / "other_backbone")
     with np.load(tmp_path / "other" / "tiny_vit.npz") as stored:
         arrays = dict(stored)
     arrays["proj"] = arrays["proj"] * 2
     np.savez(tmp_path / "other" / "tiny_vit.npz", **arrays)
-    assert {row.key.rsplit("/", 1)[-1] for row in check(tmp_path / "other_backbone").missed} >= {"features"}
     assert main([str(tmp_path / "other_backbone")]) == 1
+    misses = [line for line in capsys.readouterr().out.splitlines() if line.startswith("MISS")]
+    assert any("/features" in line for line in misses)
     assert main([str(tmp_path / "other_backbone"), str(GOLDEN)]) == 0

@@ -13,8 +13,18 @@ from torch import Tensor
 
 from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, Room, first_places
 from ovss_core.class_purification.placement import Placement, Units
-from ovss_core.class_purification.regions import Boxes, bound_parts, quantize, threshold_regions
+from ovss_core.class_purification.regions import (
+    Boxes,
+    bound_parts,
+    quantize,
+    threshold_levels,
+    threshold_regions,
+)
 from ovss_core.config import PurificationConfig
+from ovss_core.kernels import use_kernel
+
+MOST_PLACES = 64
+"""Classes of an image that a program compares all with all."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,10 @@ def list_regions(groups: AmbiguousGroups, placement: Placement, capacity: int | 
         placement: Where they lie.
         capacity: Rows of the table; None counts.
     """
+    if capacity is not None and not groups.by_window and use_kernel(groups.boxes):
+        from ovss_core.kernels.groups_triton import launch_list
+
+        return RegionTable(*launch_list(groups.boxes, groups.used, capacity))
     x0, y0, x1, y1 = groups.boxes.unbind(-1)
     wanted = (groups.used & (x0 < x1) & (y0 < y1)).flatten()
     row = first_places(wanted[None], capacity)[0]
@@ -115,16 +129,18 @@ def find_ambiguous(
         excluded: A class that is never ambiguous (a background class that competes as a class).
         room: None counts, and makes as many places as are needed.
     """
+    if room is not None and config.by_image and use_kernel(kept.maps) and kept.places <= MOST_PLACES:
+        return _find_on_device(placement, kept, config, threshold, -1 if excluded is None else excluded, room)
     edges = soft_iou(kept.by_unit().flatten(2)) >= threshold
     eligible = kept.used if excluded is None else kept.used & (kept.classes != excluded)
     parts = connected_parts(edges & eligible[:, :, None] & eligible[:, None, :])
-    members, complete = _group_members(parts, eligible, room.groups if room else None)
+    members, complete = group_members(parts, eligible, room.groups if room else None)
     maps = _mean_maps(kept, members)
     by_window = not config.by_image
     maps = maps.unflatten(2, placement.grid)
     if not by_window:
         maps = _lay_on_lattice(placement, maps)
-    boxes = _bound_groups(maps, config, room.boxes if room else None)
+    boxes = bound_groups(maps, config, room.boxes if room else None)
     corners, used = (table.unflatten(0, members.shape[:2]) for table in (boxes.corners, boxes.used))
     corners = corners * placement.patch_size
     limits = placement.window_limits if by_window else placement.image_limits
@@ -134,15 +150,48 @@ def find_ambiguous(
     return AmbiguousGroups(kept.units, by_window, classes, corners, used, complete & boxes.complete)
 
 
+def _find_on_device(
+    placement: Placement,
+    kept: ClassMaps,
+    config: PurificationConfig,
+    threshold: float,
+    excluded: int,
+    room: Room,
+) -> AmbiguousGroups:
+    """Do as `find_ambiguous` for images, in few launches."""
+    from ovss_core.kernels.groups_triton import launch_boxes, launch_groups
+
+    maps = kept.by_unit().flatten(2)
+    members, weights, have_rows = launch_groups(
+        torch.cdist(maps, maps, p=1), maps.sum(2), kept.classes, room.groups, threshold, excluded
+    )
+    mean = torch.bmm(weights[kept.units.index], kept.maps.double()).unflatten(2, placement.grid)
+    boxes, used, have_boxes = launch_boxes(
+        _lay_on_lattice(placement, mean),
+        members,
+        placement.image_limits,
+        threshold_levels(config.box_threshold, mean.device),
+        room.boxes,
+        placement.patch_size,
+    )
+    complete = torch.cat([have_rows, have_boxes]).all()
+    return AmbiguousGroups(kept.units, False, members, boxes, used, complete)
+
+
 def soft_iou(maps: Float[Tensor, "units places values"]) -> Float[Tensor, "units places places"]:
     """Measure how far every two maps of a unit coincide: sum of minima / sum of maxima.
 
     Both follow from the sums and the L1 distance, as min = (a + b - |a - b|) / 2, so no [places, places, values] is
     formed. Two empty maps give 0.
     """
-    sums = maps.sum(2)
+    return iou_of(maps.sum(2), torch.cdist(maps, maps, p=1))
+
+
+def iou_of(
+    sums: Float[Tensor, "units places"], distance: Float[Tensor, "units places places"]
+) -> Float[Tensor, "units places places"]:
+    """Find `soft_iou` by the sums of maps and their L1 distances."""
     both = sums[:, :, None] + sums[:, None, :]
-    distance = torch.cdist(maps, maps, p=1)
     largest = (both + distance) / 2
     return torch.where(largest > 0, (both - distance) / 2 / largest.clamp_min(1e-30), 0).clamp_min(0)
 
@@ -163,7 +212,7 @@ def connected_parts(edges: Bool[Tensor, "units nodes nodes"]) -> Int[Tensor, "un
     return torch.where(reach > 0, every, nodes).amin(2)
 
 
-def _group_members(parts: Tensor, eligible: Tensor, capacity: int | None) -> tuple[Tensor, Tensor]:
+def group_members(parts: Tensor, eligible: Tensor, capacity: int | None) -> tuple[Tensor, Tensor]:
     """Number the components of two or more nodes by their first node, and say whether all have a number."""
     nodes = parts.shape[1]
     every = torch.arange(nodes, device=parts.device)
@@ -191,7 +240,7 @@ def _lay_on_lattice(
     return total / covered[:, None].clamp_min(1e-12)
 
 
-def _bound_groups(
+def bound_groups(
     maps: Float[Tensor, "units groups height width"], config: PurificationConfig, capacity: int | None
 ) -> Boxes:
     """Bound the regions of each group's mean map, in patches; a group with an empty map has one degenerate box."""

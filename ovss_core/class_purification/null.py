@@ -15,6 +15,7 @@ for an astrolabe. Figures, and what was tried against it, stand in docs/evaluati
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import resources
 
 import torch
@@ -74,23 +75,54 @@ def null_threshold(
     units, distractors = null_scores.shape
     if distractors == 0:
         return null_scores.new_full((units,), floor)
-    first, last = int(TOP_SHARE * distractors), max(1, int(FITTED_SHARE * distractors))
+    fit = NullFit.of(distractors, classes)
     ranked = null_scores.sort(1, descending=True).values
-    upper = ranked[:, first:last]
-    rank = torch.arange(first, last, dtype=torch.float64, device=upper.device)
-    normal = torch.special.ndtri(1 - (rank + 0.5) / distractors)
-    share = min(EXPECTED_FALSE_CLASSES / max(classes, 1), 0.5)
-    target = torch.special.ndtri(torch.tensor(1 - share, dtype=torch.float64)).item()
+    upper = ranked[:, fit.first : fit.last]
+    normal = fit.normal(upper.device)
     weight = (upper > LEAST_SCORE).double()
     points = weight.sum(1)
     score = torch.logit((upper / ceiling).clamp(LEAST_SCORE, 1 - LEAST_SCORE))
     center, level = ((weight * values).sum(1) / points.clamp_min(1) for values in (normal, score))
     offset = weight * (normal - center[:, None])
     slope = (offset * score).sum(1) / (offset * (normal - center[:, None])).sum(1).clamp_min(1e-9)
-    line = level + slope.clamp_min(0) * (target - center)
-    own = ranked[:, int(share * distractors)].clamp_min(floor)
-    enough = points >= max(LEAST_POINTS, LEAST_FILLED * (last - first))
-    return torch.where(enough, ceiling * torch.sigmoid(line), own)
+    line = level + slope.clamp_min(0) * (fit.target - center)
+    own = ranked[:, fit.own].clamp_min(floor)
+    return torch.where(points >= fit.enough, ceiling * torch.sigmoid(line), own)
+
+
+@dataclass(frozen=True)
+class NullFit:
+    """What a threshold is fitted to, which follows from numbers alone.
+
+    Attributes:
+        distractors: How many there are.
+        first, last: Ranks of the scores that the line goes through.
+        target: Normal quantile that the threshold is.
+        own: Rank that is the sample's own quantile.
+        enough: Scores that a line is fitted through.
+    """
+
+    distractors: int
+    first: int
+    last: int
+    target: float
+    own: int
+    enough: float
+
+    @classmethod
+    def of(cls, distractors: int, classes: int) -> "NullFit":
+        """Plan the fit; see `null_threshold`."""
+        first, last = int(TOP_SHARE * distractors), max(1, int(FITTED_SHARE * distractors))
+        share = min(EXPECTED_FALSE_CLASSES / max(classes, 1), 0.5)
+        target = torch.special.ndtri(torch.tensor(1 - share, dtype=torch.float64)).item()
+        enough = float(max(LEAST_POINTS, LEAST_FILLED * (last - first)))
+        return cls(distractors, first, last, target, int(share * distractors), enough)
+
+    def normal(self, device: torch.device) -> Float[Tensor, " ranks"]:
+        """Return the normal quantiles of the ranks, float64."""
+        rank = torch.arange(self.first, self.last, dtype=torch.float64, device=device)
+        quantiles: Tensor = torch.special.ndtri(1 - (rank + 0.5) / self.distractors)
+        return quantiles
 
 
 def most_likely(peaks: Float[Tensor, "units classes"], unit_images: Units) -> Bool[Tensor, "units classes"]:

@@ -31,7 +31,8 @@ from ovss_core.class_purification.evidence import (
 )
 from ovss_core.class_purification.groups import AmbiguousGroups, find_ambiguous
 from ovss_core.class_purification.null import keep_one, most_likely, null_threshold
-from ovss_core.class_purification.placement import Units
+from ovss_core.class_purification.on_device import MOST_COLUMNS, DevicePurifier, DeviceWords, NullRule
+from ovss_core.class_purification.placement import Placement, Units
 from ovss_core.class_purification.refinement import Affinity, balance, refine
 from ovss_core.class_purification.scores import (
     normalized_consistency,
@@ -40,6 +41,7 @@ from ovss_core.class_purification.scores import (
     spatial_consistency,
 )
 from ovss_core.config import BackgroundPolicy, PurificationConfig, published_thresholds
+from ovss_core.kernels import use_kernel
 from ovss_core.vocabulary import Vocabulary
 
 BOUND_SLACK = 1e-6
@@ -138,6 +140,7 @@ class ClassPurifier:
         self._words = self._classes - (self._background is not None)
         self._numbers = config.numbers(self._words, text.logit_scale)
         self._rule, self._ceiling = _score_rule(config)
+        self._on_device = self._build_device_form()
 
     @torch.inference_mode()
     def purify(self, batch: WindowBatch, room: Room | None = None) -> Purified:
@@ -152,6 +155,15 @@ class ClassPurifier:
         place = batch.placement
         units = place.images if whole else place.windows
         unit_images = Units.singles(units) if whole else place.images
+
+        if room is not None and self._on_device is not None and batch.features.dtype == torch.float32:
+            # The same in fused steps: what follows is their meaning.
+            decided = self._on_device.decide(batch, room)
+            groups = self._find_groups(place, decided.kept, room)
+            complete = decided.complete & groups.complete
+            return Purified(
+                decided.scores, decided.kept, decided.thresholds, groups, complete, decided.needed
+            )
 
         # 2. Evidence: a softmax over all phrases. Its denominator and extremes come first, because every later step
         #    compares probabilities and the vocabulary may be too large to hold all of them at once.
@@ -169,10 +181,7 @@ class ClassPurifier:
         complete &= _fits(distractors, room.distractors if room else None)
 
         # 4. Ambiguity: kept classes whose maps coincide claim one region; the encoder will look at it.
-        groups = AmbiguousGroups.none(kept, by_window=not whole)
-        if self._config.ambiguity and kept.places >= 2:
-            excluded = self._background if self._background_competes else None
-            groups = find_ambiguous(place, kept, self._config, self._numbers.ambiguity, excluded, room)
+        groups = self._find_groups(place, kept, room)
 
         # 5. An image has what any of its windows has.
         best = unit_images.reduce(scores, "amax").to(kept.maps.dtype)
@@ -185,6 +194,33 @@ class ClassPurifier:
             groups,
             complete & groups.complete,
             torch.stack([active, distractors]),
+        )
+
+    def _find_groups(self, place: Placement, kept: ClassMaps, room: Room | None) -> AmbiguousGroups:
+        if not self._config.ambiguity or kept.places < 2:
+            return AmbiguousGroups.none(kept, by_window=not self._config.by_image)
+        excluded = self._background if self._background_competes else None
+        return find_ambiguous(place, kept, self._config, self._numbers.ambiguity, excluded, room)
+
+    def _build_device_form(self) -> DevicePurifier | None:
+        """Prepare the fused steps where they apply: images decide by the released score, and one chunk holds all words."""
+        config, chunks = self._config, (self._chunks, self._null_chunks)
+        fused = use_kernel(self._embeddings) and config.by_image and self._rule is released_score
+        if not fused or len(self._chunks) != 1 or len(self._null_chunks) > 1:
+            return None
+        if any(len(chunk.classes) > MOST_COLUMNS for part in chunks for chunk in part):
+            return None
+        words, scale = self._words, self._numbers.score_scale
+        nulls = DeviceWords.of(self._nulls, self._null_chunks[0], scale) if self._null_chunks else None
+        floor, _ = published_thresholds(words)
+        return DevicePurifier(
+            config,
+            DeviceWords.of(self._embeddings, self._chunks[0], scale),
+            nulls,
+            NullRule(words, self._ceiling, floor),
+            self._numbers.redundancy,
+            -1 if self._background is None else self._background,
+            self._background_competes,
         )
 
     def _redundancy(

@@ -56,7 +56,7 @@ def quantize(maps: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 @lru_cache
-def _threshold_levels(share: float, device: torch.device) -> Tensor:
+def threshold_levels(share: float, device: torch.device) -> Int[Tensor, " levels"]:
     """Tabulate int(share * peak), in double precision as the rule was written, for every 8-bit peak."""
     table = [int(share * peak) for peak in range(LEVELS + 1)]
     return torch.tensor(table, dtype=torch.int16, device=device)
@@ -78,7 +78,7 @@ def threshold_regions(
         peaks: The level that counts as each map's maximum: its own, or that of a larger map it is part of.
         share: Share of the peak, 0 to 1.
     """
-    return levels > _threshold_levels(share, levels.device)[peaks.long()][..., None]
+    return levels > threshold_levels(share, levels.device)[peaks.long()][..., None]
 
 
 def bound_parts(

@@ -67,6 +67,7 @@ class TransformerBlock:
         self._attention = block.attn
         self.heads: int = block.attn.num_heads
         self.scale: float = (block.attn.embed_dim // self.heads) ** -0.5
+        self._scaled_bias: tuple[object, Tensor] | None = None
 
     @property
     def scales_layers(self) -> bool:
@@ -121,9 +122,21 @@ class TransformerBlock:
 
     def _network(self, normed: Tensor) -> Tensor:
         network = self._block.mlp
-        quick = isinstance(network.gelu, QuickGELU)
-        result: Tensor = self._block.ls_2(_quick_network(network, normed) if quick else network(normed))
+        if isinstance(network.gelu, QuickGELU):
+            made = _quick_network(network, normed, self._bias_of(network.c_fc.bias))
+        else:
+            made = network(normed)
+        result: Tensor = self._block.ls_2(made)
         return result
+
+    def _bias_of(self, bias: Tensor) -> Tensor:
+        """Return a bias times QuickGELU's slope; made once, as a launch on a GPU costs more than the few numbers."""
+        if bias.requires_grad and torch.is_grad_enabled():
+            return bias * QUICK_GELU_SLOPE
+        version = bias.data_ptr(), None if bias.is_inference() else bias._version, bias.device, bias.dtype
+        if self._scaled_bias is None or self._scaled_bias[0] != version:
+            self._scaled_bias = version, bias.detach() * QUICK_GELU_SLOPE
+        return self._scaled_bias[1]
 
     def forward(self, tokens: Float[Tensor, "windows tokens width"]) -> Float[Tensor, "windows tokens width"]:
         """Run the block as trained; no attention map is materialized."""
@@ -181,14 +194,16 @@ class TransformerBlock:
         return first + self.feed_forward(first)
 
 
-def _quick_network(network: Any, tokens: Float[Tensor, "windows tokens width"]) -> Tensor:
+def _quick_network(
+    network: Any, tokens: Float[Tensor, "windows tokens width"], scaled_bias: Float[Tensor, " hidden"]
+) -> Tensor:
     """Run a feed-forward network with QuickGELU, x sigmoid(a x), in one pass over its widest tensor instead of three.
 
     The function is silu(a x) / a, and both factors go into the matrix products, which scale for nothing.
     """
     inner, outer = network.c_fc, network.c_proj
     slope = QUICK_GELU_SLOPE
-    hidden = torch.addmm(inner.bias * slope, tokens.flatten(0, 1), inner.weight.mT, alpha=slope)
+    hidden = torch.addmm(scaled_bias, tokens.flatten(0, 1), inner.weight.mT, alpha=slope)
     hidden = F.silu(hidden, inplace=True)
     result = torch.addmm(outer.bias, hidden, outer.weight.mT, alpha=1 / slope)
     return result.view_as(tokens)

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -54,6 +54,22 @@ class EncodedVocabulary:
     def phrase_class(self) -> Int[Tensor, " phrases"]:
         """The class index of each phrase."""
         return torch.from_numpy(self.vocabulary.phrase_class)
+
+    def select(self, classes: Sequence[int], name: str | None = None) -> "EncodedVocabulary":
+        """Return the text side of some of the classes, in this order, which their indices then follow.
+
+        Raises:
+            VocabularyError: They are no vocabulary by themselves, such as none at all.
+        """
+        vocabulary = Vocabulary(tuple(self.vocabulary.classes[index] for index in classes), name)
+        ends = np.cumsum([0, *(len(entry.phrases) for entry in self.vocabulary.classes)])
+        rows = np.concatenate([np.arange(ends[index], ends[index + 1]) for index in classes])
+        return replace(
+            self,
+            vocabulary=vocabulary,
+            phrase_embeddings=self.phrase_embeddings[torch.from_numpy(rows)],
+            description_embeddings=self.description_embeddings[list(classes)],
+        )
 
     def to_bytes(self) -> bytes:
         """Serialise without pickle."""
@@ -123,22 +139,14 @@ class TextEncoder:
         per_step = max(1, PROMPT_BATCH // len(templates))
         for start in range(0, len(missing), per_step):
             part = missing[start : start + per_step]
-            for phrase, row in zip(part, self._encode_part(part, templates), strict=True):
+            rows = encode_in_templates(self._clip, part, templates, self._device)
+            for phrase, row in zip(part, rows, strict=True):
                 known[phrase] = row
                 _write_embedding(folder, phrase, row)
         self._clip.model.to("cpu")
         if not phrases:
             return torch.zeros(0, width)
         return torch.stack([known[phrase] for phrase in phrases])
-
-    def _encode_part(
-        self, phrases: Sequence[str], templates: Sequence[str]
-    ) -> Float[Tensor, "phrases features"]:
-        prompts = [template.format(phrase) for phrase in phrases for template in templates]
-        with torch.inference_mode():
-            encoded = F.normalize(encode_prompts(self._clip, prompts, self._device).float(), dim=-1)
-            mean = encoded.view(len(phrases), len(templates), -1).mean(1)
-            return F.normalize(mean, dim=-1).cpu()
 
     def _output_dim(self) -> int:
         return int(self._clip.model.visual.output_dim)
@@ -149,6 +157,22 @@ class TextEncoder:
         settings = json.dumps([list(templates), self._clip.config.name, kinds])
         digest = hashlib.sha256(settings.encode()).hexdigest()
         return self._cache_dir / "text" / f"{self.weights_hash[:24]}-{digest[:16]}"
+
+
+def encode_in_templates(
+    clip: ClipModel, phrases: Sequence[str], templates: Sequence[str], device: torch.device
+) -> Float[Tensor, "phrases features"]:
+    """Encode each phrase through all templates, in one pass: normalize, average, normalize; on the CPU.
+
+    Args:
+        clip: Its text tower lies on the device.
+        templates: Prompts with one `{}` for the phrase.
+    """
+    prompts = [template.format(phrase) for phrase in phrases for template in templates]
+    with torch.inference_mode():
+        encoded = F.normalize(encode_prompts(clip, prompts, device).float(), dim=-1)
+        mean = encoded.view(len(phrases), len(templates), -1).mean(1)
+        return F.normalize(mean, dim=-1).cpu()
 
 
 def encode_prompts(
@@ -197,9 +221,9 @@ def cut_texts(
     if not framed and not plain:
         return []
     tokenizer = load_tokenizer()
-    frame = TEMPLATES[int(_token_counts(tokenizer, context_length, TEMPLATES).argmax())]
+    frame = TEMPLATES[int(count_tokens(tokenizer, context_length, TEMPLATES).argmax())]
     prompts = [*(frame.format(phrase) for phrase in framed), *plain]
-    counts = _token_counts(tokenizer, context_length, prompts)
+    counts = count_tokens(tokenizer, context_length, prompts)
     cut = [text for text, count in zip([*framed, *plain], counts, strict=True) if count > context_length]
     if not cut:
         return []
@@ -211,8 +235,8 @@ def cut_texts(
     ]
 
 
-def _token_counts(tokenizer: Any, context_length: int, texts: Sequence[str]) -> Int[Tensor, " texts"]:
-    """Count the tokens of texts, up to twice what the tower reads.
+def count_tokens(tokenizer: Any, context_length: int, texts: Sequence[str]) -> Int[Tensor, " texts"]:
+    """Count the tokens of texts, a start and an end included, up to twice what the tower reads.
 
     A text ends before the padding behind it; padding's number may stand for a word as well ("!" in CLIP's).
     """

@@ -46,13 +46,13 @@ from ovss_core.engine.agreement import best_classes, disagreement, lattice
 from ovss_core.engine.crops import cut_whole_images, encode_crops
 from ovss_core.engine.facts import known
 from ovss_core.engine.finish import Finisher
-from ovss_core.engine.finite import finite_rows, raise_first
+from ovss_core.engine.finite import finite_rows, raise_first, sound_windows
 from ovss_core.engine.heads import build_heads, mean_features, request_together
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals, size_in
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.pixels import ImagePixels
 from ovss_core.images.resize import normalize, resize_bilinear, resize_image
-from ovss_core.images.windows import PatchGrid, WindowLayout
+from ovss_core.images.windows import PatchGrid, WindowLayout, group_alike
 from ovss_core.proxies.loading import ProxyModel, load_proxy
 from ovss_core.proxies.tower import ProxyTower
 from ovss_core.regions import RegionMap
@@ -61,8 +61,11 @@ from ovss_core.results import Segmentation
 from ovss_core.transfer import Download, upload
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WAVE_BATCHES = 4
-WINDOW_BATCH, WINDOW_BATCH_CPU = 128, 8
+WAVE_BATCHES, WAVE_WINDOWS = 4, 512
+"""Batches of a wave, and windows that it does not exceed unless one batch does."""
+WINDOW_BATCH, WINDOW_BATCH_PURIFIED, WINDOW_BATCH_CPU = 128, 256, 8
+"""Windows of a batch. Where FreeCP follows, a GPU is given twice as many: measured on an H200, 128 were faster without it
+alone."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,11 @@ class SegmentationEngine:
     @property
     def window_batch(self) -> int:
         """Windows encoded at once."""
-        return self.config.window_batch or (WINDOW_BATCH_CPU if self.device.type == "cpu" else WINDOW_BATCH)
+        if self.config.window_batch:
+            return self.config.window_batch
+        if self.device.type == "cpu":
+            return WINDOW_BATCH_CPU
+        return WINDOW_BATCH_PURIFIED if self.config.purification.active else WINDOW_BATCH
 
     def learn(self, *needed: int) -> None:
         """Fit the room of later waves to what one needed; see `Room.learned`."""
@@ -361,7 +368,8 @@ class SegmentationEngine:
     def _wave_windows(self) -> int:
         """Windows of a wave: fewer where the maps that purification spreads by are larger than CLIP's own."""
         share = (self.cells.patch_size / self.encoder.patch_size) ** 4 if self.request.mean_attention else 1.0
-        return max(1, int(self.window_batch * WAVE_BATCHES * min(1.0, share)))
+        windows = min(self.window_batch * WAVE_BATCHES, max(WAVE_WINDOWS, self.window_batch))
+        return max(1, int(windows * min(1.0, share)))
 
     def _fine_pixels(
         self, prepared: Sequence[PreparedImage], layouts: Sequence[WindowLayout]
@@ -451,9 +459,7 @@ class SegmentationEngine:
             encoded: What the tower made of them.
             room: How much may be kept, so that nothing has to be counted; None counts.
         """
-        sound = finite_rows(encoded.features)
-        if encoded.attention is not None:
-            sound &= encoded.attention.sum((1, 2)).isfinite()
+        sound = sound_windows(encoded.features, encoded.attention)
         if encoded.whole is not None:
             sound &= finite_rows(encoded.whole)[wave.placement.images.index]
         images = wave.placement.images
@@ -475,8 +481,9 @@ class SegmentationEngine:
                 return PendingProposals(self, wave, encoded, whole, download, tuple(facts))
         with self._timed("purification"):
             # what is no number must not reach the sums that images of a batch share a table for
+            unsound = ~sound[:, None, None]
             features, attention = (
-                torch.where(sound[:, None, None], table, 0)
+                table.masked_fill(unsound, 0)
                 for table in (self._mixed(wave, encoded, encoded.features), encoded.attention)
             )
             with self._products_as_exact_as_the_tower():
@@ -776,18 +783,4 @@ def _keep_something(decisions: Decisions) -> Decisions:
 
 def plan_waves(layouts: Sequence[WindowLayout], limit: int) -> list[list[int]]:
     """Group images by window size into waves of at most `limit` windows (one image at least)."""
-    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, layout in enumerate(layouts):
-        by_size[layout.window_size].append(index)
-    waves = []
-    for members in by_size.values():
-        wave: list[int] = []
-        windows = 0
-        for index in members:
-            if wave and windows + len(layouts[index]) > limit:
-                waves.append(wave)
-                wave, windows = [], 0
-            wave.append(index)
-            windows += len(layouts[index])
-        waves.append(wave)
-    return waves
+    return group_alike([layout.window_size for layout in layouts], list(map(len, layouts)), limit)

@@ -51,25 +51,28 @@ class EncodedWave:
 
     def single(self, position: int, engine: SegmentationEngine) -> "EncodedWave":
         """Return one of the images alone, for an engine that the wave was encoded for."""
+        return self.part(slice(position, position + 1), engine)
+
+    def part(self, images: slice, engine: SegmentationEngine) -> "EncodedWave":
+        """Return some neighboring images, for an engine that the wave was encoded for."""
         wave, encoded = self.wave, self.encoded
-        start = sum(map(len, wave.layouts[:position]))
-        windows = slice(start, start + len(wave.layouts[position]))
-        one = slice(position, position + 1)
+        ends = np.cumsum([0, *map(len, wave.layouts)])
+        windows = slice(int(ends[images.start]), int(ends[images.stop]))
         attention = None if encoded.attention is None else encoded.attention[windows]
         return EncodedWave(
             Wave(
-                wave.places[one],
-                wave.sizes[one],
-                wave.layouts[one],
-                wave.pixels.single(position, windows),
-                engine.place(wave.layouts[one]),
-                region_maps=wave.region_maps and wave.region_maps[one],
+                wave.places[images],
+                wave.sizes[images],
+                wave.layouts[images],
+                wave.pixels.part(images, windows),
+                engine.place(wave.layouts[images]),
+                region_maps=wave.region_maps and wave.region_maps[images],
             ),
             Encoded(
                 encoded.features[windows],
                 attention,
                 encoded.evidence and {name: table[windows] for name, table in encoded.evidence.items()},
-                None if encoded.whole is None else encoded.whole[one],
+                None if encoded.whole is None else encoded.whole[images],
                 tuple(features[windows] for features in encoded.of_heads),
             ),
         )

@@ -4,14 +4,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from jaxtyping import Integer
 
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.variants import EncodedWave
-from ovss_core.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -56,14 +54,4 @@ def without_redundancy(config: SegmenterConfig) -> SegmenterConfig:
 
 def restrict(text: EncodedVocabulary, classes: Collection[int]) -> EncodedVocabulary:
     """Return the text side of some of the classes, in their order; class indices start anew at 0."""
-    chosen = sorted(classes)
-    phrases = torch.from_numpy(np.isin(text.vocabulary.phrase_class, chosen))
-    vocabulary = Vocabulary(
-        tuple(text.vocabulary.classes[index] for index in chosen), f"{text.vocabulary.name} (present only)"
-    )
-    return replace(
-        text,
-        vocabulary=vocabulary,
-        phrase_embeddings=text.phrase_embeddings[phrases],
-        description_embeddings=text.description_embeddings[chosen],
-    )
+    return text.select(sorted(classes), f"{text.vocabulary.name} (present only)")

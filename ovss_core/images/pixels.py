@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ovss_core.images.windows import WindowLayout
+from ovss_core.kernels import use_kernel
 from ovss_core.transfer import upload
 
 
@@ -59,13 +60,12 @@ class ImagePixels:
         """Count the windows."""
         return len(self.window_first)
 
-    def single(self, image: int, windows: slice) -> "ImagePixels":
-        """Return one image with its windows; the others' pixels stay where they are."""
-        one = slice(image, image + 1)
+    def part(self, images: slice, windows: slice) -> "ImagePixels":
+        """Return some images with their windows; the others' pixels stay where they are."""
         return replace(
             self,
-            first=self.first[one],
-            width=self.width[one],
+            first=self.first[images],
+            width=self.width[images],
             window_first=self.window_first[windows],
             window_width=self.window_width[windows],
         )
@@ -78,11 +78,12 @@ class ImagePixels:
 
     def cut_windows(self, part: slice) -> UInt8[Tensor, "windows height width 3"]:
         """Cut some windows out."""
-        height, width = self.window_size
-        device = self.pixels.device
-        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-        row = self.window_first[part, None] + self.window_width[part, None] * y
-        return self.pixels[row[:, :, None] + x]
+        table = self.pixels, self.window_first[part], self.window_width[part]
+        if use_kernel(self.pixels):
+            from ovss_core.kernels.pixels_triton import launch_windows
+
+            return launch_windows(*table, self.window_size)
+        return windows_of(*table, self.window_size)
 
     def cut_regions(
         self, image: Int[Tensor, " regions"], corners: Int[Tensor, "regions 4"], side: int
@@ -94,17 +95,46 @@ class ImagePixels:
             corners: x0, y0, x1, y1 in pixels of the resized image; no degenerate box.
             side: Side of the result.
         """
-        x0, y0, x1, y1 = corners.unbind(1)
-        rows, row_share = _sample(y0, y1, side)
-        columns, column_share = _sample(x0, x1, side)
-        first, width = (table[image][:, None] for table in (self.first, self.width))
-        mixed = []
-        for y in rows:
-            row = (first + width * y)[:, :, None]
-            left, right = (self.pixels[row + x[:, None, :]].float() for x in columns)
-            mixed.append(torch.lerp(left, right, column_share[:, None, :, None]))
-        blended: Tensor = torch.lerp(mixed[0], mixed[1], row_share[:, :, None, None])
-        return blended.round_().to(torch.uint8)
+        if use_kernel(self.pixels):
+            from ovss_core.kernels.pixels_triton import launch_regions
+
+            return launch_regions(self.pixels, self.first, self.width, image, corners, side)
+        return regions_of(self.pixels, self.first, self.width, image, corners, side)
+
+
+def windows_of(
+    pixels: UInt8[Tensor, "pixels 3"],
+    window_first: Int[Tensor, " windows"],
+    window_width: Int[Tensor, " windows"],
+    size: tuple[int, int],
+) -> UInt8[Tensor, "windows height width 3"]:
+    """Do as `ImagePixels.cut_windows`, by its tables."""
+    height, width = size
+    y, x = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
+    row = window_first[:, None] + window_width[:, None] * y
+    return pixels[row[:, :, None] + x]
+
+
+def regions_of(
+    pixels: UInt8[Tensor, "pixels 3"],
+    first: Int[Tensor, " images"],
+    width: Int[Tensor, " images"],
+    image: Int[Tensor, " regions"],
+    corners: Int[Tensor, "regions 4"],
+    side: int,
+) -> UInt8[Tensor, "regions side side 3"]:
+    """Do as `ImagePixels.cut_regions`, by its tables."""
+    x0, y0, x1, y1 = corners.unbind(1)
+    rows, row_share = _sample(y0, y1, side)
+    columns, column_share = _sample(x0, x1, side)
+    start, line = (table[image][:, None] for table in (first, width))
+    mixed = []
+    for y in rows:
+        row = (start + line * y)[:, :, None]
+        left, right = (pixels[row + x[:, None, :]].float() for x in columns)
+        mixed.append(torch.lerp(left, right, column_share[:, None, :, None]))
+    blended: Tensor = torch.lerp(mixed[0], mixed[1], row_share[:, :, None, None])
+    return blended.round_().to(torch.uint8)
 
 
 def _sample(

@@ -1,5 +1,7 @@
 """Where the windows of an image lie, and cutting them out."""
 
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -107,3 +109,29 @@ class WindowLayout:
         """Cut the windows out of the resized image [height, width, 3]: [windows, size, size, 3]."""
         height, width = self.window_size
         return np.stack([image[top : top + height, left : left + width] for top, left in self.origins])
+
+
+def group_alike(kinds: Sequence[Hashable], costs: Sequence[int], limit: int) -> list[list[int]]:
+    """Group images of one kind, such as a size of windows, so that the costs of a group are at most `limit`.
+
+    An image that costs more is a group of its own.
+
+    Examples:
+        >>> group_alike(["wide", "wide", "high", "wide"], [2, 2, 2, 2], limit=4)
+        [[0, 1], [3], [2]]
+    """
+    by_kind: dict[Hashable, list[int]] = defaultdict(list)
+    for image, kind in enumerate(kinds):
+        by_kind[kind].append(image)
+    groups = []
+    for members in by_kind.values():
+        group: list[int] = []
+        spent = 0
+        for image in members:
+            if group and spent + costs[image] > limit:
+                groups.append(group)
+                group, spent = [], 0
+            group.append(image)
+            spent += costs[image]
+        groups.append(group)
+    return groups

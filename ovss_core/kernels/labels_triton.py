@@ -26,6 +26,29 @@ def _stitched(scores, indices, shares, first_map, maps, columns, taps, x, exists
 
 
 @triton.jit
+def _opened(scores, indices, shares, height, width, maps, columns, taps, PIXELS: tl.constexpr):
+    """Return a program's image, its pixels' columns, and where its tables begin."""
+    image = tl.program_id(0).to(tl.int64)
+    x = tl.program_id(2) * PIXELS + tl.arange(0, PIXELS)
+    scores += (image * height + tl.program_id(1)) * maps * columns
+    return image, x, scores, indices + image * width * taps, shares + image * width * taps
+
+
+@triton.jit
+def _renamed(place, table, boxes, renamed, maps, x, y, claimed):
+    """Return which claimed pixels of a row lie in a box, and what their places become there.
+
+    Args:
+        table: Which box, and which row of `renamed`.
+    """
+    box = boxes + table * 4
+    reaches = (y >= tl.load(box + 1)) & (y < tl.load(box + 3))
+    inside = claimed & (x >= tl.load(box)) & (x < tl.where(reaches, tl.load(box + 2), 0))
+    new = tl.load(renamed + table * maps + place, mask=inside, other=0)
+    return inside, tl.where(inside, new.to(tl.int32), place)
+
+
+@triton.jit
 def purified_kernel(
     scores,
     indices,
@@ -52,13 +75,10 @@ def purified_kernel(
     PIXELS: tl.constexpr,
 ):
     """Label some pixels of a row by the largest map, and let the winners of boxes take what is theirs."""
-    image = tl.program_id(0).to(tl.int64)
-    row = tl.program_id(1)
-    x = tl.program_id(2) * PIXELS + tl.arange(0, PIXELS)
+    image, x, scores, indices, shares = _opened(
+        scores, indices, shares, height, width, maps, columns, taps, PIXELS
+    )
     exists = x < width
-    scores += (image * height + row) * maps * columns
-    indices += image * width * taps
-    shares += image * width * taps
     best = tl.zeros([PIXELS], tl.float32) - 1.0
     second = tl.zeros([PIXELS], tl.float32) - 1.0
     place = tl.zeros([PIXELS], tl.int32)
@@ -80,16 +100,12 @@ def purified_kernel(
     best = tl.maximum(best, 0.0)
     first_place = place
     touched = 0
-    y = top + row
+    y = top + tl.program_id(1)
     for edit in range(edits):
-        box = boxes + (edit * images + image) * 4
-        upper = tl.load(box + 1)
-        lower = tl.load(box + 3)
-        if (y >= upper) & (y < lower):
-            touched = 1
-            inside = exists & (x >= tl.load(box)) & (x < tl.load(box + 2)) & (best > 0)
-            new = tl.load(renamed + (edit * images + image) * maps + place, mask=inside, other=0)
-            place = tl.where(inside, new.to(tl.int32), place)
+        inside, place = _renamed(
+            place, edit * images + image, boxes, renamed, maps, x, y, exists & (best > 0)
+        )
+        touched = tl.maximum(touched, tl.max(inside.to(tl.int32), 0))
     if RANKS:
         if touched > 0:  # a group that was settled counts as one class: where it won no member is a rival
             second = tl.zeros([PIXELS], tl.float32) - 1.0
@@ -100,17 +116,12 @@ def purified_kernel(
                 rival = used[:, None] & (number[:, None] != first_place[None, :])
                 now = first_place
                 for edit in range(edits):
-                    box = boxes + (edit * images + image) * 4
-                    upper = tl.load(box + 1)
-                    lower = tl.load(box + 3)
-                    if (y >= upper) & (y < lower):
-                        table = (edit * images + image) * maps
-                        inside = exists & (x >= tl.load(box)) & (x < tl.load(box + 2)) & (best > 0)
-                        won = inside & (tl.load(members + table + now, mask=inside, other=0) != 0)
-                        member = tl.load(members + table + number, mask=number < maps, other=0) != 0
-                        rival = rival & ~(won[None, :] & member[:, None])
-                        new = tl.load(renamed + table + now, mask=inside, other=0)
-                        now = tl.where(inside, new.to(tl.int32), now)
+                    table = edit * images + image
+                    inside, new = _renamed(now, table, boxes, renamed, maps, x, y, exists & (best > 0))
+                    won = inside & (tl.load(members + table * maps + now, mask=inside, other=0) != 0)
+                    member = tl.load(members + table * maps + number, mask=number < maps, other=0) != 0
+                    rival = rival & ~(won[None, :] & member[:, None])
+                    now = new
                 second = tl.maximum(second, tl.max(tl.where(rival, values, -1.0), 0))
         second = tl.maximum(second, 0.0)
     name = tl.load(names + image * maps + place, mask=exists & (place < maps), other=0)
@@ -123,7 +134,7 @@ def purified_kernel(
         best = tl.where(residual, 1.0 - best, best)
     # where a score is no number the confidence is none, and so the sums show it
     best = tl.where(wrong > 0, float("nan"), best)
-    target = (image * height + row) * width + x
+    target = (image * height + tl.program_id(1)) * width + x
     tl.store(labels + target, name.to(labels.dtype.element_ty), mask=exists)
     tl.store(confidences + target, best, mask=exists)
     if RANKS:
@@ -154,13 +165,10 @@ def probable_kernel(
     PIXELS: tl.constexpr,
 ):
     """Label some pixels of a row by the most probable of the phrases that are allowed; all count in the softmax."""
-    image = tl.program_id(0).to(tl.int64)
-    row = tl.program_id(1)
-    x = tl.program_id(2) * PIXELS + tl.arange(0, PIXELS)
+    image, x, scores, indices, shares = _opened(
+        scores, indices, shares, height, width, maps, columns, taps, PIXELS
+    )
     exists = x < width
-    scores += (image * height + row) * maps * columns
-    indices += image * width * taps
-    shares += image * width * taps
     peak = tl.zeros([PIXELS], tl.float32) + float("-inf")
     total = tl.zeros([PIXELS], tl.float32)
     best = tl.zeros([PIXELS], tl.float32) + float("-inf")
@@ -192,7 +200,7 @@ def probable_kernel(
     name = tl.load(classes + phrase, mask=exists & (phrase < maps), other=0)
     if FLOOR:
         name = tl.where(probability < floor, background, name)
-    target = (image * height + row) * width + x
+    target = (image * height + tl.program_id(1)) * width + x
     tl.store(labels + target, name.to(labels.dtype.element_ty), mask=exists)
     tl.store(confidences + target, probability, mask=exists)
     if RANKS:

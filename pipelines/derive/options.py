@@ -88,11 +88,11 @@ class SelectOptions:
         ):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{name} is {value}; give a number from 0 to 1")
+                raise ConfigError(f"{_flag(name)} is {value}; give a number from 0 to 1, such as 0.5")
         for name in ("min_words", "max_words", "count", "per_class", "seed"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise ConfigError(f"{name} is {value}; give at least 0")
+                raise ConfigError(f"{_flag(name)} is {value}; give at least 0")
         if self.min_share and not self.words:
             raise ConfigError("--min-share is the share of --words; give those, too")
 
@@ -128,6 +128,10 @@ class ExportOptions:
         if self.format not in get_args(ExportFormat):
             raise ConfigError(f"format is {self.format!r}; give one of {', '.join(get_args(ExportFormat))}")
         if not 0.0 <= self.val_share <= 1.0:
-            raise ConfigError(f"val_share is {self.val_share}; give a number from 0 to 1")
+            raise ConfigError(f"--val-share is {self.val_share}; give a number from 0 to 1, such as 0.1")
         if self.images_per_file < 1:
-            raise ConfigError(f"images_per_file is {self.images_per_file}; give at least 1")
+            raise ConfigError(f"--images-per-file is {self.images_per_file}; give at least 1")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipelines.derive.units import Outcome, Row, Unit, plan_units, stable_share
 from pipelines.label.card import write_card
 from pipelines.label.masks import decode_mask, encode_mask
 from pipelines.label.reader import LabelFiles
-from pipelines.label.table import CLASSES, IGNORE
+from pipelines.label.table import CLASSES, COMMON, IGNORE, VOCABULARY
 from pipelines.run.fragments import ROW_GROUP, column_compression
 from pipelines.run.publish import published_name
 from pipelines.run.record import read_identity
@@ -30,6 +31,7 @@ from pipelines.storage import Folder
 
 _CHOICE = "_choice.json"
 _LEVELS = 256
+_NAMED = 20
 _THREADS = 4
 
 
@@ -155,8 +157,10 @@ class Selection:
             )
         unknown = sorted({*wanted.words, *wanted.without} - set(labels.class_names))
         if unknown:
+            near = get_close_matches(unknown[0], labels.class_names, 1)
             raise ConfigError(
-                f"no class {unknown[0]!r} in {place}; its classes are {', '.join(labels.class_names[:20])}"
+                f"no class {unknown[0]!r} in {place}; "
+                + (f"did you mean {near[0]}?" if near else _listed(labels.class_names))
             )
         for name, least in (
             ("score", wanted.min_score),
@@ -198,6 +202,11 @@ class Selection:
         if wanted.per_class is not None:
             order = np.array(balanced(names, order.tolist(), wanted.per_class), np.int64)
         return np.sort(np.array(numbers)[order[: wanted.count]])
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"its classes are {', '.join(names[:_NAMED])}{more}"
 
 
 def take_out(row: Row, floors: Sequence[int], ignore: int) -> Row:
@@ -290,4 +299,7 @@ def _schema(labels: LabelFiles) -> pa.Schema:
         IGNORE: str(labels.ignore_index).encode(),
     }
     metadata.pop(b"ovss_parts", None)
-    return labels.schema.with_metadata(metadata)
+    metadata.pop(COMMON, None)
+    # rows with a vocabulary of their own were brought to one list of classes
+    fields = [entry for entry in labels.schema if entry.name != VOCABULARY]
+    return pa.schema(fields, metadata)

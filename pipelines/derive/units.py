@@ -17,10 +17,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 import ray
 
-from ovss_core.errors import ImageError, OvssError, StorageError
+from ovss_core.errors import ImageError, OutputMismatchError, OvssError, StorageError
 from pipelines.derive.options import DeriveOptions
 from pipelines.faults import Failure
 from pipelines.label.reader import LabelFiles, open_labels
+from pipelines.preflight import require_apart
 from pipelines.run.cluster import connected
 from pipelines.run.events import displayed
 from pipelines.run.execution import root_cause
@@ -34,6 +35,7 @@ from pipelines.run.state_files import DamagedFileError, read_json, write_json
 from pipelines.run.summary import add_statistics
 from pipelines.storage import Folder
 
+_JOBS = ("select", "export")
 _COUNTS = ("rows", "written", "left_out", "failed")
 _THREADS = 8
 _READY = 2
@@ -153,6 +155,7 @@ def run_task(labels_uri: str, task: Task, options: DeriveOptions) -> dict[str, A
 
     Raises:
         StorageError: There are no labels, or the output cannot be written.
+        ConfigError: The output lies inside the labels, or the other way round.
         OutputMismatchError: The output holds something else.
         OvssError: The job stopped, or its counts do not add up.
     """
@@ -162,6 +165,8 @@ def run_task(labels_uri: str, task: Task, options: DeriveOptions) -> dict[str, A
 
 def _run_task(labels_uri: str, task: Task, options: DeriveOptions) -> dict[str, Any]:
     labels, output = open_labels(labels_uri), Folder(options.output)
+    require_apart({"--labels": labels_uri}, options.output)
+    _require_own(output)
     task.check(labels)
     identity = {**task.identity(), "labels": labels.folder.public_uri, "rows": _digest(labels)}
     goes_on = not options.overwrite and continues_run(output, identity)
@@ -177,14 +182,24 @@ def _run_task(labels_uri: str, task: Task, options: DeriveOptions) -> dict[str, 
             progress.resume(len(labels) - sum(unit.rows for unit in left), 0)
             if left:
                 with connected(options.address, options.verbose):
-                    for marker in _in_tasks(labels_uri, ready, left, output):
+                    for marker in _in_tasks(labels, ready, left, output):
                         progress.advance(marker["written"] + marker["left_out"], marker["failed"])
         return finish_task(labels, ready, units, output)
 
 
-def run_unit(labels_uri: str, task: Task, unit: Unit, output_uri: str) -> dict[str, Any]:
+def _require_own(output: Folder) -> None:
+    """Refuse the output of another kind of job, which starting anew would leave without its record."""
+    with suppress(DamagedFileError):
+        job = read_json(output, RUN, {"identity": dict})["identity"].get("job")
+        if job not in _JOBS:
+            raise OutputMismatchError(
+                f"{output.public_uri} holds what ovss {job or 'label'} left; give another --output"
+            )
+
+
+def run_unit(labels: LabelFiles, task: Task, unit: Unit, output_uri: str) -> dict[str, Any]:
     """Do one unit, and return its marker, which is written when all of it is there."""
-    labels, output = open_labels(labels_uri), Folder(output_uri)
+    output = Folder(output_uri)
     rows = (row for group in unit.groups for row in labels.read_group(unit.file, group, task.columns))
     outcome = task.work(labels, unit, rows, output)
     failures = f"{FAILED}/{unit.name}.pq"
@@ -247,10 +262,12 @@ def remove_derived(output: Folder) -> None:
         output.remove(name)
 
 
-def _in_tasks(labels_uri: str, task: Task, units: Sequence[Unit], output: Folder) -> Iterator[dict[str, Any]]:
+def _in_tasks(
+    labels: LabelFiles, task: Task, units: Sequence[Unit], output: Folder
+) -> Iterator[dict[str, Any]]:
     """Do units in Ray's tasks, some more at once than there are CPUs."""
-    run = ray.remote(num_cpus=1, max_retries=3)(run_unit)
-    shared = ray.put(task)
+    run = ray.remote(num_cpus=1, max_retries=3)(_run_shared)
+    shared = ray.put((labels, task))
     at_once = max(1, int(ray.cluster_resources().get("CPU", 1))) + _READY
     waiting: list[Any] = []
     try:
@@ -258,12 +275,16 @@ def _in_tasks(labels_uri: str, task: Task, units: Sequence[Unit], output: Folder
             if len(waiting) >= at_once:
                 ready, waiting = ray.wait(waiting)
                 yield from ray.get(ready)
-            waiting.append(run.remote(labels_uri, shared, unit, output.uri))
+            waiting.append(run.remote(shared, unit, output.uri))
         while waiting:
             ready, waiting = ray.wait(waiting)
             yield from ray.get(ready)
     except ray.exceptions.RayError as error:
         raise OvssError(f"the job stopped: {root_cause(error)}; the same command goes on") from error
+
+
+def _run_shared(shared: tuple[LabelFiles, Task], unit: Unit, output_uri: str) -> dict[str, Any]:
+    return run_unit(*shared, unit, output_uri)
 
 
 def _marker(output: Folder, unit: Unit) -> dict[str, Any] | None:

@@ -36,17 +36,19 @@ _PART_NAMES = ("ClearCLIP", "+ SOM", "+ SAE", "+ HAI")
 _PART_ENDS = {0: "clearclip", len(_PART_NAMES) - 1: "sfp"}
 """Rows of the parts one by one that are a system of the main table, by which their published figures are known."""
 _NOT_IN_PAPERS = (
-    "FreeCP's own runs of its hosts without purification (MaskCLIP 43.4 on VOC21): with which settings they ran is not known, "
-    "so these hosts stand beside SFP's figures alone",
+    "FreeCP's own runs of SCLIP, ClearCLIP and GEM without purification: their published figures were not at hand, so these hosts "
+    "stand beside SFP's figures alone",
     "FreeCP with its authors' sentences for each class: those that ship with ovss stand in for them; give others as --descriptions",
 )
 _NOT_IN_ABLATIONS = (
-    "the figures between the ends of the ablations: no source of them was at hand, so those rows are measured without a published one",
-    "FreeCP with only the present classes offered: labels every image twice; ovss evaluate --grid has it as the oracle",
+    f"published figures of {SFP_PARTS}: not at hand for + SOM and + SAE; the ends are those of Table 1",
+    f"published figures of {SFP_LAYERS}: not at hand",
+    f"published figures of {FREECP_PARTS}: not at hand for neither and RP; RP + AP is that of the main table",
+    f"published figures of {FREECP_FORMS}, and of {FREECP_TEXTS}: not at hand",
+    "FreeCP with only the present classes offered (published: 72.0, and 59.4 with all; of which host and data set was not at hand): "
+    "labels every image twice; ovss evaluate --grid has it as the oracle",
 )
-_NOT_IN_TOWERS = (
-    "the figures of SFP's Table 4: no source of them was at hand, so its rows are measured without a published one",
-)
+_NOT_IN_TOWERS = (f"published figures of {SFP_TOWERS}: not at hand",)
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,9 @@ def _rows_of(base: GridBase, heading: str, systems: Iterable[System]) -> tuple[l
     rows, left_out = [], []
     for system in systems:
         if not system.is_in:
-            left_out.append(f"{system.name}: {system.reason}")
+            figures = " ".join(f"{figure:g}" for figure in system.miou.values()) if system.table else ""
+            known = f" (published: {figures}; {', '.join(system.miou)})" if figures else ""
+            left_out.append(f"{system.name}: {system.reason}{known}")
             continue
         assert system.host is not None
         config, vocabulary = base.settings(system.host, system.purify)
@@ -217,10 +221,10 @@ def _hosts(base: GridBase) -> Iterator[str]:
 def _main_rows(base: GridBase) -> Iterator[GridRow]:
     for host in _hosts(base):
         config, vocabulary = base.settings(host, "none")
-        yield GridRow(MAIN, host, config, vocabulary, _published(base, host, "none"))
+        yield GridRow(MAIN, host, config, vocabulary, _published(base, config))
         config, vocabulary = base.settings(host, "freecp")
         tuned = _purify(config, thresholds="fixed")
-        yield GridRow(MAIN, f"{host} + FreeCP, tuned", tuned, vocabulary, _published(base, host, "freecp"))
+        yield GridRow(MAIN, f"{host} + FreeCP, tuned", tuned, vocabulary, _published(base, tuned))
         compared = _purify(config, thresholds="distractors", variant="image")
         yield GridRow(MAIN, f"{host} + FreeCP, distractors", compared, vocabulary)
 
@@ -229,7 +233,7 @@ def _sfp_rows(base: GridBase) -> Iterator[GridRow]:
     config, vocabulary = base.settings("sfp", "none")
     for count, name in enumerate(_PART_NAMES):
         sfp = SfpConfig("paper", count > 0, count > 1, count > 2)
-        published = _published(base, _PART_ENDS[count], "none") if count in _PART_ENDS else None
+        published = _published(base, replace(config, host=_PART_ENDS[count])) if count in _PART_ENDS else None
         yield GridRow(SFP_PARTS, name, replace(config, sfp=sfp), vocabulary, published)
     for start in _LAYER_STARTS:
         sfp = SfpConfig(variant="paper", integration_start=start)
@@ -245,7 +249,7 @@ def _freecp_parts(base: GridBase) -> Iterator[GridRow]:
         (f"{host}, RP + AP", True, True),
     ):
         fixed = _purify(config, thresholds="fixed", redundancy=redundancy, ambiguity=ambiguity)
-        published = _published(base, host, "freecp") if redundancy and ambiguity else None
+        published = _published(base, fixed) if redundancy and ambiguity else None
         yield GridRow(FREECP_PARTS, name, fixed, vocabulary, published)
 
 
@@ -290,7 +294,5 @@ def _residual_where_it_can(config: SegmenterConfig) -> SegmenterConfig:
     return replace(config, labels=replace(config.labels, background="auto"))
 
 
-def _published(base: GridBase, host: str, purify: str) -> float | None:
-    if base.benchmark is None:
-        return None
-    return published_miou(base.benchmark, host, purify, base.config.refine)
+def _published(base: GridBase, config: SegmenterConfig) -> float | None:
+    return published_miou(base.benchmark, config) if base.benchmark else None

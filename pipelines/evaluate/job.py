@@ -66,8 +66,7 @@ class EvaluateJob:
         if self._grid:
             return self._grid[0]
         config, benchmark = self.segmenter, self.pairs.benchmark
-        method = config.purification.method
-        published = published_miou(benchmark, config.host, method, config.refine) if benchmark else None
+        published = published_miou(benchmark, config) if benchmark else None
         return [GridRow(SINGLE, "", config, self.vocabulary, published, self.descriptions)]
 
     @property

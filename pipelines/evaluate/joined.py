@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ovss_core.errors import StorageError
-from ovss_core.evaluation.benchmarks import ORDER, list_systems
+from ovss_core.evaluation.benchmarks import ORDER, list_systems, published_system
 from pipelines.evaluate.report import EVALUATION, GRID
 from pipelines.storage import Folder
 
@@ -39,7 +39,7 @@ class Measured:
         data: Its column: a benchmark, or where other images lie.
         value: In percent; None where nothing could be measured.
         folder: Where the evaluation lies.
-        key: Host, purification, refiner, which published figures are found by; None for a grid's ablations.
+        published: What was published of it, in percent by benchmark.
     """
 
     table: str
@@ -48,7 +48,7 @@ class Measured:
     data: str
     value: float | None
     folder: str
-    key: tuple[str, str, str] | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -109,22 +109,27 @@ def _figures(report: Mapping[str, Any], folder: str, figure: str) -> Iterator[Me
         settings = entry["settings"]
         model = f"{settings['model']['name']} {settings['model']['pretrained']}"
         value = None if entry[figure] is None else 100 * entry[figure]
-        purify, refine = settings["purification"]["method"], settings.get("refine", "none")
-        key = (settings["host"], purify, refine)
         if "table" in entry:
-            yield Measured(entry["table"], entry["name"], model, data, value, folder, key)
+            figures = _published_by_name().get(entry["name"], {})
+            yield Measured(entry["table"], entry["name"], model, data, value, folder, figures)
         else:
-            yield Measured(EVALUATIONS, _system(settings, key), model, data, value, folder, key)
+            system = published_system(settings)
+            figures = system.miou if system else {}
+            yield Measured(EVALUATIONS, _system(settings), model, data, value, folder, figures)
 
 
-def _system(settings: Mapping[str, Any], key: tuple[str, str, str]) -> str:
+def _published_by_name() -> Mapping[str, Mapping[str, float]]:
+    return {system.name: system.miou for system in list_systems()}
+
+
+def _system(settings: Mapping[str, Any]) -> str:
     """Name what an evaluation measured."""
-    host, purify, refine = key
-    purified = ""
-    if purify == "freecp":
+    purified, refine = "", settings.get("refine", "none")
+    if settings["purification"]["method"] == "freecp":
         thresholds = settings["purification"]["thresholds"]
         purified = f" + FreeCP, {'tuned' if thresholds == 'fixed' else thresholds}"
-    return f"{host}{purified}{'' if refine == 'none' else f' + {refine}'}"
+    switched = [name for name in ("feedback", "clustering") if settings.get(settings["host"], {}).get(name)]
+    return ", ".join([f"{settings['host']}{purified}{'' if refine == 'none' else f' + {refine}'}", *switched])
 
 
 def join(figures: Sequence[Measured], published: bool = False) -> list[JoinedTable]:
@@ -143,7 +148,7 @@ def join(figures: Sequence[Measured], published: bool = False) -> list[JoinedTab
         if entry.data in table.rows.get(name, {}):
             name = f"{name} ({entry.folder.rstrip('/').rpartition('/')[2]})"
         table.rows.setdefault(name, {})[entry.data] = entry.value
-        known = _published(entry) if published else {}
+        known = entry.published if published else {}
         if known:
             table.rows.setdefault(
                 f"{name}, {PUBLISHED}", {column: known.get(column) for column in table.columns}
@@ -154,14 +159,6 @@ def join(figures: Sequence[Measured], published: bool = False) -> list[JoinedTab
 def _in_order(data: Iterable[str]) -> tuple[str, ...]:
     names = dict.fromkeys(data)
     return tuple([name for name in ORDER if name in names] + [name for name in names if name not in ORDER])
-
-
-def _published(entry: Measured) -> Mapping[str, float]:
-    for system in list_systems():
-        named = entry.system == system.name
-        if named or (entry.table == EVALUATIONS and entry.key == (system.host, system.purify, system.refine)):
-            return system.miou
-    return {}
 
 
 def write_table(tables: Sequence[JoinedTable], way: TableFormat) -> str:

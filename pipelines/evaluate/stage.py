@@ -13,6 +13,7 @@ from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.trial import trust_kernels
 from ovss_core.engine.variants import EncodedWave, VariantEngines
 from ovss_core.errors import ImageError
 from ovss_core.evaluation import decode_labels, present_classes
@@ -97,7 +98,7 @@ class MeasureStage(RowStage):
         self.variants = tuple(variants)
         self.engines = VariantEngines(
             [
-                SegmentationEngine(variant.config, clip, texts[variant.text], chosen, proxy)
+                trust_kernels(SegmentationEngine(variant.config, clip, texts[variant.text], chosen, proxy))
                 for variant in self.variants
             ]
         )

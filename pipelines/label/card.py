@@ -7,6 +7,7 @@ import yaml
 
 from ovss_core.results import ignore_index
 from ovss_core.vocabulary import Vocabulary
+from pipelines.label.table import IGNORE, VOCABULARY
 from pipelines.run.record import CARD, CARD_MARK
 from pipelines.run.schema import IMAGE
 from pipelines.storage import Folder
@@ -28,7 +29,7 @@ _TYPES: dict[pa.DataType, str] = {
 _TEXT = """
 # Labels by ovss
 
-One row an image; `mask` is a picture whose values are positions in `class_names`, and {ignore} where a pixel has no label.
+One row an image; `mask` is a picture whose values are positions in {names}, and {ignore} where a pixel has no label.
 
 ```python
 from datasets import load_dataset
@@ -55,7 +56,9 @@ def write_card(
     written = yaml.safe_dump(
         header(schema, vocabulary, files), sort_keys=False, allow_unicode=True, width=1000
     )
-    text = f"---\n{written}---\n{_MARK}\n{_TEXT.format(ignore=ignore_index(len(vocabulary)))}"
+    by_row = VOCABULARY in schema.names
+    names = f"the row's `{VOCABULARY}`" if by_row else "`class_names`"
+    text = f"---\n{written}---\n{_MARK}\n{_TEXT.format(names=names, ignore=_ignored(schema, vocabulary))}"
     output.write(CARD, text.encode("utf-8", "replace"))
 
 
@@ -66,9 +69,14 @@ def header(schema: pa.Schema, vocabulary: Vocabulary, files: str = "labels/*.par
         "task_categories": ["image-segmentation"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}],
         "dataset_info": {"features": [_feature(entry.name, entry.type) for entry in schema]},
-        "class_names": list(vocabulary.names),
-        "ignore_index": ignore_index(len(vocabulary)),
+        **({} if VOCABULARY in schema.names else {"class_names": list(vocabulary.names)}),
+        "ignore_index": _ignored(schema, vocabulary),
     }
+
+
+def _ignored(schema: pa.Schema, vocabulary: Vocabulary) -> int:
+    stored = (schema.metadata or {}).get(IGNORE)
+    return ignore_index(len(vocabulary)) if stored is None else int(stored)
 
 
 def _feature(name: str, kind: pa.DataType) -> dict[str, Any]:

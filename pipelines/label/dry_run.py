@@ -20,7 +20,7 @@ from ovss_core.errors import ClusterError, StorageError
 from ovss_core.images.resize import resized_size
 from ovss_core.images.windows import WindowLayout
 from pipelines.faults import Failure
-from pipelines.label.job import LabelJob, encode_text, opened, stages_of
+from pipelines.label.job import LabelJob, encode_text, image_words, opened, stages_of
 from pipelines.preflight import fetch_weights
 from pipelines.run.awaiting import await_plan
 from pipelines.run.cluster import connected, run_near_gpu
@@ -30,10 +30,11 @@ from pipelines.run.handed_weights import among_machines
 from pipelines.run.manifest import is_streamed
 from pipelines.run.pools import WorkerPlan
 from pipelines.run.progress import announced, duration
-from pipelines.run.schema import CARRIER
+from pipelines.run.schema import WORDS_CARRIER
 from pipelines.run.shards import shard_bytes
 from pipelines.run.share import place_of
 from pipelines.sources import Source
+from pipelines.sources.image_words import ImageWords, Texts
 from pipelines.sources.record import ImageRecord
 from pipelines.sources.tar_stream import TarImage, stream_tar
 from pipelines.transport.patient_stream import open_patiently
@@ -52,7 +53,7 @@ class Corpus:
         images: How many; an estimate for shards.
         parts: Parts of the run's manifest.
         counted: Whether every image was listed.
-        sample: Rows of `CARRIER` of images at random.
+        sample: Rows of `WORDS_CARRIER` of images at random.
         sampled: How many were fetched, those that could not be had included.
     """
 
@@ -155,11 +156,9 @@ def forecast_label(job: LabelJob) -> Forecast:
             plan, _ = await_plan(job.pools, two_stages, wait, tell, joined=joined)
         wanted = min(_MOST, max(2 * _WARM, _SAMPLE_BATCHES * plan.batch_size))
         with announced(f"listing {chosen.describe()['uri']}") as tell:
-            corpus = _look(chosen, job, wanted, tell)
+            corpus = _look(chosen, job, image_words(job, source), wanted, tell)
         with announced(f"loading the model and encoding {job.phrases:,} phrases"):
-            text, _ = run_near_gpu(
-                encode_text, job.segmenter, job.vocabulary, job.sentences, use_gpu=plan.on_gpus
-            )
+            text, _ = run_near_gpu(encode_text, job.segmenter, job.known, job.sentences, use_gpu=plan.on_gpus)
         rows, stages = corpus.sample, []
         for stage in stages_of(job, plan, text):
             with announced(f"labelling {corpus.sampled} images ({stage.name})"):
@@ -183,10 +182,12 @@ def forecast_label(job: LabelJob) -> Forecast:
     )
 
 
-def _look(source: Source, job: LabelJob, wanted: int, tell: Callable[[str], None]) -> Corpus:
+def _look(
+    source: Source, job: LabelJob, reader: ImageWords | None, wanted: int, tell: Callable[[str], None]
+) -> Corpus:
     size = job.run.shard_size
     if is_streamed(source):
-        return _look_into_shards(source, job, wanted)
+        return _look_into_shards(source, job, reader, wanted)
     count = 0
 
     def counted() -> Iterator[ImageRecord]:
@@ -202,12 +203,14 @@ def _look(source: Source, job: LabelJob, wanted: int, tell: Callable[[str], None
         raise StorageError(f"no image in {source.describe()['uri']}; check the path")
     fetcher = source.fetcher(job.source.max_bytes, job.source.fetch_timeout_s)
     with ThreadPoolExecutor(8) as threads:
-        fetched = fetcher.fetch([asdict(record) for record in chosen], threads)
+        rows = [asdict(record) for record in chosen]
+        fetched = fetcher.fetch(rows, threads)
+        words: list[Texts | Failure] = [None] * len(rows) if reader is None else reader.read(rows, threads)
     ids = [(record.image_id, record.uri) for record in chosen]
-    return Corpus(count, -(-count // size), True, _carrier(ids, fetched), len(chosen))
+    return Corpus(count, -(-count // size), True, _carrier(ids, fetched, words), len(chosen))
 
 
-def _look_into_shards(source: Source, job: LabelJob, wanted: int) -> Corpus:
+def _look_into_shards(source: Source, job: LabelJob, reader: ImageWords | None, wanted: int) -> Corpus:
     """Read the first images of shards at random, and take how many images their bytes hold for all shards."""
     names = sorted(source.containers() or (), key=lambda name: place_of(str(job.part.seed), name))
     fields: Any = source.fields  # type: ignore[attr-defined]
@@ -216,6 +219,7 @@ def _look_into_shards(source: Source, job: LabelJob, wanted: int) -> Corpus:
         sizes = [size for size in threads.map(lambda name: shard_bytes(source.uri, name), some) if size]
     ids: list[tuple[str, str]] = []
     fetched: list[bytes | Failure] = []
+    words: list[Texts | Failure] = []
     read = 0
     for name in names[:4]:
         with open_patiently(source.uri, name, job.source.fetch_timeout_s) as stream:
@@ -224,6 +228,7 @@ def _look_into_shards(source: Source, job: LabelJob, wanted: int) -> Corpus:
             for image in left:
                 ids.append((f"{name}/{image.key}", name))
                 fetched.append(image.data or Failure("read", "ImageError", image.problem or "no bytes"))
+                words.append(None if reader is None else reader.of_beside(image.beside))
             read += stream.tell()
         if len(fetched) >= wanted:
             break
@@ -231,21 +236,26 @@ def _look_into_shards(source: Source, job: LabelJob, wanted: int) -> Corpus:
         raise StorageError(f"no image in the first shards of {source.describe()['uri']}; check the path")
     images = max(len(fetched), round(float(np.mean(sizes)) * len(names) * len(fetched) / max(read, 1)))
     parts = max(len(names), -(-images // job.run.shard_size))
-    return Corpus(images, parts, False, _carrier(ids, fetched), len(fetched))
+    return Corpus(images, parts, False, _carrier(ids, fetched, words), len(fetched))
 
 
-def _carrier(ids: Sequence[tuple[str, str]], fetched: Sequence[bytes | Failure]) -> pa.Table:
-    rows = [
-        {
-            "part": "",
-            "image_id": image_id,
-            "uri": uri,
-            "image": None if isinstance(value, Failure) else value,
-            "failure": value.to_dict() if isinstance(value, Failure) else None,
-        }
-        for (image_id, uri), value in zip(ids, fetched, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=CARRIER)
+def _carrier(
+    ids: Sequence[tuple[str, str]], fetched: Sequence[bytes | Failure], words: Sequence[Texts | Failure]
+) -> pa.Table:
+    rows = []
+    for (image_id, uri), value, own in zip(ids, fetched, words, strict=True):
+        failed = next((entry for entry in (value, own) if isinstance(entry, Failure)), None)
+        rows.append(
+            {
+                "part": "",
+                "image_id": image_id,
+                "uri": uri,
+                "image": None if failed else value,
+                "failure": failed.to_dict() if failed else None,
+                "own_words": None if failed else own,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=WORDS_CARRIER)
 
 
 def _calibrate(

@@ -13,11 +13,12 @@ from ovss_core.shipped_descriptions import DescriptionChoice, choose_description
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.card import write_card
 from pipelines.label.checks import check_label
-from pipelines.label.options import OutputOptions, PartOptions
+from pipelines.label.options import OutputOptions, PartOptions, WordOptions
 from pipelines.label.pictures import write_previews
 from pipelines.label.report.page import report_afterwards
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.table import label_table
+from pipelines.label.word_use import OwnWords, known_words
 from pipelines.preflight import check_model, check_proxy, fetch_weights, say_once
 from pipelines.preflight import read_descriptions as read_descriptions
 from pipelines.run.handed_weights import address_of
@@ -35,6 +36,7 @@ from pipelines.run.summary import merge_summaries
 from pipelines.run.weight_hashes import WeightHashes, hash_weights
 from pipelines.sources import FolderSource, ParquetSource, Source, WebDatasetSource
 from pipelines.sources.carried import FIELDS, TEXT, CarriedColumns, parse_columns
+from pipelines.sources.image_words import ImageWords, find_words
 from pipelines.sources.region_maps import described_regions
 from pipelines.storage import Folder, join_uri
 
@@ -44,11 +46,12 @@ class LabelJob:
     """A labelling run.
 
     Attributes:
-        vocabulary: The classes.
+        vocabulary: The classes; `NO_VOCABULARY` where images are offered their own words alone.
         descriptions: Sentences by class name for the ambiguity step; "shipped" takes those of a shipped vocabulary.
         segmenter: What decides the masks.
         columns: What is stored beside them.
         part: Which images of the source are labelled.
+        words: Words that each image brings along.
     """
 
     source: SourceOptions
@@ -59,6 +62,17 @@ class LabelJob:
     pools: PoolOptions = field(default_factory=PoolOptions)
     columns: OutputOptions = field(default_factory=OutputOptions)
     part: PartOptions = field(default_factory=PartOptions)
+    words: WordOptions = field(default_factory=WordOptions)
+
+    @property
+    def own_words(self) -> OwnWords | None:
+        """How images' own words are used; None where they bring none."""
+        return OwnWords.of(self.words, self.vocabulary)
+
+    @property
+    def known(self) -> Vocabulary:
+        """The vocabulary that is encoded beforehand."""
+        return known_words(self.vocabulary, self.words)
 
     @property
     def share(self) -> Share | None:
@@ -83,7 +97,7 @@ class LabelJob:
         """
         carried = carried_columns(source, self.columns.carry) if self.columns.carry else None
         confidence = self.segmenter.labels.confidence
-        return label_table(self.vocabulary, confidence, self.columns.embed_images, carried)
+        return label_table(self.vocabulary, confidence, self.columns.embed_images, carried, self.own_words)
 
     @property
     def sentences(self) -> Mapping[str, Sequence[str]] | None:
@@ -93,7 +107,7 @@ class LabelJob:
     @property
     def phrases(self) -> int:
         """How many phrases and sentences the text tower reads."""
-        return len(self.vocabulary.phrases) + sum(map(len, (self.sentences or {}).values()))
+        return len(self.known.phrases) + sum(map(len, (self.sentences or {}).values()))
 
 
 def run_label(job: LabelJob) -> dict[str, Any]:
@@ -118,13 +132,14 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             model=job.segmenter.model,
             encode=encode_text,
             encoding=f"loading the model and encoding {job.phrases:,} phrases",
-            encode_arguments=(job.segmenter, job.vocabulary, job.sentences),
+            encode_arguments=(job.segmenter, job.known, job.sentences),
             identity=partial(_identity, job, source),
             stages=partial(stages_of, job),
             details={
                 "vocabulary": job.vocabulary.name,
                 "segmenter": job.segmenter.to_dict(),
                 "part": asdict(job.part),
+                **({"words": asdict(job.words)} if job.words.given else {}),
                 "weights": address_of(job.segmenter.model),
                 **proxy_facts(job.segmenter),
             },
@@ -133,6 +148,7 @@ def run_label(job: LabelJob) -> dict[str, Any]:
             max_bytes=options.max_bytes,
             fetch_timeout_s=options.fetch_timeout_s,
             begin=partial(write_card, schema=table.schema, vocabulary=job.vocabulary),
+            words=image_words(job, source),
         )
     )
     if job.run.previews:
@@ -154,14 +170,28 @@ def opened(job: LabelJob) -> tuple[Source, OutputTable]:
     Raises:
         ConfigError, StorageError, WeightsError: As `run_label`.
     """
-    asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.sentences
-    say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.vocabulary], job.sentences)])
+    asked = job.source, job.run, job.pools, job.segmenter, job.vocabulary, job.sentences, job.words
+    say_once([*check_label(*asked), *check_model(job.segmenter.model, [job.known], job.sentences)])
     check_proxy(job.segmenter)
     source = open_source(job.source.place, job.source.open, job.run)
     table = job.table(source)
-    if table.carried and isinstance(source, WebDatasetSource):
-        source.fields = replace(source.fields, beside=(TEXT, FIELDS))
+    if isinstance(source, WebDatasetSource):
+        named = job.words.given and (TEXT if job.words.column[1] == TEXT else FIELDS)
+        beside = (TEXT, FIELDS) if table.carried else (named,) if named else ()
+        source.fields = replace(source.fields, beside=beside)
     return source, table
+
+
+def image_words(job: LabelJob, source: Source) -> ImageWords | None:
+    """Find the column of the source that holds its images' words; None where they bring none.
+
+    Raises:
+        ConfigError: There is no such column, or it holds something else.
+    """
+    if not job.words.given:
+        return None
+    flag, column = job.words.column
+    return find_words(source, column, job.words.caption_column is not None, flag, job.source.fetch_timeout_s)
 
 
 def carried_columns(source: Source, text: str) -> CarriedColumns:
@@ -197,20 +227,22 @@ def stages_of(job: LabelJob, plan: WorkerPlan, text: bytes) -> list[ActorStage]:
     Args:
         text: What `encode_text` returned.
     """
-    arguments = {
+    arguments: dict[str, Any] = {
         "config": job.segmenter,
         "text": text,
         "device": job.pools.device,
         "torch_threads": plan.torch_threads,
         "worker_threads": plan.worker_threads,
     }
-    regions = {"region_maps": job.source.region_maps}
+    if own := job.own_words:
+        arguments["own_words"] = own
+    pictures = {"region_maps": job.source.region_maps, "images_at_once": plan.batch_size}
     if plan.finish is None:
-        return [ActorStage("segment", SegmentStage, arguments | regions, plan.propose, plan.batch_size)]
+        return [ActorStage("segment", SegmentStage, arguments | pictures, plan.propose, plan.call_rows)]
     lighter = arguments | {"torch_threads": plan.torch_threads and 1}
     return [
-        ActorStage("propose", ProposeStage, arguments | regions, plan.propose, plan.batch_size),
-        ActorStage("finish", FinishStage, lighter, plan.finish, plan.batch_size),
+        ActorStage("propose", ProposeStage, arguments | pictures, plan.propose, plan.call_rows),
+        ActorStage("finish", FinishStage, lighter, plan.finish, plan.call_rows),
     ]
 
 
@@ -223,13 +255,21 @@ def _identity(job: LabelJob, source: Source, hashes: WeightHashes) -> dict[str, 
         "source": source.describe(),
         **described_regions(job.source.region_maps),
         "config": job.segmenter.deciding(),
-        "vocabulary": job.vocabulary.to_dict()["classes"],
-        "vocabulary_hash": job.vocabulary.content_hash,
+        "vocabulary": job.known.to_dict()["classes"],
+        "vocabulary_hash": job.known.content_hash,
+        **({"own_words": _own_words(job, own)} if (own := job.own_words) else {}),
         **hashes,
         "descriptions": job.sentences,
         "shard_size": job.run.shard_size,
         **({"shard": job.part.shard} if job.part.shard else {}),
     }
+
+
+def _own_words(job: LabelJob, own: OwnWords) -> dict[str, Any]:
+    """Say which words images bring along, and how they are used; what captions are searched for is in the vocabulary."""
+    flag, column = job.words.column
+    used = {"use": own.use, "common": own.common, "most": own.most, "templates": own.templates}
+    return {"flag": flag, "column": column, **used}
 
 
 def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:

@@ -18,9 +18,12 @@ from PIL import Image, ImageDraw
 
 from ovss_core.images.decode import decode_image
 from ovss_core.vocabulary import Vocabulary
+from ovss_core.vocabulary_files import is_background
 from pipelines.faults import Failure
 from pipelines.label.masks import decode_mask
-from pipelines.label.palette import class_colors
+from pipelines.label.options import NO_VOCABULARY
+from pipelines.label.palette import BACKGROUND, class_colors, distinct_colors
+from pipelines.label.table import VOCABULARY
 from pipelines.pages import render
 from pipelines.run.manifest_files import Manifest, read_part, shard_of
 from pipelines.run.publish import read_part_rows, read_published
@@ -34,6 +37,7 @@ from pipelines.storage import Folder
 _LOG = logging.getLogger(__name__)
 _SIDE = 420
 _FAINT, _STRONG = 70, 150
+_NO_COLOR = 128
 _MAX_PIXELS = 100_000_000
 _MAX_BYTES, _FETCH_S = 1 << 28, 60.0
 _FAILURES_SHOWN = 50
@@ -68,12 +72,16 @@ def write_previews(
 def _write_page(
     output: Folder, source: Source, manifest: Manifest, vocabulary: Vocabulary, count: int
 ) -> int:
-    colors = class_colors(vocabulary)
-    articles = []
+    palette, numbers = class_colors(vocabulary), dict[str, int]()
+    articles, own_words = [], False
     for number, (row, data) in enumerate(_choose(output, source, manifest, count)):
+        colors, background = palette, vocabulary.background_index
+        own_words = row.get(VOCABULARY) is not None
+        if own_words:
+            colors, background = _own_colors(row, numbers)
         try:
             picture = Image.fromarray(decode_image(data, _MAX_PIXELS))
-            drawn = draw(picture, row, colors, vocabulary.background_index)
+            drawn = draw(picture, row, colors, background)
             article = _article(number, row, colors)
         except (
             Exception
@@ -84,9 +92,31 @@ def _write_page(
         for kind, image in drawn.items():
             output.write(f"{PREVIEWS}/{number:05d}-{kind}.png", _png(image))
         articles.append(article)
-    page = _page(articles, manifest, vocabulary, _failures(output, manifest))
+    page = _page(articles, manifest, vocabulary, _failures(output, manifest), own_words)
     output.write(f"{PREVIEWS}/index.html", page.encode("utf-8", "replace"))
     return len(articles)
+
+
+def _own_colors(row: dict[str, Any], numbers: dict[str, int]) -> tuple[np.ndarray, int | None]:
+    """Give the words of a row with its own vocabulary colors, the same on the whole page; the background is dark.
+
+    Args:
+        row: Of the table ``labels``.
+        numbers: The words that have a color, by its number; takes those that are new in a mask.
+
+    Returns:
+        Colors by value in the mask, uint8 [classes, 3], gray where a word is in no mask; the background's value.
+    """
+    words = row[VOCABULARY]
+    background = next((index for index, name in enumerate(words) if is_background(name)), None)
+    colors = np.full((len(words), 3), _NO_COLOR, np.uint8)
+    distinct = distinct_colors()
+    for entry in row["present"]:
+        number = numbers.setdefault(entry["name"], len(numbers))
+        colors[entry["index"]] = distinct[number % len(distinct)]
+    if background is not None:
+        colors[background] = BACKGROUND
+    return colors, background
 
 
 def draw(
@@ -198,13 +228,15 @@ def _page(
     manifest: Manifest,
     vocabulary: Vocabulary,
     failures: Sequence[dict[str, Any]],
+    own_words: bool,
 ) -> str:
     return render(
         "previews.html",
         articles=articles,
         images=manifest.images,
         vocabulary=vocabulary.name or "of this run",
-        classes=len(vocabulary),
+        classes=0 if vocabulary == NO_VOCABULARY else len(vocabulary),
+        own_words=own_words,
         pictures=_PICTURES.items(),
         failures=failures,
     )

@@ -21,7 +21,7 @@ _PACKED = ("maps", "crops")
 def pack(row: Mapping[str, Any]) -> dict[str, Any]:
     """Compress the large values of a row of `Proposals.to_rows`; threads do it side by side."""
     packed = {**row, "maps": _compress(row["maps"], b"l")}
-    is_large = sum(map(len, packed.values())) > LARGE_BYTES
+    is_large = sum(len(value or b"") for value in packed.values()) > LARGE_BYTES
     return packed | {"crops": _compress(row["crops"], b"z" if is_large else b"0")}
 
 

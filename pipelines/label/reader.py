@@ -1,6 +1,10 @@
 """Labels read back: as a table for Arrow, as a data set for torch, whichever version of ovss wrote them.
 
 Files of the table ``labels/1`` have fewer columns: what follows from others is filled in, the rest is None.
+
+Where images brought words along, each row has its own vocabulary. A trainer or an annotation tool wants one list of
+classes: so rows are brought to one when they are read. It has the common vocabulary's classes, and behind them, by name,
+the other words that are in some mask. The files stay as they are.
 """
 
 import json
@@ -14,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
@@ -22,10 +27,10 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.images.decode import decode_image
 from ovss_core.results import ignore_index
-from ovss_core.vocabulary import Vocabulary, VocabularyClass
+from ovss_core.vocabulary import MAX_CLASSES, Vocabulary, VocabularyClass
 from pipelines.faults import Failure
-from pipelines.label.masks import decode_mask
-from pipelines.label.table import CLASSES
+from pipelines.label.masks import decode_mask, encode_mask
+from pipelines.label.table import CLASSES, COMMON, VOCABULARY
 from pipelines.run.manifest_files import PART
 from pipelines.run.publish import is_published_name
 from pipelines.run.record import read_identity
@@ -38,6 +43,8 @@ _TABLE = "labels"
 _VERSIONS = ("labels/1", "labels/2")
 _MAX_BYTES, _MAX_PIXELS = 1 << 28, 100_000_000
 _THREADS = 8
+_INDEXING = ("mask", "present", "kept", "removed", "groups", "regions")
+"""Columns that name classes by their index."""
 Transform = Callable[[dict[str, Any]], Any]
 
 
@@ -50,7 +57,7 @@ class LabelFiles:
         groups: Rows of each row group by file, files in order.
         version: The table's, such as "labels/2".
         schema: Columns of the first file.
-        class_names: Names by value in the mask.
+        class_names: Names by value in the masks that are read.
         image_column: Column of the images where they lie in Parquet files.
     """
 
@@ -60,6 +67,11 @@ class LabelFiles:
     schema: pa.Schema
     class_names: tuple[str, ...]
     image_column: str | None = None
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row has its own vocabulary, so that what is read is brought to one list of classes."""
+        return VOCABULARY in self.schema.names
 
     def __len__(self) -> int:
         return sum(map(sum, self.groups.values()))
@@ -81,7 +93,7 @@ class LabelFiles:
 
     @property
     def arrow(self) -> ds.Dataset:
-        """All rows as a data set of Arrow, with the columns that are stored."""
+        """All rows as a data set of Arrow, as they are stored: where rows have vocabularies, masks have the row's values."""
         base = self.folder.path.rstrip("/")
         paths = [f"{base}/{name}" for name in self.groups]
         return ds.dataset(paths, self.schema, format="parquet", filesystem=self.folder.filesystem)
@@ -112,10 +124,60 @@ class LabelFiles:
             if self.version == _VERSIONS[0]
             else wanted
         )
+        translated = self.by_row and not {*_INDEXING}.isdisjoint(needed)
+        if translated:
+            needed = {*needed, VOCABULARY}
         stored = [entry for entry in self.schema.names if entry in needed]
         with opened_labels(self.folder, name) as file:
             rows = file.read_row_group(group, stored).to_pylist()
+        if translated:
+            rows = [self.translated(row) for row in rows]
         return [{entry: _value(row, entry) for entry in wanted} for row in rows]
+
+    def translated(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Bring a stored row from its own vocabulary to `class_names`; without one it stays as it is.
+
+        A word that is in no mask has no place there: its index is None.
+
+        Raises:
+            StorageError: Its mask has a word that is not among the names, for it was written since they were read.
+        """
+        if row.get(VOCABULARY) is None:
+            return dict(row)
+        place = [self._places.get(name) for name in row[VOCABULARY]]
+        found = dict(row)
+        if row.get("mask") is not None:
+            mask = decode_mask(row["mask"])
+            found["mask"] = encode_mask(self._translate(mask, place, row))
+        for name in ("present", "kept", "removed"):
+            if row.get(name) is not None:
+                found[name] = [entry | {"index": place[entry["index"]]} for entry in row[name]]
+        if row.get("groups") is not None:
+            found["groups"] = [_moved(group, place) for group in row["groups"]]
+        if row.get("regions") is not None:
+            found["regions"] = [
+                entry | {"winner": _placed(entry["winner"], place)} for entry in row["regions"]
+            ]
+        return found
+
+    def _translate(self, mask: np.ndarray, place: Sequence[int | None], row: Mapping[str, Any]) -> np.ndarray:
+        kind = np.uint8 if self.ignore_index == 255 else np.uint16
+        values = np.full(np.iinfo(mask.dtype).max + 1, self.ignore_index, kind)
+        for index in np.unique(mask).tolist():
+            if index < len(place):
+                new = place[index]
+                if new is None:
+                    raise StorageError(
+                        f"{self.folder.public_uri} has a word {row[VOCABULARY][index]!r} that it had not when it was "
+                        "opened; open it again"
+                    )
+                values[index] = new
+        moved: np.ndarray = values[mask]
+        return moved
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.class_names)}
 
     def image_of(self, row: Mapping[str, Any]) -> bytes:
         """Return the bytes of a row's image: those in the row, or those where its columns say that they lie.
@@ -168,14 +230,16 @@ def opened_labels(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
         raise StorageError(f"cannot read {name} of {folder.public_uri}: {one_line(error)}") from error
 
 
-def open_labels(uri: str) -> LabelFiles:
+def open_labels(uri: str, class_names: Sequence[str] | None = None) -> LabelFiles:
     """Open the labels of an output, finished or not.
 
     Args:
         uri: Folder of the output; local path or URI.
+        class_names: Where each row has its own vocabulary: the list of classes that rows are brought to, as an earlier
+            call found it. None reads which words there are, from all rows.
 
     Raises:
-        StorageError: There are none, or they cannot be read.
+        StorageError: There are none, or they cannot be read; or they have more words than a mask has values.
     """
     folder = Folder(uri)
     names = [
@@ -192,8 +256,9 @@ def open_labels(uri: str) -> LabelFiles:
     with ThreadPoolExecutor(_THREADS) as threads:
         found = dict(zip(names, threads.map(footer, names), strict=True))
     if not found:
+        inside = any(is_published_name(_TABLE, name) for name in folder.names())
         raise StorageError(
-            f"no labels under {folder.public_uri}; give the folder that was the --output of ovss label"
+            f"no labels under {folder.public_uri}; give the folder {'above it' if inside else 'that was the --output of ovss label'}"
         )
     schema = next(iter(found.values()))[1]
     version = (schema.metadata or {}).get(b"ovss_schema", b"").decode()
@@ -203,11 +268,43 @@ def open_labels(uri: str) -> LabelFiles:
         )
     identity = read_identity(folder)
     classes = json.loads(schema.metadata[CLASSES]) if CLASSES in schema.metadata else None
+    if VOCABULARY in schema.names:
+        common = json.loads(schema.metadata.get(COMMON, b"[]"))
+        classes = list(class_names) if class_names is not None else _all_words(folder, list(found), common)
     if classes is None:
         classes = [entry["name"] for entry in identity.get("vocabulary") or ()]
     column = (identity.get("source") or {}).get("image_column")
     groups = {name: counts for name, (counts, _) in found.items()}
     return LabelFiles(folder, groups, version, schema, tuple(classes), column)
+
+
+def _all_words(folder: Folder, names: Sequence[str], common: Sequence[str]) -> list[str]:
+    """Return the common classes, and behind them, by name, all other words that are in some mask."""
+
+    def words_of(name: str) -> list[str]:
+        with opened_labels(folder, name) as file:
+            found: list[str] = pc.unique(pc.list_flatten(file.read(["words"])["words"])).to_pylist()
+            return found
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = set().union(*threads.map(words_of, names))
+    listed = [*common, *sorted(found.difference(common))]
+    if len(listed) > MAX_CLASSES:
+        raise StorageError(
+            f"the masks of {folder.public_uri} have {len(listed):,} words, and one list of classes holds {MAX_CLASSES:,}; "
+            "read the files by their columns mask and vocabulary"
+        )
+    return listed
+
+
+def _placed(index: int | None, place: Sequence[int | None]) -> int | None:
+    """Return where a class stands now; what is behind all classes is no class."""
+    return place[index] if index is not None and index < len(place) else None
+
+
+def _moved(group: Mapping[str, Any], place: Sequence[int | None]) -> dict[str, Any]:
+    boxes = [box | {"winner": _placed(box["winner"], place)} for box in group["boxes"]]
+    return {"classes": [place[index] for index in group["classes"]], "boxes": boxes}
 
 
 def _beside(schema: pa.Schema) -> list[str]:

@@ -6,36 +6,43 @@ a row that has failed passes through. So they fit any pipeline:
 batch_format="pyarrow", ...)``, and as well "numpy" or "pandas", which are given back as they came.
 """
 
+import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from ovss_core.clip.text import EncodedVocabulary
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
-from ovss_core.engine.engine import PreparedImage, SegmentationEngine, Wave
+from ovss_core.engine.engine import PendingProposals, PreparedImage, SegmentationEngine, Wave
 from ovss_core.engine.finite import WINDOWS, not_finite
 from ovss_core.engine.proposal import Proposals, size_in
+from ovss_core.engine.trial import trust_kernels
+from ovss_core.engine.variants import EncodedWave
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.decode import EncodedImage
-from ovss_core.images.windows import WindowLayout
+from ovss_core.images.windows import WindowLayout, group_alike
 from ovss_core.regions import RegionMap
 from ovss_core.results import Segmentation
 from pipelines.faults import Failure, process_sound
 from pipelines.label.batches import PREFIX, Batch, Entry, pairs
 from pipelines.label.image_column import Item, OddValue, image_items, to_pixels
 from pipelines.label.masks import encode_mask
+from pipelines.label.own_words import Offer, Offers, widened
 from pipelines.label.proposals import pack, unpack
 from pipelines.label.table import label_column
+from pipelines.label.word_use import OwnWords
 from pipelines.run import metrics
 from pipelines.run.compute import pick_device, use_threads
 from pipelines.run.ledger import AttemptLedger
@@ -43,10 +50,13 @@ from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, SECONDS, result_type
 from pipelines.sources.region_maps import RegionFolder
 
 _LARGE_PIXELS = 1 << 24
-_WAVE, _WAVE_ON_GPU = 16, 32
-"""Images that are decoded before the engine begins with them: enough to fill it, few enough that the next decode
-meanwhile."""
+_WAVE, _WAVE_ON_GPU = 16, 64
+"""Images that the engine is given at once: on GPUs as many as fill the windows of its wave."""
+_WAVES_AHEAD = 2
+"""Waves whose images are decoded while the engine has another; no more, as a call may hold any number of images."""
 _PIXELS_AT_ONCE = 1 << 26
+Given = TypeVar("Given")
+Prepared = TypeVar("Prepared")
 
 
 class _WithRegions(NamedTuple):
@@ -54,6 +64,13 @@ class _WithRegions(NamedTuple):
 
     image: Any
     regions: Any
+
+
+class _WithWords(NamedTuple):
+    """An image of the image column, perhaps with regions, and what the column of words says of it."""
+
+    image: Any
+    words: Any
 
 
 class LabelStage:
@@ -65,12 +82,16 @@ class LabelStage:
         device: "auto" takes the GPU that Ray assigned, if any.
         torch_threads: Threads of one operation on the CPU; None leaves torch's choice.
         worker_threads: Threads that decode images or encode masks.
+        images_at_once: Images that the engine is given at once; None takes what suits the device. The next ones are decoded
+            meanwhile, so a call had better hold several times as many.
         image_column: Column with images (first stage only): files as bytes, structs with a field ``bytes``, or pixels as
             uint8 tensors [height, width, 3].
         ledger: Finds images that kill their worker; None outside `run_job`.
         region_maps: Address of the folder of the images' region maps, by the column ``image_id`` (first stage only).
         region_column: Column with region maps instead: files as bytes, or tensors of whole numbers [height, width]; where
             it is empty the image has no regions.
+        own_words: How the words are used that images bring along, in a column of the first stage's batches; None where
+            all images are offered the encoded vocabulary. `text` then holds all words that are known beforehand.
     """
 
     name = "segment"
@@ -85,10 +106,12 @@ class LabelStage:
         device: str = "auto",
         torch_threads: int | None = None,
         worker_threads: int = 4,
+        images_at_once: int | None = None,
         image_column: str = "image",
         ledger: AttemptLedger | None = None,
         region_maps: str | None = None,
         region_column: str | None = None,
+        own_words: OwnWords | None = None,
     ) -> None:
         if region_maps and region_column:
             raise ConfigError(
@@ -97,12 +120,20 @@ class LabelStage:
         use_threads(torch_threads and 1)
         chosen = pick_device(device)
         words = EncodedVocabulary.from_bytes(text) if isinstance(text, bytes) else text
-        self.engine = SegmentationEngine.build(config, words, chosen)
+        clip = load_clip(config.model)
+        self.offers: Offers | None = None
+        if own_words:
+            self.offers = Offers(own_words, words, None if self._chained() else clip, chosen)
+            words = self.offers.base_text
+        self.engine = trust_kernels(SegmentationEngine(config, clip, words, chosen))
         self.image_column = image_column
         self.region_folder = RegionFolder(region_maps) if region_maps else None
         self.region_column = region_column
         self.ledger = ledger
         self._torch_threads = torch_threads
+        self._images_at_once = images_at_once or (
+            _WAVE_ON_GPU if self.engine.device.type == "cuda" else _WAVE
+        )
         self._threads = ThreadPoolExecutor(worker_threads)
         self._large = threading.Lock()
         self._seconds: dict[str, float] = {}
@@ -163,13 +194,19 @@ class LabelStage:
             return []
         if self._chained():
             return _proposals(rows, payload)
-        items = image_items(rows, payload)
+        items: list[Any] = image_items(rows, payload)
         given = self._given_regions(rows)
-        if given is None:
+        if given is not None:
+            items = [
+                _WithRegions(item, own) if _no_payload(payload, item) is None and own is not None else item
+                for item, own in zip(items, given, strict=True)
+            ]
+        if self.offers is None:
             return items
+        words = rows.values(self.offers.settings.column)
         return [
-            _WithRegions(item, own) if _no_payload(payload, item) is None and own is not None else item
-            for item, own in zip(items, given, strict=True)
+            _WithWords(item, own) if _no_payload(payload, item) is None else item
+            for item, own in zip(items, words, strict=True)
         ]
 
     def _given_regions(self, rows: Batch) -> list[Any] | None:
@@ -222,39 +259,72 @@ class LabelStage:
 
     def _propose(
         self, items: Sequence[Item], outcomes: dict[int, Any]
-    ) -> Iterator[tuple[tuple[int, ...], Proposals]]:
-        """Yield the proposals of the items, with their places; decoding goes ahead in threads.
+    ) -> Iterator[tuple[tuple[int, ...], Proposals, Offer | None]]:
+        """Yield the proposals of the items, with their places and what they were offered; decoding goes ahead in threads.
 
         Args:
             items: Images.
             outcomes: Takes the failures of items that cannot be decoded, by place.
         """
-        decoding = [self._threads.submit(self._prepare, item) for item in items]
-        for wave, proposals in self.engine.propose_all(self._waves(decoding, outcomes)):
+        offered = self._offered(items, outcomes)
+        waves = self._waves(items, range(len(items)) if offered is None else list(offered), outcomes)
+        for wave, proposals in (
+            self.engine.propose_all(waves) if offered is None else self._each(waves, offered)
+        ):
             self._counts["windows"] += len(wave.pixels)
             self._counts["crops"] += 0 if proposals.crops is None else len(proposals.crops)
-            yield wave.places, proposals
+            yield wave.places, proposals, None if offered is None else offered[wave.places[0]]
 
-    def _waves(
-        self, decoding: Sequence[Future[PreparedImage | Failure]], outcomes: dict[int, Any]
-    ) -> Iterator[Wave]:
-        size = _WAVE_ON_GPU if self.engine.device.type == "cuda" else _WAVE
-        for start in range(0, len(decoding), size):
-            waiting = time.perf_counter()
-            images = {
-                start + offset: future.result()
-                for offset, future in enumerate(decoding[start : start + size])
-            }
+    def _offered(self, items: Sequence[Any], outcomes: dict[int, Any]) -> dict[int, Offer] | None:
+        """Decide what images are offered, by place; those that are offered the same are neighbors."""
+        if self.offers is None:
+            return None
+        start = time.perf_counter()
+        offers = self.offers.plan([item.words for item in items])
+        self._count("words", start)
+        outcomes.update({place: offer for place, offer in enumerate(offers) if isinstance(offer, Failure)})
+        sound = {place: offer for place, offer in enumerate(offers) if isinstance(offer, Offer)}
+        return dict(sorted(sound.items(), key=lambda entry: (entry[1].classes, entry[1].words)))
+
+    def _each(self, waves: Iterator[Wave], offered: Mapping[int, Offer]) -> Iterator[tuple[Wave, Proposals]]:
+        """Do as the engine's `propose_all`: a wave is encoded as a whole, and purified by what its images are offered."""
+        assert self.offers is not None
+        before: tuple[Wave, PendingProposals] | None = None
+        for wave in waves:
+            whole = EncodedWave(wave, self.engine.encode(wave))
+            end = 0
+            for offer, same in groupby([offered[place] for place in wave.places]):
+                first, end = end, end + len(list(same))
+                part = whole.part(slice(first, end), self.engine)
+                engine = self.offers.engine(offer, self.engine)
+                queued = part.wave, engine.propose_encoded(part.wave, part.encoded, engine.room)
+                if before:
+                    yield before[0], before[1].wait()
+                before = queued
+        if before:
+            yield before[0], before[1].wait()
+
+    def _waves(self, items: Sequence[Any], order: Sequence[int], outcomes: dict[int, Any]) -> Iterator[Wave]:
+        waiting, start = time.perf_counter(), 0
+        ordered = [items[place] for place in order]
+        for found in read_ahead(self._threads, self._prepare, ordered, self._images_at_once):
             self._count("decode", waiting)
+            images = dict(zip(order[start:], found, strict=False))
             outcomes.update({place: image for place, image in images.items() if isinstance(image, Failure)})
             prepared = {place: image for place, image in images.items() if isinstance(image, PreparedImage)}
             places = list(prepared)
             for wave in self.engine.gather(list(prepared.values())):
                 yield replace(wave, places=tuple(places[position] for position in wave.places))
+            waiting, start = time.perf_counter(), start + len(found)
 
-    def _finish(self, places: Sequence[int], proposals: Proposals, outcomes: dict[int, Any]) -> None:
+    def _finish(
+        self, places: Sequence[int], proposals: Proposals, offer: Offer | None, outcomes: dict[int, Any]
+    ) -> None:
         """Label the images of one batch, and turn them into rows."""
-        found = dict(zip(places, self.engine.finish(proposals), strict=True))
+        engine = self.engine
+        if self.offers is not None and offer is not None:
+            engine = self.offers.engine(offer, self.engine)
+        found = dict(zip(places, engine.finish(proposals), strict=True))
         start = time.perf_counter()
         labelled: dict[int, Segmentation] = {}
         for place, result in found.items():
@@ -263,14 +333,19 @@ class LabelStage:
             else:
                 labelled[place] = result
                 self._counts["kept_words"] += len(result.kept)
-        masks = self._threads.map(encode_mask, [result.label_map for result in labelled.values()])
+        label_maps, names = [result.label_map for result in labelled.values()], None
+        if self.offers is not None:
+            ignore, names = self.offers.settings.ignore_index, engine.text.vocabulary.names
+            label_maps = [widened(label_map, ignore) for label_map in label_maps]
+        masks = self._threads.map(encode_mask, label_maps)
         margins = self._threads.map(_margins, labelled.values())
-        column = label_column(list(labelled.values()), list(masks), list(margins))
+        column = label_column(list(labelled.values()), list(masks), list(margins), names)
         outcomes.update({place: Entry(column, row) for row, place in enumerate(labelled)})
         self._count("mask_encoding", start)
 
-    def _prepare(self, given: "Item | _WithRegions") -> PreparedImage | Failure:
+    def _prepare(self, given: "Item | _WithRegions | _WithWords") -> PreparedImage | Failure:
         limit, regions = self.engine.config.max_pixels, None
+        given = given.image if isinstance(given, _WithWords) else given
         item, named = given if isinstance(given, _WithRegions) else (given, None)
         try:
             if named is not None:
@@ -297,8 +372,9 @@ class ProposeStage(LabelStage):
     def work(self, items: Sequence[Item]) -> list[Any]:
         """Turn image files into rows of `PROPOSAL`."""
         outcomes: dict[int, Any] = {}
-        for places, proposals in self._propose(items, outcomes):
-            rows = self._threads.map(pack, proposals.to_rows())
+        for places, proposals, offer in self._propose(items, outcomes):
+            offered = self.offers.pack(offer) if self.offers is not None and offer is not None else None
+            rows = self._threads.map(pack, ({**row, "own_words": offered} for row in proposals.to_rows()))
             for place, row, sound in zip(places, rows, proposals.sound_images, strict=True):
                 outcomes[place] = row if sound else Failure.of(self.name, not_finite(WINDOWS))
         return [outcomes[place] for place in range(len(items))]
@@ -313,10 +389,14 @@ class FinishStage(LabelStage):
     def work(self, items: Sequence[dict[str, Any]]) -> list[Any]:
         """Turn rows of `PROPOSAL` into label rows."""
         outcomes: dict[int, Any] = {}
-        for places in _batches(items, self.engine):
+        offered = None
+        if self.offers is not None:
+            offered = self.offers.unpack(item["own_words"] for item in items)
+        for places in _batches(items, self.engine, offered):
             rows = self._threads.map(unpack, [items[place] for place in places])
             proposals = self.engine.proposals_of_rows(list(rows))
-            self._finish(places, proposals, outcomes)
+            offer = None if offered is None else offered[places[0]]
+            self._finish(places, proposals, offer, outcomes)
         return [outcomes[place] for place in range(len(items))]
 
 
@@ -326,8 +406,8 @@ class SegmentStage(LabelStage):
     def work(self, items: Sequence[Item]) -> list[Any]:
         """Turn image files into label rows."""
         outcomes: dict[int, Any] = {}
-        for places, proposals in self._propose(items, outcomes):
-            self._finish(places, proposals, outcomes)
+        for places, proposals, offer in self._propose(items, outcomes):
+            self._finish(places, proposals, offer, outcomes)
         return [outcomes[place] for place in range(len(items))]
 
 
@@ -337,25 +417,34 @@ def _margins(result: Segmentation) -> bytes | None:
     return None if sure is None or sure.margins is None else encode_mask(sure.margins)
 
 
-def _batches(items: Sequence[dict[str, Any]], engine: SegmentationEngine) -> Iterator[list[int]]:
-    """Put rows together whose windows have one size, cut where label maps would take too much memory."""
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for place, item in enumerate(items):
-        size = WindowLayout.of(*size_in(item, "resized"), engine.config.windows).window_size
-        by_size.setdefault(size, []).append(place)
-    for places in by_size.values():
-        room = 0
-        batch: list[int] = []
-        for place in places:
-            height, width = size_in(items[place], "size")
-            if batch and height * width > room:
-                yield batch
-                batch = []
-            if not batch:
-                room = _PIXELS_AT_ONCE
-            batch.append(place)
-            room -= height * width
-        yield batch
+def read_ahead(
+    threads: ThreadPoolExecutor, prepare: Callable[[Given], Prepared], items: Sequence[Given], size: int
+) -> Iterator[list[Prepared]]:
+    """Prepare items in threads and yield the results in order, `size` at a time.
+
+    While the caller has one portion, those of the next `_WAVES_AHEAD` are worked on.
+    """
+    begun: deque[list[Future[Prepared]]] = deque()
+    for start in range(0, len(items), size):
+        begun.append([threads.submit(prepare, item) for item in items[start : start + size]])
+        if len(begun) > _WAVES_AHEAD:
+            yield [future.result() for future in begun.popleft()]
+    while begun:
+        yield [future.result() for future in begun.popleft()]
+
+
+def _batches(
+    items: Sequence[dict[str, Any]], engine: SegmentationEngine, offered: Sequence[Offer] | None
+) -> list[list[int]]:
+    """Put rows together whose windows have one size and that were offered the same.
+
+    They are cut where label maps would take too much memory.
+    """
+    resized = [WindowLayout.of(*size_in(item, "resized"), engine.config.windows) for item in items]
+    pixels = [math.prod(size_in(item, "size")) for item in items]
+    sizes = [layout.window_size for layout in resized]
+    alike = sizes if offered is None else list(zip(sizes, offered, strict=True))
+    return group_alike(alike, pixels, _PIXELS_AT_ONCE)
 
 
 def _proposals(rows: Batch, payload: str) -> list[Any]:
@@ -382,7 +471,7 @@ def _ids(rows: Batch, items: Sequence[Any]) -> list[str]:
 
 
 def _content(item: Any) -> bytes:
-    if isinstance(item, _WithRegions):
+    if isinstance(item, _WithRegions | _WithWords):
         return _content(item.image)
     if isinstance(item, np.ndarray | Image.Image):
         return item.tobytes()

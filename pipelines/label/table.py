@@ -14,18 +14,26 @@ from ovss_core.config import ConfidenceDetail
 from ovss_core.engine.facts import FACTS
 from ovss_core.results import PresentClass, ScoredClass, ScoredClasses, Segmentation, ignore_index
 from ovss_core.vocabulary import Vocabulary
+from pipelines.label.word_use import OwnWords
 from pipelines.run.schema import IMAGE, LABELS, result_type
 from pipelines.run.sink import OutputTable
 from pipelines.sources.carried import CarriedColumns
 
 CLASSES, IGNORE = b"ovss_classes", b"ovss_ignore_index"
 """Keys in a file's metadata: the classes' names by their value in the mask, as a JSON list; the value of no label."""
+COMMON = b"ovss_common_classes"
+"""The key in place of the first where each row has its own `VOCABULARY`: names of the common vocabulary's classes."""
+VOCABULARY = "vocabulary"
+"""The column of the words that a row's image was offered."""
 HISTOGRAMS, STEPS = ("margin", "disagreement"), 20
 """Columns of shares in [0, 1] whose images are counted in so many steps."""
 
 
 def label_column(
-    results: Sequence[Segmentation], masks: Sequence[bytes], margins: Sequence[bytes | None] | None = None
+    results: Sequence[Segmentation],
+    masks: Sequence[bytes],
+    margins: Sequence[bytes | None] | None = None,
+    offered: Sequence[str] | None = None,
 ) -> pa.StructArray:
     """Return the values of the column ``result`` for a batch of images, in the order of the images.
 
@@ -36,6 +44,7 @@ def label_column(
         results: The images' labels.
         masks: Their label maps by `encode_mask`.
         margins: Their pixels' margins by `encode_mask`, where they have some; None where none has.
+        offered: The words that these images were offered, where images bring words along.
     """
     groups = [group for result in results for group in result.groups]
     boxes = [box for group in groups for box in group.boxes]
@@ -50,6 +59,7 @@ def label_column(
         "words": _lists(
             counts, pa.array([entry.name for entries in present for entry in entries], pa.string())
         ),
+        "vocabulary": pa.array([offered] * len(results), kind.field("vocabulary").type),
         "present": _lists(
             counts,
             _fields(
@@ -169,6 +179,7 @@ def label_table(
     confidence: ConfidenceDetail = "image",
     embed_images: bool = False,
     carried: CarriedColumns | None = None,
+    own_words: OwnWords | None = None,
 ) -> OutputTable:
     """Return the table that a run writes: `LABELS` without the columns that are not asked for.
 
@@ -177,14 +188,19 @@ def label_table(
         confidence: Whether each pixel has one.
         embed_images: Store the images' own bytes.
         carried: Columns of the source.
+        own_words: How images' own words are used, where they bring some along.
     """
     left_out = {"confidence"} if confidence != "pixel" else set()
+    if own_words is None:
+        left_out.add(VOCABULARY)
     if not embed_images:
         left_out.add(IMAGE)
+    common = vocabulary.names if own_words is None else vocabulary.names[: own_words.common]
+    ignore = ignore_index(len(vocabulary)) if own_words is None else own_words.ignore_index
     metadata = {
         **LABELS.metadata,
-        CLASSES: json.dumps(vocabulary.names, ensure_ascii=False).encode(),
-        IGNORE: str(ignore_index(len(vocabulary))).encode(),
+        CLASSES if own_words is None else COMMON: json.dumps(common, ensure_ascii=False).encode(),
+        IGNORE: str(ignore).encode(),
     }
     kept = [entry for entry in LABELS if entry.name not in left_out]
     schema = pa.schema([*kept, *(carried.fields if carried else ())], metadata)

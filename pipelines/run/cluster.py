@@ -35,6 +35,8 @@ _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _LEAST_FREE_BYTES = 200 << 20
 _OWN_NEWS = re.compile(rb"\[[^\]]* I \d+ \d+\] logging\.cc:\d+: Set ray log level from environment variable")
 """What Ray's core says at its start because it was told to say nothing."""
+_SLOW_START = "The current node timed out during startup"
+"""How Ray's fault begins where its processes needed more than its fixed 30 seconds, as they do on a busy machine."""
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -86,14 +88,20 @@ def _start(remote: str | None, verbose: bool, mark: str) -> None:
         options["address"] = remote
     else:
         options |= {"address": "local", "include_dashboard": False, "_temp_dir": temporary_folder()}
-    try:
-        _check_reachable(remote)
-        with marked(mark), _own_signals(), _without_own_news(verbose):
-            ray.init(**options)
-    except ClusterError:
-        raise
-    except Exception as error:  # whatever Ray raises, nothing has started
-        raise ClusterError(explain_start(error, remote)) from error
+    for again in (True, False):
+        try:
+            _check_reachable(remote)
+            with marked(mark), _own_signals(), _without_own_news(verbose):
+                ray.init(**options)
+        except ClusterError:
+            raise
+        except Exception as error:  # whatever Ray raises, nothing has started
+            if remote or not again or not str(error).startswith(_SLOW_START):
+                raise ClusterError(explain_start(error, remote)) from error
+            ray.shutdown()
+            end_leftovers(mark)
+        else:
+            return
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pipelines.run.reading import ReadImages
 from pipelines.run.sink import OutputTable, WriteFragments, merge_part
 from pipelines.run.work_units import Unit, pack_units
 from pipelines.sources import Source
+from pipelines.sources.image_words import ImageWords
 from pipelines.storage import Folder
 
 _MAX_BLOCKS = 4096
@@ -65,6 +66,7 @@ class Job:
         file_bytes: Parts are put together in files of about so many bytes at the end.
         fragment_rows: Images that are stored together while a part is unfinished; what a kill can cost.
         no_progress_s: Give up when Ray moves nothing for so long.
+        words: Reads the words that images bring along; None where they bring none.
     """
 
     output: Folder
@@ -78,6 +80,7 @@ class Job:
     fragment_rows: int = 16
     file_bytes: int = 1 << 28
     no_progress_s: float = 300.0
+    words: ImageWords | None = None
 
 
 class Execution(Protocol):
@@ -126,6 +129,7 @@ class RayExecution:
             shard_size=job.shard_size,
             ledger=self._ledger,
             keep_images=job.table.keeps_images,
+            words=job.words,
         )
         writer = WriteFragments(job.output.uri, job.table)
         with _reported(), _context(job):

@@ -45,6 +45,7 @@ from pipelines.run.summary import read_markers, write_summary
 from pipelines.run.verify import is_whole
 from pipelines.run.weight_hashes import CLIP_HASH, PROXY_HASH, UNKNOWN, WeightHashes, hash_weights
 from pipelines.sources import ImageRecord, Source
+from pipelines.sources.image_words import ImageWords
 from pipelines.storage import Folder, redact
 
 _LISTED_STEP = 1000
@@ -74,6 +75,7 @@ class Course:
         proxy: The second tower whose weights decide the results as well, or None.
         begin: Called with the output once it is known to be the run's.
         reports: Files of the job beside its table, removed when it starts anew.
+        words: Reads the words that images bring along; None where they bring none.
     """
 
     source: Source
@@ -95,6 +97,7 @@ class Course:
     begin: Callable[[Folder], None] = lambda output: None
     reports: tuple[str, ...] = ()
     proxy: ProxyConfig | None = None
+    words: ImageWords | None = None
 
     @property
     def output(self) -> Folder:
@@ -120,7 +123,7 @@ def carry_out(course: Course) -> tuple[dict[str, Any], Manifest]:
             if not course.run.overwrite:  # another run's output is refused before anything is written there
                 continues_run(course.output, known, but=(CLIP_HASH, PROXY_HASH))
             course.output.check_writable()
-        with announced(course.output.public_uri) as tell:
+        with announced(f"taking the lease of {course.output.public_uri}") as tell:
             lease.enter_context(held(course.output, stop.fail, tell))
         return _carry_out(course, known, stop)
 
@@ -296,6 +299,7 @@ def _work(
         unit_rows=plan.unit_rows,
         fragment_rows=plan.fragment_rows,
         no_progress_s=run.no_progress_s * course.patience,
+        words=course.words,
     )
     start = monotonic()
     workers = ", ".join(f"{pool.size} x {pool.name}" for pool in plan.pools)

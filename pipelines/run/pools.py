@@ -25,7 +25,7 @@ class WorkerPlan:
     Attributes:
         propose: Stage 1, or both stages where `finish` is None.
         torch_threads: Threads of a worker of stage 1 on CPUs; None on GPUs.
-        batch_size: Images of one call.
+        batch_size: Images that a worker works on at once.
         worker_threads: Threads of a worker that decode images or encode masks.
     """
 
@@ -39,6 +39,11 @@ class WorkerPlan:
     def pools(self) -> list[Pool]:
         """Both pools."""
         return [self.propose, self.finish] if self.finish else [self.propose]
+
+    @property
+    def call_rows(self) -> int:
+        """Images of one call: on GPUs several batches, so that pictures are decoded while the device has others."""
+        return (4 if self.on_gpus else 1) * self.batch_size
 
     @property
     def unit_rows(self) -> int:

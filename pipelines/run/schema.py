@@ -57,6 +57,13 @@ LABELS = _schema(
         ),
         _documented("words", _WORDS, False, "names of the classes in the mask, by pixels descending"),
         _documented(
+            "vocabulary",
+            _WORDS,
+            True,
+            "with `--words-column` or `--caption-column`: the words that this image was offered; the mask's values and every "
+            "`index` of this row are positions in this list",
+        ),
+        _documented(
             "present",
             _PRESENT,
             False,
@@ -140,13 +147,15 @@ PROPOSAL = pa.struct(
                 "region_corners",
                 "crops",
                 "region_map",
+                "own_words",
                 *FACT_COLUMNS,
             ),
         )
     ]
 )
 """Type of the column ``proposal`` between the two labelling stages: a row of `Proposals.to_rows`, whose `COLUMNS` say
-what the bytes are; this module stays free of torch. Maps travel compressed (`pipelines.label.proposals`)."""
+what the bytes are; this module stays free of torch. Maps travel compressed (`pipelines.label.proposals`). In `own_words` is
+what the image was offered, where images bring words along (`pipelines.label.own_words`)."""
 
 CARRIER = pa.schema(
     [
@@ -162,6 +171,9 @@ CARRIER = pa.schema(
 )
 """What the read stage hands to the first actor stage (`part_images`, how many the part has, comes with the last image
 of a part that was listed while it was read); each actor stage replaces the payload by its own."""
+
+WORDS_CARRIER = CARRIER.append(pa.field("own_words", pa.list_(pa.string())))
+"""The same where images bring words along: the words of each, or its captions; null where it has none."""
 
 
 def result_type(schema: pa.Schema) -> pa.StructType:

@@ -18,10 +18,11 @@ import pyarrow as pa
 from pipelines.faults import MAX_DEATHS, Attempts, Failure, clean_reason
 from pipelines.run.id_set import IdSet
 from pipelines.run.manifest_files import ShardListing, part_name, read_part, write_listing, write_part
-from pipelines.run.schema import CARRIER
+from pipelines.run.schema import CARRIER, WORDS_CARRIER
 from pipelines.run.state_files import DamagedFileError
 from pipelines.run.work_units import ShardTask
 from pipelines.sources.carried import read_beside
+from pipelines.sources.image_words import ImageWords, Texts
 from pipelines.sources.record import ImageRecord
 from pipelines.sources.tar_stream import ImageFields, TarEnd, TarImage, stream_tar
 from pipelines.storage import Folder, join_uri, open_storage, redact
@@ -33,7 +34,8 @@ _ROWS, _BYTES = 16, 1 << 24
 _STAGE = "read"
 _WINDOW = 16
 Item = TypeVar("Item")
-Content = bytes | Failure
+Content = tuple[bytes, Texts] | Failure
+"""An image with its words, or why there is none."""
 
 
 @dataclass
@@ -56,6 +58,7 @@ class ShardReader:
         shard_size: Images of a chunk.
         ledger: Remembers how far a worker came that died.
         timeout_s: Seconds that a piece of a shard may take to arrive, tries and waits included.
+        words: Finds the words of each image among the fields of its sample; None where images bring none.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class ShardReader:
         shard_size: int,
         ledger: Attempts | None = None,
         timeout_s: float = 60.0,
+        words: ImageWords | None = None,
     ) -> None:
+        self.words, self.schema = words, CARRIER if words is None else WORDS_CARRIER
         self.output, self.source, self.fields = output, source, fields
         self.max_bytes, self.shard_size, self.ledger = max_bytes, shard_size, ledger
         self.timeout_s = timeout_s
@@ -83,10 +88,10 @@ class ShardReader:
             rows.append(row)
             size += len(row["image"] or b"")
             if len(rows) == _ROWS or size >= _BYTES:
-                yield pa.Table.from_pylist(rows, schema=CARRIER)
+                yield pa.Table.from_pylist(rows, schema=self.schema)
                 rows, size = [], 0
         if rows:
-            yield pa.Table.from_pylist(rows, schema=CARRIER)
+            yield pa.Table.from_pylist(rows, schema=self.schema)
 
     def open(self, name: str) -> BinaryIO:
         """Open a shard; reading goes on where it was after a fault of the connection."""
@@ -211,7 +216,8 @@ class _Reading:
             return None
         if image.data is None:
             return Failure(_STAGE, "ImageError", image.problem or "the shard gave no bytes")
-        return image.data
+        words = None if self.reader.words is None else self.reader.words.of_beside(image.beside)
+        return words if isinstance(words, Failure) else (image.data, words)
 
     def _wanted(self, key: str) -> bool:
         return f"{self.task.name}/{key}" not in self.finished
@@ -219,16 +225,17 @@ class _Reading:
     def _row(
         self, chunk: int, record: ImageRecord, content: Content, part_images: int | None = None
     ) -> dict[str, Any]:
-        failed = isinstance(content, Failure)
+        image, words = (None, None) if isinstance(content, Failure) else content
         return {
             "part": part_name(self.task.number, chunk),
             "image_id": record.image_id,
             "uri": record.uri,
             "annotation": None,
-            "image": None if failed else content,
+            "image": image,
             "failure": content.to_dict() if isinstance(content, Failure) else None,
             "seconds": None,
             "part_images": part_images,
+            "own_words": words,
         }
 
     def _items(self) -> Iterator[TarImage | TarEnd]:

@@ -87,6 +87,8 @@ class Stop:
             while not self._asked.wait(0.2):
                 if over.is_set():
                     return
+            if over.is_set():
+                return
             deadline = time.monotonic() + self.grace_s
             with suppress(Exception):  # workers that cannot be told end with the grace
                 admit_no_more()
@@ -102,7 +104,8 @@ class Stop:
         finally:
             _runs.remove(self)
             over.set()
-            thread.join(1.0)
+            if self._asked.is_set():  # else it only sleeps, for a fifth of a second
+                thread.join(1.0)
 
 
 def ask_to_stop(number: int) -> float | None:

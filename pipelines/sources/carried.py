@@ -75,7 +75,7 @@ class CarriedColumns:
         """
         found: dict[int, Mapping[str, Any]] = {}
         files: list[int] = []
-        for (path, group), places in groupby(range(len(rows)), lambda place: _table_of(rows[place])):
+        for (path, group), places in groupby(range(len(rows)), lambda place: table_of(rows[place])):
             members = list(places)
             if path is not None and group is not None:
                 found.update(
@@ -110,7 +110,7 @@ class CarriedColumns:
     def _beside(self, path: str | None) -> Mapping[str, Any]:
         """Read the files beside an image of a folder, as img2dataset leaves them."""
         names = {column.name for column in self.columns}
-        stem = posixpath.splitext(path or "")[0]
+        stem = sidecar_stem(path)
         texts = {}
         for ending in (TEXT, FIELDS):
             if (
@@ -166,7 +166,12 @@ def read_beside(texts: Mapping[str, bytes]) -> dict[str, Any]:
     return values
 
 
-def _table_of(row: Row) -> tuple[str | None, int | None]:
+def sidecar_stem(path: str | None) -> str:
+    """Return the path of an image without its ending, which the files beside it share."""
+    return posixpath.splitext(path or "")[0]
+
+
+def table_of(row: Row) -> tuple[str | None, int | None]:
     """Return the Parquet file and row group that a record was listed in."""
     if row["container"] == "parquet":
         return row["path"], row["row_group"]

@@ -142,6 +142,10 @@ class ParquetSource:
         """Return the type of a column; None where the first readable files have none of that name."""
         return next((kind for schema in self._some_schemas() for kind in _types(name, [schema])), None)
 
+    def column_names(self) -> list[str]:
+        """Return the columns of the first readable file."""
+        return list(next(self._some_schemas()).names)
+
     @property
     def uri(self) -> str:
         """The root that opens the file system of the records' paths."""

@@ -1,4 +1,5 @@
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,22 @@ def states(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tenso
     )
 
 
-def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    train_demo(tmp_path / "whole", TINY)
-    stopped = train_demo(tmp_path / "parts", TINY, stop_after=3)
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that was stopped after its first step."""
+    folder = tmp_path_factory.mktemp("begun") / "training"
+    stopped = train_demo(folder, TINY, stop_after=1)
     assert stopped.name == "checkpoint.pt"
-    assert not (tmp_path / "parts" / "ovss_demo.safetensors").exists()
+    assert not (folder / "ovss_demo.safetensors").exists()
+    return folder
+
+
+def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
+    begun: Path, tmp_path: Path
+) -> None:
+    train_demo(tmp_path / "whole", TINY)
+    shutil.copytree(begun, tmp_path / "parts")
+    train_demo(tmp_path / "parts", TINY, stop_after=3)
     train_demo(tmp_path / "parts", TINY)
     for one, other in zip(states(tmp_path / "whole"), states(tmp_path / "parts"), strict=True):
         assert one.keys() == other.keys()
@@ -44,11 +56,11 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(t
 
 
 def test_two_steps_change_both_towers_and_the_loss_is_printed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = train_demo(tmp_path, TINY, stop_after=1)
-    first = torch.load(path, weights_only=True)["model"]
-    second = torch.load(train_demo(tmp_path, TINY, stop_after=2), weights_only=True)["model"]
+    first = torch.load(begun / "checkpoint.pt", weights_only=True)["model"]
+    folder = shutil.copytree(begun, tmp_path / "training")
+    second = torch.load(train_demo(folder, TINY, stop_after=2), weights_only=True)["model"]
     for name in (
         "visual.conv1.weight",
         "visual.proj",
@@ -60,13 +72,13 @@ def test_two_steps_change_both_towers_and_the_loss_is_printed(
 
 
 def test_the_first_part_may_be_made_longer_while_it_runs_but_the_recipe_may_not_change(
-    tmp_path: Path,
+    begun: Path, tmp_path: Path
 ) -> None:
-    train_demo(tmp_path, TINY, stop_after=1)
+    folder = shutil.copytree(begun, tmp_path / "training")
     longer = TrainingConfig(**{**vars(TINY), "small_steps": 3})
-    assert train_demo(tmp_path, longer, stop_after=2).name == "checkpoint.pt"
+    assert train_demo(folder, longer, stop_after=2).name == "checkpoint.pt"
     with pytest.raises(ConfigError, match="another training"):
-        train_demo(tmp_path, TrainingConfig(**{**vars(TINY), "learning_rate": 0.5}))
+        train_demo(folder, TrainingConfig(**{**vars(TINY), "learning_rate": 0.5}))
 
 
 def test_a_training_without_steps_or_crops_is_refused() -> None:

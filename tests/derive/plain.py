@@ -53,10 +53,10 @@ def _nothing(*arguments: object) -> Iterator[bool]:
 
 
 def _in_this_process(
-    labels_uri: str, task: Task, chosen: Sequence[Unit], output: Folder
+    labels: LabelFiles, task: Task, chosen: Sequence[Unit], output: Folder
 ) -> Iterator[dict[str, Any]]:
     for unit in chosen:
-        yield run_unit(labels_uri, task, unit, output.uri)
+        yield run_unit(labels, task, unit, output.uri)
 
 
 def run_here(

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from jobs import cli
-from ovss_core.errors import ConfigError, OutputMismatchError
+from ovss_core.errors import ConfigError, OutputMismatchError, StorageError
 from ovss_core.results import Confidence
-from pipelines.derive.options import SelectOptions
+from pipelines.derive.options import DeriveOptions, SelectOptions
 from pipelines.derive.selection import Selection, balanced, best_floors
-from pipelines.derive.units import stable_share
+from pipelines.derive.units import run_task, stable_share
 from pipelines.label.masks import decode_mask
 from pipelines.label.reader import open_labels
+from pipelines.run.record import write_run
+from pipelines.storage import Folder
 from tests.derive.plain import run_here, ten_labels, write_labels
 from tests.pipelines.faulty_storage import use_faulty_storage
 from tests.pipelines.test_crash_points import Clock, Killed
@@ -181,8 +183,32 @@ def test_what_the_labels_cannot_give_is_refused_in_one_line(tmp_path: Path) -> N
     ):
         with pytest.raises(ConfigError, match=message):
             run_here(tmp_path / "labels", Selection(SelectOptions(**wanted)), tmp_path / "out")
+    typed = VOCABULARY.names[1] + "x"
+    with pytest.raises(ConfigError, match=f"no class '{typed}' in .*; did you mean {VOCABULARY.names[1]}\\?"):
+        run_here(tmp_path / "labels", Selection(SelectOptions(words=(typed,))), tmp_path / "out")
     with pytest.raises(ConfigError, match="--min-share is the share of --words"):
         SelectOptions(min_share=0.5)
+    with pytest.raises(ConfigError, match="--best-share is 50; give a number from 0 to 1"):
+        SelectOptions(best_share=50)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_labels_are_not_written_over_by_what_is_made_of_them(tmp_path: Path, overwrite: bool) -> None:
+    labels, _ = ten_labels(tmp_path / "labels")
+    for output in (tmp_path / "labels", tmp_path / "labels/sure", tmp_path):
+        with pytest.raises(ConfigError, match="lies inside"):
+            run_task(
+                labels.folder.uri, Selection(SelectOptions()), DeriveOptions(str(output), overwrite=overwrite)
+            )
+    write_run(Folder(str(tmp_path / "other")), {"job": "label"}, {})
+    with pytest.raises(OutputMismatchError, match="other holds what ovss label left; give another --output"):
+        run_task(
+            labels.folder.uri,
+            Selection(SelectOptions()),
+            DeriveOptions(str(tmp_path / "other"), overwrite=overwrite),
+        )
+    with pytest.raises(StorageError, match="labels/labels; give the folder above it"):
+        open_labels(f"{labels.folder.uri}/labels")
 
 
 def test_the_command_selects_in_tasks_and_says_how_many(

@@ -73,9 +73,16 @@ def _assert_sound(result: Segmentation, size: tuple[int, int], names: list[str])
 
 
 @pytest.mark.parametrize(
-    "method", ["none", "image distractors", "filter fixed", "released fixed", "paper fixed"]
+    ("host", "method"),
+    [
+        *((host, method) for host in clip_hosts() for method in ("none", "image distractors")),
+        *(
+            pytest.param(host, method, marks=() if host in ("sfp", "cliper") else pytest.mark.slow)
+            for host in clip_hosts()
+            for method in ("filter fixed", "released fixed", "paper fixed")
+        ),
+    ],
 )
-@pytest.mark.parametrize("host", clip_hosts())
 def test_every_host_and_method_labels_pictures_of_any_size(host: str, method: str) -> None:
     engine = _engine(tiny_config(host, METHODS[method]), WITH_BACKGROUND)
     for result, size in zip(engine.segment(PICTURES), SIZES, strict=True):

@@ -50,5 +50,5 @@ def test_windows_are_those_of_the_layouts_image_after_image() -> None:
     pixels = ImagePixels.of(images, layouts)
     assert np.array_equal(pixels.cut_windows(slice(3, 11)), expected[3:11])
     first = len(layouts[0]) + len(layouts[1])
-    last = pixels.single(2, slice(first, len(pixels)))
+    last = pixels.part(slice(2, 3), slice(first, len(pixels)))
     assert np.array_equal(last.cut_windows(slice(0, len(last))), expected[first:])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ovss_core.config import SegmenterConfig
+from ovss_core.config import PurificationConfig, SegmenterConfig
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.evaluation.benchmarks import (
     BENCHMARKS,
@@ -28,6 +28,10 @@ from ovss_core.evaluation.benchmarks.protocols import Purify
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 I = -1  # noqa: E741
+
+
+def config_of(host: str, purify: Purify) -> SegmenterConfig:
+    return SegmenterConfig(host=host, purification=PurificationConfig(method=purify))
 
 
 def _values(*values: int, dtype: type = np.uint8) -> np.ndarray:
@@ -206,13 +210,13 @@ def test_hosts_with_a_second_tower_have_the_constants_of_their_codes() -> None:
     config, _ = protocol_config("cityscapes", "corrclip", "none")
     assert (config.windows.size, config.windows.short_side) == (224, 448)
     assert config.labels.background == "none"
-    assert published_miou("voc20", "proxyclip", "none") == 80.3
+    assert published_miou("voc20", config_of("proxyclip", "none")) == 80.3
 
 
 def test_published_figures_are_found_by_host_and_purification() -> None:
-    assert published_miou("voc21", "sfp", "none") == 63.9
-    assert published_miou("cityscapes", "gem", "freecp") == 35.7
-    assert published_miou("voc21", "sfp", "freecp") is None
+    assert published_miou("voc21", config_of("sfp", "none")) == 63.9
+    assert published_miou("cityscapes", config_of("gem", "freecp")) == 35.7
+    assert published_miou("voc21", config_of("sfp", "freecp")) is None
 
 
 def _stated(protocols: dict[str, dict[str, object]], name: str) -> dict[str, object]:
@@ -251,7 +255,8 @@ def test_every_constant_equals_the_protocol_sheet(name: str) -> None:
     order = list(BENCHMARKS)
     for row, figures in sheet["published_miou"].items():
         host, plus, _ = row.partition("+")
-        assert published_miou(name, host, "freecp" if plus else "none") == figures[order.index(name)]
+        config = config_of(host, "freecp" if plus else "none")
+        assert published_miou(name, config) == figures[order.index(name)]
 
 
 @pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs the photographs of ../shared/data")

@@ -5,15 +5,21 @@ import re
 import pytest
 
 from ovss_core.check import validate
-from ovss_core.config import ModelConfig, SegmenterConfig
+from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
 from ovss_core.errors import ConfigError
-from ovss_core.evaluation.benchmarks import BENCHMARKS, ORDER, list_systems, published_miou
+from ovss_core.evaluation.benchmarks import (
+    BENCHMARKS,
+    ORDER,
+    list_systems,
+    published_miou,
+    published_system,
+)
 from ovss_core.evaluation.benchmarks.systems import NEEDS, System
 from ovss_core.head_names import host_names, refiner_names
 
 SYSTEMS = {system.name: system for system in list_systems()}
 PLANNED = {
-    *("clipsurgery", "cliptrase", "resclip", "resclip_sfr", "itaclip", "pearl", "rfclip", "cliper"),
+    *("clipsurgery", "cliptrase", "resclip", "itaclip", "pearl", "rfclip", "cliper"),
     *("proxyclip", "corrclip"),
 }
 """Heads that systems of the list wait for; each is in as soon as its file is there."""
@@ -78,9 +84,26 @@ def test_a_mean_is_told_only_of_all_eight() -> None:
 
 
 def test_published_figures_are_found_with_and_without_a_refiner() -> None:
-    assert published_miou("voc21", "naclip", "none") == 58.9
-    assert published_miou("voc21", "naclip", "none", "pamr") == 64.07
-    assert published_miou("voc21", "naclip", "none", "tlp") is None
+    plain = PurificationConfig(method="none")
+    assert published_miou("voc21", SegmenterConfig(host="naclip", purification=plain)) == 58.9
+    assert published_miou("voc21", SegmenterConfig(host="naclip", purification=plain, refine="pamr")) == 64.07
+    assert published_miou("voc21", SegmenterConfig(host="naclip", purification=plain, refine="tlp")) is None
+
+
+def test_systems_with_one_head_are_told_apart_by_the_parts_that_run() -> None:
+    assert SYSTEMS["ResCLIP"].is_in
+    assert SYSTEMS["ResCLIP"].flags == "--host resclip --purify none --resclip.feedback true"
+    for name, system in SYSTEMS.items():
+        if system.is_in:
+            purification = PurificationConfig(method=system.purify)
+            config = system.configure(
+                SegmenterConfig(host=system.host or "", purification=purification), "voc21"
+            )
+            found = published_system(config.to_dict())
+            assert found is not None
+            assert found.name == name
+    alone = SegmenterConfig(host="cliptrase", purification=PurificationConfig(method="none"))
+    assert published_system(alone.to_dict()) is None, "published figures are with clusters"
 
 
 @pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.is_in])

@@ -10,11 +10,15 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from ovss_core.class_purification import refinement
 from ovss_core.class_purification.regions import box_union
 from ovss_core.class_purification.winners import LabelEdits
-from ovss_core.engine import labels
+from ovss_core.engine import finite, labels
 from ovss_core.feature_purification import mitigation, outliers, similarity
+from ovss_core.images import pixels
 from ovss_core.kernels import attention, class_sums
+from ovss_core.kernels.evidence_triton import Active, Ranks
+from tests import evidence_forms, group_forms
 
 Enter = Callable[[int, Callable[..., Any]], Callable[..., Any]]
 """Makes of a number of launches and a function of CPU tensors one of the pretended GPU's tensors."""
@@ -34,13 +38,34 @@ def stand_ins(enter: Enter) -> dict[str, SimpleNamespace]:
         "labels_triton": {"launch_purified": (1, _purified), "launch_probable": (1, _probable)},
         "class_sums_triton": {"launch_class_sums": (1, class_sums.add_class_sums)},
         "parts_triton": {"launch_union": (1, _union), "launch_parts": (1, _parts)},
+        "pixels_triton": {"launch_windows": (1, pixels.windows_of), "launch_regions": (1, pixels.regions_of)},
+        "affinity_triton": {"launch_balance": (2, _balance)},
+        "evidence_triton": {
+            "launch_statistics": (1, evidence_forms.statistics),
+            "launch_peaks": (1, evidence_forms.peaks),
+            "launch_active": (1, evidence_forms.active),
+            "launch_maps": (1, evidence_forms.maps),
+            "launch_refined": (2, evidence_forms.refined),
+            "launch_null": (1, evidence_forms.null),
+            "launch_decide": (1, evidence_forms.decide),
+            "launch_take": (1, evidence_forms.take),
+            "launch_needs": (1, evidence_forms.needs),
+        },
+        "groups_triton": {
+            "launch_groups": (1, group_forms.groups),
+            "launch_boxes": (3, group_forms.boxes),
+            "launch_list": (1, group_forms.listed),
+        },
+        "finite_triton": {"launch_sound": (1, _sound)},
     }
-    return {
+    pretended = {
         f"ovss_core.kernels.{module}": SimpleNamespace(
             **{name: enter(launches, function) for name, (launches, function) in functions.items()}
         )
         for module, functions in modules.items()
     }
+    vars(pretended["ovss_core.kernels.evidence_triton"]).update(Active=Active, Ranks=Ranks)
+    return pretended
 
 
 def _mean(
@@ -148,6 +173,17 @@ def _probable(
         name = torch.where(probability < floor, background, name)
     found.copy_(name)
     confidences.copy_(probability)
+
+
+def _sound(features: Tensor, attended: Tensor | None) -> Tensor:
+    return finite.finite_rows(features) if attended is None else finite.sound_windows(features, attended)
+
+
+def _balance(attended: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    affinity = refinement.balance(attended, rounds)
+    rows, columns = affinity.row_scale[:, :, None], affinity.column_scale[:, :, None]
+    scaled = rows * attended * columns.mT
+    return affinity.row_scale, affinity.column_scale, (scaled + scaled.mT) / 2
 
 
 def _union(regions: Tensor, limits: tuple[int, int]) -> Tensor:

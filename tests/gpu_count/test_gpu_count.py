@@ -16,13 +16,14 @@ from pipelines.benchmark.workload import Workload
 from tests.gpu_count.__main__ import main
 from tests.gpu_count.counting import CountedCall, count_call, labelling, workload_of
 from tests.gpu_count.pretended import GPU, pretended_gpu
+from tests.tiny_towers import DINO, add_tiny_families
 
 CLASSES = 150
 
 
 @pytest.fixture(scope="module")
 def workload() -> Workload:
-    return workload_of(8, CLASSES)
+    return workload_of(4, CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,8 @@ def test_nothing_waits_and_what_is_copied_does_not_grow_with_the_images(
 def test_operations_stay_below_what_they_were_when_this_was_written(
     single: CountedCall, batch: CountedCall
 ) -> None:
-    assert single.counts.operations <= 1080  # 1,037
-    assert batch.counts.operations <= 1230  # 1,182
+    assert single.counts.operations <= 385  # 370
+    assert batch.counts.operations <= 385  # 370
 
 
 def test_the_pretended_gpu_gives_the_labels_of_the_cpu(workload: Workload, batch: CountedCall) -> None:
@@ -70,8 +71,8 @@ def test_the_pretended_gpu_gives_the_labels_of_the_cpu(workload: Workload, batch
 
 @pytest.mark.parametrize("variant", ["released", "paper"])
 def test_nothing_waits_where_windows_decide(variant: PurificationVariant, workload: Workload) -> None:
-    some = replace(workload, pictures=workload.pictures[:2])
-    call = count_call(some, labelling(variant=variant), CLASSES)
+    one = replace(workload, pictures=workload.pictures[:1])
+    call = count_call(one, labelling(variant=variant), CLASSES)
     assert call.crops > 0
     assert not call.counts.waits
 
@@ -84,8 +85,11 @@ def test_no_head_mixes_devices_or_waits(host: str, small: Workload) -> None:
 
 @pytest.mark.parametrize("scoped", [False, True])
 @pytest.mark.parametrize("host", sorted(proxy_hosts()))
-def test_no_head_with_a_second_tower_mixes_devices_or_waits(host: str, scoped: bool, small: Workload) -> None:
-    proxy, regions = ProxyConfig("dino_vits16", "random"), RegionConfig(scope=scoped)
+def test_no_head_with_a_second_tower_mixes_devices_or_waits(
+    host: str, scoped: bool, small: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_tiny_families(monkeypatch)
+    proxy, regions = ProxyConfig(DINO, "random"), RegionConfig(scope=scoped)
     config = replace(labelling(host, "none"), proxy=proxy, regions=regions)
     maps = [
         RegionMap.of_array(np.arange(picture.size // 3).reshape(picture.shape[:2]) // 9_000)

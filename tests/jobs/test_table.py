@@ -11,7 +11,7 @@ import pytest
 from jobs import cli
 from jobs.arguments import START, make_parser
 from jobs.flags import Flag
-from ovss_core.config import PurificationConfig, SegmenterConfig
+from ovss_core.config import PurificationConfig, ResClipConfig, SegmenterConfig
 from ovss_core.errors import ConfigError
 from ovss_core.evaluation.benchmarks import list_systems
 
@@ -88,6 +88,21 @@ def test_published_figures_stand_below_their_system(
     assert "| naclip + pamr, published | 64.1 | 38.3 | 51.2 |" in told
     assert "| sclip + FreeCP, tuned, published | 65.8 | 33.3 | 49.5 |" in told
     assert "| SFP, published | 20.8 | 20.8 |" in told
+
+
+def test_a_head_with_another_part_is_a_system_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"host": "resclip", **PLAIN}
+    fed_back = ResClipConfig(feedback=True)
+    places = [
+        store(tmp_path, "a", report("voc21", 0.5, **settings)),
+        store(tmp_path, "b", report("voc21", 0.75, resclip=fed_back, **settings)),
+    ]
+    assert cli.main(["table", "--published", *places]) == 0
+    told = capsys.readouterr().out
+    for name, measured, published in (("resclip", 50.0, 60.0), ("resclip, feedback", 75.0, 61.1)):
+        assert f"| {name} | {measured} | {measured} |\n| {name}, published | {published} |" in told
 
 
 def test_the_same_table_comes_as_csv_and_as_latex(outputs: list[str], tmp_path: Path) -> None:

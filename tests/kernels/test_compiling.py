@@ -13,7 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from ovss_core.kernels import (
-    attention_triton, class_sums_triton, guidance_triton, labels_triton, norms_triton, parts_triton
+    affinity_triton, attention_triton, class_sums_triton, evidence_triton, finite_triton, groups_triton, guidance_triton,
+    labels_triton, norms_triton, parts_triton, pixels_triton
 )
 
 POINTERS = dict.fromkeys(
@@ -59,6 +60,40 @@ build(class_sums_triton.class_sums_kernel, {"MASKED": True, "BLOCK": 4096},
       label="*i64", inside="*i1", pixels="*i64", sums="*fp64")
 build(parts_triton.parts_kernel, {"PLACES": 256, "DIAGONAL": True, "UNION": True}, 2,
       regions="*i8", labels="*i32", corners="*i32", union="*i8")
+build(pixels_triton.windows_kernel, {"BLOCK": 1024}, 4, pixels="*u8", first="*i64", row_pixels="*i64", windows="*u8",
+      width="i32")
+build(pixels_triton.regions_kernel, {"SAMPLES": 256}, 4, pixels="*u8", first="*i64", row_pixels="*i64", image="*i64",
+      corners="*i64", regions="*u8")
+AFFINITY = dict.fromkeys("attention row_scale column_scale transfer".split(), "*fp32")
+build(affinity_triton.balance_kernel, {"ROUNDS": 3, "TINY": affinity_triton._TINY, "ROWS": 32, "COLUMNS": 256}, 8, **AFFINITY)
+build(affinity_triton.transfer_kernel, {"SIDE": 32}, 4, **AFFINITY)
+FLOATS = "scores log_total low high window_peaks window_low window_high peaks probability normalized spread refined kept"
+WHOLE = "starts sizes chosen place_of column_of counts active distractors"
+EVIDENCE = dict.fromkeys(FLOATS.split(), "*fp32") | dict.fromkeys(WHOLE.split(), "*i32") | dict.fromkeys(
+    "slots index needed".split(), "*i64") | dict.fromkeys("used regions complete".split(), "*i8") | dict.fromkeys(
+    "thresholds table ranked normal".split(), "*fp64") | {"levels": "*i16", "source": "*i32"}
+build(evidence_triton.statistics_kernel, {"PHRASES": 16, "PATCHES": 256}, 4, **EVIDENCE)
+for alone in (False, True):
+    build(evidence_triton.peaks_kernel, {"ALONE": alone, "COLUMNS": 16, "PATCHES": 256}, 4, **EVIDENCE)
+    build(evidence_triton.active_kernel, {"TESTS": not alone, "COMPETES": True, "LIKELY": True, "LEAST": 0.999, "SLACK": 1e-6,
+          "COLUMNS": 4096, "PLACES": 256}, 4, **EVIDENCE)
+    build(evidence_triton.maps_kernel, {"ALONE": alone, "PATCHES": 256}, 4, **EVIDENCE)
+build(evidence_triton.refined_kernel, {"FLATNESS": 1e-5, "EPSILON": 1e-8, "PATCHES": 256}, 4, **EVIDENCE)
+build(evidence_triton.null_kernel, {"TARGET": 2.4, "CEILING": 0.5, "FLOOR": 0.1, "ENOUGH": 30, "LEAST": 1e-3, "RANKS": 128},
+      4, **EVIDENCE | {"distractors": "i32"})
+build(evidence_triton.decide_kernel, {"COMPETES": True, "LIKELY": True, "SLACK": 1e-6, "COLUMNS": 4096, "PLACES": 64}, 4,
+      **EVIDENCE | {"kept": "*i64"})
+build(evidence_triton.take_kernel, {"PATCHES": 256}, 2, **EVIDENCE)
+build(evidence_triton.needs_kernel, {"NULLS": True, "UNITS": 64}, 1, **EVIDENCE | {"kept": "*i32"})
+GROUPS = dict.fromkeys("distances sums".split(), "*fp32") | dict.fromkeys("weights maps".split(), "*fp64") | dict.fromkeys(
+    "classes members limits boxes image corners needed".split(), "*i64") | dict.fromkeys(
+    "complete regions used".split(), "*i8") | dict.fromkeys("parts labels order".split(), "*i32")
+build(groups_triton.groups_kernel, {"PLACES": 64}, 4, **GROUPS, threshold="fp32")
+build(groups_triton.levels_kernel, {"PATCHES": 1024}, 4, **GROUPS | {"levels": "*i16"})
+build(groups_triton.boxes_kernel, {"PATCHES": 1024, "PLACES": 64, "BOXES": 32}, 4, **GROUPS)
+build(groups_triton.list_kernel, {"ROWS": 4096}, 8, **GROUPS | {"total": "i32"})
+build(finite_triton.sound_kernel, {"ATTENDS": True, "BLOCK": 4096}, features="*fp32", attention="*fp32", sound="*i8",
+      weights="i32")
 """
 KERNELS = {
     "head_mean_kernel",
@@ -71,6 +106,24 @@ KERNELS = {
     "probable_kernel",
     "class_sums_kernel",
     "parts_kernel",
+    "windows_kernel",
+    "regions_kernel",
+    "balance_kernel",
+    "transfer_kernel",
+    "sound_kernel",
+    "statistics_kernel",
+    "peaks_kernel",
+    "active_kernel",
+    "maps_kernel",
+    "refined_kernel",
+    "null_kernel",
+    "decide_kernel",
+    "take_kernel",
+    "needs_kernel",
+    "groups_kernel",
+    "levels_kernel",
+    "boxes_kernel",
+    "list_kernel",
 }
 HOPPER_SHARED = 227 << 10
 

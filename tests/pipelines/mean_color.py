@@ -90,28 +90,28 @@ def mean_of(data: bytes) -> float:
         raise ImageError(f"not an image: {type(error).__name__}") from error
 
 
-def mean_job(output: str, source: Source, actors: int = 2, batch_size: int = 4, **arguments: object) -> Job:
+def mean_job(output: str, source: Source, actors: int = 1, batch_size: int = 4, **arguments: object) -> Job:
     stage = ActorStage("mean", MeanColor, arguments, Pool("mean", actors, 0.5), batch_size)
-    return Job(Folder(output), source, [stage], MEANS, fragment_rows=4, no_progress_s=60.0)
+    return Job(Folder(output), source, [stage], MEANS, fragment_rows=4, no_progress_s=300.0)
 
 
 def main() -> None:
     """Run the job slowly in a process of its own, for tests that kill it: images, output, seconds an image."""
-    import ray
-
     from pipelines.run.manifest import prepare_manifest
     from pipelines.run.progress import ProgressReport
     from pipelines.run.runner import run_job
     from pipelines.sources import FolderSource
+    from tests.forked_workers import local_ray
 
     images, output, seconds = sys.argv[1:]
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, logging_level="ERROR"
-    )
     source = FolderSource(images)
-    manifest = prepare_manifest(Folder(output), source, 8)
-    with ProgressReport(manifest.images) as progress:
-        run_job(mean_job(output, source, actors=1, seconds=float(seconds)), manifest, progress)
+    store = {"object_store_memory": 100_000_000}
+    with local_ray(
+        "tests.pipelines.mean_color", num_cpus=2, include_dashboard=False, logging_level="ERROR", **store
+    ):
+        manifest = prepare_manifest(Folder(output), source, 8)
+        with ProgressReport(manifest.images) as progress:
+            run_job(mean_job(output, source, actors=1, seconds=float(seconds)), manifest, progress)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class PlainExecution:
             shard_size=job.shard_size,
             ledger=self.record,
             keep_images=job.table.keeps_images,
+            words=job.words,
         )
         for row in pack_units(units):
             yield from reader.read(pa.Table.from_pylist([row]))

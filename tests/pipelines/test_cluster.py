@@ -1,6 +1,7 @@
 """Starting Ray: without its chatter, where it has room, gone when the run ends, and one line where it cannot."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import ray
 from ray._private.utils import check_version_info
 
 from ovss_core.errors import ClusterError
-from pipelines.run.cluster import explain_start, temporary_folder
+from pipelines.run.cluster import connected, explain_start, temporary_folder
 
 ImageFolder = Callable[..., Path]
 _LONG = "a_folder_of_a_batch_system_with_a_long_name_for_every_job_of_every_user/job.1355700"
@@ -204,3 +206,29 @@ def is_starting_worker(command: str) -> bool:
     """Say whether a process is a worker that has no title yet; the raylet's own command names the program, too."""
     program, *arguments = command.split() or [""]
     return "python" in program and any(word.endswith("/default_worker.py") for word in arguments[:3])
+
+
+@pytest.mark.parametrize(
+    ("fault", "address", "starts"),
+    [
+        ("The current node timed out during startup. This could happen because ...", None, 2),
+        ("The current node timed out during startup. This could happen because ...", "h", 1),
+        ("Failed to start GCS.", None, 1),
+    ],
+)
+def test_a_ray_of_its_own_that_was_slow_to_start_is_started_once_more(
+    fault: str, address: str | None, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+
+    def fail(**options: object) -> None:
+        tried.append(options)
+        raise Exception(fault)  # noqa: TRY002 (as Ray does)
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=re.escape(fault.partition(".")[0])), connected(address):
+        pass
+    assert len(tried) == starts

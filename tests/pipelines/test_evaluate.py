@@ -69,7 +69,7 @@ def pairs(tmp_path: Path) -> Path:
 
 def _job(pairs: Path, output: str = "out", **options: object) -> EvaluateJob:
     chosen = PairOptions(images=str(pairs / "images"), masks=str(pairs / "masks"), **options)  # type: ignore[arg-type]
-    run = RunOptions(str(pairs / output), shard_size=3, no_progress_s=120.0)
+    run = RunOptions(str(pairs / output), shard_size=3, no_progress_s=300.0)
     return EvaluateJob(chosen, run, VOCABULARY, SEGMENTER, pools=POOLS)
 
 
@@ -97,7 +97,7 @@ def test_counts_equal_a_loop_over_the_masks_that_labelling_writes(pairs: Path) -
     together = replace(SEGMENTER, host="sfp,naclip")
     label = LabelJob(
         SourceOptions(images=str(pairs / "images")),
-        RunOptions(str(pairs / "labels"), shard_size=3, no_progress_s=120.0),
+        RunOptions(str(pairs / "labels"), shard_size=3, no_progress_s=300.0),
         VOCABULARY,
         together,
         pools=replace(POOLS, finish_actors=0),
@@ -125,7 +125,9 @@ def test_counts_equal_a_loop_over_the_masks_that_labelling_writes(pairs: Path) -
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_unusable_pairs_become_failures_and_a_second_run_does_nothing_anew(pairs: Path) -> None:
+def test_unusable_pairs_become_failures_and_a_second_run_does_nothing_anew_nor_takes_other_settings(
+    pairs: Path,
+) -> None:
     (pairs / "masks" / "1.png").unlink()
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(pairs / "masks" / "2.png")
     Image.new("RGB", (48, 36)).save(pairs / "masks" / "3.png")
@@ -151,6 +153,8 @@ def test_unusable_pairs_become_failures_and_a_second_run_does_nothing_anew(pairs
 
     assert again == report
     assert {path: path.stat().st_mtime_ns for path in (pairs / "out" / "measurements").iterdir()} == written
+    with pytest.raises(OutputMismatchError, match="host"):
+        run_evaluate(replace(_job(pairs), segmenter=replace(SEGMENTER, host="clearclip")))
 
 
 def test_masks_of_0_and_255_with_two_classes_are_doubted_in_the_report(
@@ -182,16 +186,6 @@ def test_a_report_of_nothing_says_so_in_words(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "no scores" in printed
     assert "warning: nothing could be measured: no image was measured" in printed
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_other_settings_do_not_go_into_the_same_output(pairs: Path) -> None:
-    run_evaluate(_job(pairs, limit=2))
-
-    other = replace(_job(pairs, limit=2), segmenter=replace(SEGMENTER, host="clearclip"))
-
-    with pytest.raises(OutputMismatchError, match="host"):
-        run_evaluate(other)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -354,7 +348,7 @@ def test_a_benchmark_lists_its_split_with_masks_relative_to_the_root(tmp_path: P
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("purify", ["none", "freecp"])
+@pytest.mark.parametrize("purify", [pytest.param("none", marks=pytest.mark.slow), "freecp"])
 def test_a_benchmark_is_measured_by_one_command(tmp_path: Path, purify: str) -> None:
     from jobs.evaluate import main
 
@@ -404,7 +398,7 @@ def test_the_papers_grids_hold_their_tables_with_protocols_and_published_figures
     assert (sfp.config.windows.short_side, sfp.config.labels.logit_scale) == (336, 50.0)
     assert purified.config.windows.size == 384
     assert purified.config.purification.redundancy_threshold == 0.15
-    assert any(line.startswith("FreeCP's own runs of its hosts") for line in left_out)
+    assert any(line.startswith("FreeCP's own runs of SCLIP") for line in left_out)
 
     ablations, _ = list_grid(GridBase(SegmenterConfig(model=model, host="sclip"), "voc21"), "ablations")
     by_name = {row.name: row for row in ablations}

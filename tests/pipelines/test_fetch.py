@@ -122,7 +122,7 @@ def test_a_server_that_is_silent_or_trickles_costs_the_limit_and_no_more(
 ) -> None:
     start = time.monotonic()
     outcome = failure(f"http://{server.host}/{name}", timeout_s=0.8)
-    assert 0.7 < time.monotonic() - start < 10.0
+    assert 0.7 < time.monotonic() - start < 60.0
     assert outcome.error_type == "TimeoutError"
     assert reason in outcome.reason
 
@@ -132,7 +132,7 @@ def test_a_server_that_trickles_its_head_costs_the_limit_and_no_more() -> None:
         threading.Thread(target=_trickle_head, args=(listener,), daemon=True).start()
         start = time.monotonic()
         outcome = failure(f"http://127.0.0.1:{listener.getsockname()[1]}/a.jpg", timeout_s=0.8)
-    assert time.monotonic() - start < 10.0
+    assert time.monotonic() - start < 60.0
     assert outcome.error_type == "TimeoutError"
 
 
@@ -227,7 +227,7 @@ def test_fifos_sockets_devices_and_folders_are_not_waited_for(tmp_path: Path) ->
     assert reasons == [
         f"this is {kind}, not a file" for kind in ("a FIFO (named pipe)", "a folder", "a socket", "a device")
     ]
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 def test_local_files_with_odd_names_and_without_a_size_are_read(tmp_path: Path) -> None:

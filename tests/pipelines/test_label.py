@@ -39,7 +39,7 @@ ONE_POOL = PoolOptions(actors=1, finish_actors=0, batch_size=4, torch_threads=1)
 def job(images: str | Path, output: str | Path, **changes: object) -> LabelJob:
     whole = LabelJob(
         SourceOptions(images=str(images)),
-        RunOptions(str(output), shard_size=8, no_progress_s=120.0),
+        RunOptions(str(output), shard_size=8, no_progress_s=300.0),
         VOCABULARY,
         SEGMENTER,
         pools=ONE_POOL,

@@ -85,6 +85,7 @@ def test_the_page_says_what_the_rows_say(report: tuple[Folder, str]) -> None:
             assert re.search(
                 rf"</span>{re.escape(escape(name))}</td><td class=\"number\">{images}</td>", page
             )
+    assert not re.search(r"margin (\d\.\d\d)<br>\s*margin", page), "said once"
     assert page.count("&lt;i&gt;") > 0
     assert "<i>8</i>" not in page, "what comes from outside is text"
     groups = re.findall(r'<td class="number">(\d+)</td><td>decode</td>', page)
@@ -165,6 +166,11 @@ def test_names_stand_inside_their_regions_and_not_on_one_another() -> None:
     assert [entry["name"] for entry in names] == ["sky", "grass", "cat"]
     for entry, index in zip(names, range(3), strict=True):
         assert mask[int(entry["top"] * 0.8), int(entry["left"] * 1.2)] == index
+    edge = np.zeros((100, 100), np.uint8)
+    edge[:2] = edge[:, -2:] = 1  # thin, so that the middle of its name lies outside
+    [name] = [entry for entry in place_names(edge, present, distinct_colors()) if entry["name"] == "grass"]
+    assert name["top"] >= 3
+    assert name["left"] <= 100 - 5
     crowded = place_names(
         np.kron(np.eye(2, dtype=np.uint8), np.ones((8, 8), np.uint8)), present, distinct_colors()
     )

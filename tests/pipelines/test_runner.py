@@ -45,7 +45,7 @@ def test_every_image_has_one_row_in_manifest_order_with_the_value_of_its_pixels(
     ray_session: None, image_folder: ImageFolder, tmp_path: Path
 ) -> None:
     images, output = image_folder(21), tmp_path / "out"
-    manifest, progress = run(mean_job(str(output), FolderSource(str(images))))
+    manifest, progress = run(mean_job(str(output), FolderSource(str(images)), actors=2))
 
     table = rows(output, "means")
     expected = [
@@ -83,7 +83,7 @@ def test_images_that_kill_their_worker_become_failures_and_their_neighbors_are_d
 ) -> None:
     images, output = image_folder(16), tmp_path / "out"
     poison = ["0003.jpg", "below/0005.jpg"]
-    run(mean_job(str(output), FolderSource(str(images)), poison=poison))
+    run(mean_job(str(output), FolderSource(str(images)), actors=2, poison=poison))
 
     failures = rows(output, "_failures").to_pylist()
     assert sorted(row["image_id"] for row in failures) == poison

@@ -294,7 +294,7 @@ def test_progress_moves_by_image_while_fragments_are_still_to_come(
     class Waits(PlainExecution):
         def written(self, units: Sequence[Any]) -> Any:
             for row in super().written(units):
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + 100
                 while (not reached or reached[-1] < self.finished()) and time.monotonic() < deadline:
                     time.sleep(0.005)
                 yield row

@@ -1,5 +1,6 @@
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -32,7 +33,7 @@ from ovss_core.results import (
 )
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.masks import decode_mask, encode_mask
-from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
+from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage, read_ahead
 from pipelines.label.table import label_column, summarize_labels
 from pipelines.run.schema import FAILURE, LABELS, PROPOSAL, result_type
 from tests.label_rows import label_row
@@ -82,6 +83,31 @@ def test_one_at_a_time_a_batch_and_two_stages_give_the_engines_labels(method: st
         for rows in (batch, singles, staged):
             np.testing.assert_array_equal(decode_mask(rows[number]["mask"]), label_map)
             assert (rows[number]["height"], rows[number]["width"]) == SIZES[number]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_images_that_are_decoded_ahead_get_the_labels_of_their_own(at_once: int) -> None:
+    images = photographs()
+    images[2] = b"no image"
+    together = SegmentStage(config(), text(), "cpu")(table(images))
+    apart = SegmentStage(config(), text(), "cpu", images_at_once=at_once)(table(images))
+    assert apart.drop_columns("seconds").equals(together.drop_columns("seconds"))
+
+
+def test_two_portions_are_prepared_while_the_caller_has_one_and_no_more() -> None:
+    begun: list[int] = []
+    with ThreadPoolExecutor(2) as threads:
+
+        def prepare(item: int) -> int:
+            begun.append(item)
+            return -item
+
+        portions = read_ahead(threads, prepare, range(9), 2)
+        assert next(portions) == [0, -1]
+        threads.submit(int).result()  # what was begun before has been taken up by then
+        assert set(begun) <= set(range(6))
+        assert len(begun) >= 5
+        assert list(portions) == [[-2, -3], [-4, -5], [-6, -7], [-8]]
 
 
 def test_a_bad_image_fails_alone_and_failed_rows_pass_through() -> None:
@@ -371,7 +397,7 @@ def test_an_image_whose_features_are_not_finite_fails_alone(
     assert_masks(masks([rows[0], rows[2]]), masks(alone["result"].to_pylist()))
 
 
-@pytest.mark.parametrize("form", ["pyarrow", "numpy"])
+@pytest.mark.parametrize("form", [pytest.param("pyarrow", marks=pytest.mark.slow), "numpy"])
 def test_the_stages_fit_into_a_ray_pipeline_over_any_batches(ray_session: None, form: str) -> None:
     import ray
 
@@ -413,6 +439,7 @@ def test_everything_a_segmentation_says_is_in_its_row() -> None:
         "height": 2,
         "width": 2,
         "words": ["c", "a"],
+        "vocabulary": None,
         "score": None,
         "margin": None,
         "sure": None,

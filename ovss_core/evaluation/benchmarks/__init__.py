@@ -10,7 +10,13 @@ from ovss_core.evaluation.benchmarks.layouts import (
 )
 from ovss_core.evaluation.benchmarks.protocols import protocol_config
 from ovss_core.evaluation.benchmarks.registry import BENCHMARKS, Benchmark, get_benchmark
-from ovss_core.evaluation.benchmarks.systems import ORDER, System, list_systems, published_miou
+from ovss_core.evaluation.benchmarks.systems import (
+    ORDER,
+    System,
+    list_systems,
+    published_miou,
+    published_system,
+)
 
 __all__ = [
     "BENCHMARKS",
@@ -27,4 +33,5 @@ __all__ = [
     "list_systems",
     "protocol_config",
     "published_miou",
+    "published_system",
 ]

@@ -70,11 +70,26 @@ class System:
 
     @property
     def flags(self) -> str:
-        """How it is run, as one would type it; empty for one that is not meant to be in."""
+        """How it is run, as one would type it, but for numbers; empty for one that is not meant to be in."""
         if self.host is None:
             return ""
         refined = f" --refine {self.refine}" if self.refine != "none" else ""
-        return f"--host {self.host} --purify {self.purify}{refined}"
+        switched = "".join(f" --{name} true" for name, on in self.switches.items() if on)
+        return f"--host {self.host} --purify {self.purify}{refined}{switched}"
+
+    @property
+    def switches(self) -> Mapping[str, bool]:
+        """Those settings that say which parts of a head run: they tell systems with one head apart."""
+        return {name: value for name, value in self.settings.items() if isinstance(value, bool)}
+
+    def is_run_by(self, settings: Mapping[str, Any]) -> bool:
+        """Tell whether a configuration, as `SegmenterConfig.to_dict` gives it, runs this system."""
+        chosen = settings["host"], settings["purification"]["method"], settings.get("refine", "none")
+        if chosen != (self.host, self.purify, self.refine):
+            return False
+        parts = (name.split(".") for name in self.switches)
+        on = [bool(settings.get(group, {}).get(entry)) for group, entry in parts]
+        return on == list(self.switches.values())
 
     @property
     def mean(self) -> float | None:
@@ -103,12 +118,15 @@ def list_systems() -> tuple[System, ...]:
     return _read()[1]
 
 
-def published_miou(benchmark: str, host: str, purify: str, refine: str = "none") -> float | None:
-    """Return the published mIoU of a host with or without FreeCP, in percent; None if none was published."""
-    for system in list_systems():
-        if (system.host, system.purify, system.refine) == (host, purify, refine):
-            return system.miou.get(benchmark)
-    return None
+def published_system(settings: Mapping[str, Any]) -> System | None:
+    """Return the system that a configuration, as `SegmenterConfig.to_dict` gives it, runs; None for one of nobody's."""
+    return next((system for system in list_systems() if system.is_run_by(settings)), None)
+
+
+def published_miou(benchmark: str, config: SegmenterConfig) -> float | None:
+    """Return the published mIoU of what a configuration runs, in percent; None if none was published."""
+    system = published_system(config.to_dict())
+    return system.miou.get(benchmark) if system else None
 
 
 @lru_cache(maxsize=1)

@@ -122,7 +122,7 @@ def read_figures(output: Folder, labels: LabelFiles | None, rows: int) -> tuple[
     if labels is not None:
         sample = Sample(images=len(labels))
         for file, group, table in _tables(labels, rows, () if marked else _COUNTED):
-            _add(sample, file, group, table)
+            _add(sample, labels, file, group, table)
             if not marked:
                 add_statistics(sums, summarize_labels(table))
     if not marked:  # an older run's markers know the classes alone
@@ -185,9 +185,12 @@ def _tables(labels: LabelFiles, rows: int, counted: Sequence[str]) -> Iterator[t
                     yield name, groups[place][1], file.read_row_group(groups[place][1], there)
 
 
-def _add(sample: Sample, file: str, group: int, table: pa.Table) -> None:
+def _add(sample: Sample, labels: LabelFiles, file: str, group: int, table: pa.Table) -> None:
     sample.places += [Place(file, group, row) for row in range(table.num_rows)]
-    sample.classes += [[entry["index"] for entry in present] for present in table["present"].to_pylist()]
+    index = {name: place for place, name in enumerate(labels.class_names)}
+    sample.classes += [
+        [index[entry["name"]] for entry in present] for present in table["present"].to_pylist()
+    ]
     for name, values in sample.columns.items():
         known = name in table.column_names
         found = table[name].to_pylist() if known else [None] * table.num_rows

@@ -27,7 +27,7 @@ _SIDE = 400
 _MAX_PIXELS = 100_000_000
 _QUALITIES = (82, 70, 55, 40, 25)
 _LEAST_SHARE, _PIECES, _NAMES = 0.004, 3, 14
-_LETTER, _LINE = 0.017, 0.05
+_LETTER, _LINE = 0.021, 0.06
 """Width of a letter and height of a line, in shares of the picture's longer side."""
 _SHOWN = ("image_id", "uri", "mask", "present", "words", "margin", "sure", "ignored", "disagreement")
 _SEED = 0
@@ -85,7 +85,7 @@ def draw_row(
         "facts": [
             (name, row[name])
             for name in ("margin", "sure", "ignored", "disagreement")
-            if row.get(name) is not None
+            if row.get(name) is not None and not str(row.get("note")).startswith(f"{name} ")
         ],
         "present": [entry | {"color": hex_color(colors[entry["index"]])} for entry in row["present"]],
         "problem": None,
@@ -137,18 +137,21 @@ def place_names(
     taken: list[tuple[float, float, float, float]] = []
     names = []
     side = max(mask.shape)
-    for _, x, y, name, color in pieces:
+    for _, column, row, name, color in pieces:
         half, line = (len(name) + 2) * _LETTER * side / 2, _LINE * side / 2
-        box = x - half, y - line, x + half, y + line
+        across, down = _inside(column + 0.5, half, width), _inside(row + 0.5, line, height)
+        box = across - half, down - line, across + half, down + line
         if any(box[0] < r and box[2] > l and box[1] < b and box[3] > t for l, t, r, b in taken):  # noqa: E741
             continue
         taken.append(box)
-        inside = np.clip(
-            x + 0.5, min(half, width / 2), max(width - half, width / 2)
-        )  # whole names, at the edges too
-        left, top = 100 * float(inside) / width, 100 * (y + 0.5) / height
-        names.append({"name": name, "color": color, "left": round(left, 1), "top": round(top, 1)})
+        left, top = round(100 * across / width, 1), round(100 * down / height, 1)
+        names.append({"name": name, "color": color, "left": left, "top": top})
     return names
+
+
+def _inside(place: float, half: float, length: int) -> float:
+    """Return where a name's middle stands so that all of it is inside."""
+    return float(np.clip(place, min(half, length / 2), max(length - half, length / 2)))
 
 
 def _rows(labels: LabelFiles, sample: Sample, chosen: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
@@ -179,7 +182,7 @@ def _rare(
             words = table["words"].to_pylist()
             row = next((row for row, words in enumerate(words) if entry["name"] in words), None)
             if row is not None:
-                found.append(table.slice(row, 1).to_pylist()[0] | {"note": note})
+                found.append(labels.translated(table.slice(row, 1).to_pylist()[0]) | {"note": note})
     return found
 
 

@@ -1,0 +1,102 @@
+"""Kernels are tried on a small picture before they are trusted: a node may lack the compiler that Triton needs, or its card differ.
+
+Both forms compute the same from the same, step by step, so that only broken kernels differ by more than rounding. A worker
+whose kernels fail goes on with PyTorch's forms, which wait for the device.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovss_core.engine.engine import Encoded, SegmentationEngine
+from ovss_core.errors import ImageError
+from ovss_core.kernels import give_up, plain_forms, use_kernel
+
+_LOG = logging.getLogger(__name__)
+_FEATURES, _ATTENTION, _SCORES, _LABELS = 0.02, 0.05, 0.02, 0.05
+"""How far the forms may differ: unit features, attention as a share of itself, scores, and the share of pixels."""
+
+
+def trust_kernels(engine: SegmentationEngine) -> SegmentationEngine:
+    """Return the engine if its kernels work on its device, else one without them, saying why in the log.
+
+    On a CPU nothing is tried. The trial labels one picture of a few windows with the kernels and without them.
+    """
+    if not use_kernel(torch.empty(0, device=engine.device)):
+        return engine
+    room = engine.room
+    fault = _fault(engine)
+    engine.room = room
+    engine.take_timings()
+    if not fault:
+        return engine
+    _LOG.warning("Triton's kernels are not used here, so the GPU waits more often than it has to: %s", fault)
+    give_up()
+    return engine.with_vocabulary(engine.text, engine.config)
+
+
+def _fault(engine: SegmentationEngine) -> str:
+    """Say what is wrong with the kernels; nothing where they work, or where the plain forms do no better."""
+    picture = _picture(engine.config.windows.size)
+    try:
+        with plain_forms():
+            plain = engine.with_vocabulary(engine.text, engine.config)
+            [wave] = plain.gather([picture])
+            expected = plain.encode(wave)
+            if not expected.features.isfinite().all():
+                return ""
+    except (ImageError, torch.OutOfMemoryError):
+        return ""
+    try:
+        [wave] = engine.gather([picture])
+        encoded = engine.encode(wave)
+        proposals = engine.propose_encoded(wave, encoded, engine.room).wait()
+        [result] = engine.finish(proposals)
+    except torch.OutOfMemoryError:
+        return ""
+    except Exception as error:  # whatever a compiler, a driver or a launch may raise
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    with plain_forms():
+        same = plain.propose_encoded(wave, encoded, None).wait()
+        [other] = plain.finish(proposals)
+    if fault := _encoded_fault(encoded, expected):
+        return fault
+    ours, theirs = proposals.decisions, same.decisions
+    if ours is not None and theirs is not None:
+        scores = torch.as_tensor(ours.scores), torch.as_tensor(theirs.scores)
+        if _gap(*scores) > _SCORES:
+            return f"scores differ by {_gap(*scores):.2g} from those of the plain forms"
+    if isinstance(result, ImageError) or isinstance(other, ImageError):
+        return "" if isinstance(other, ImageError) else str(result)
+    differing = float(np.mean(result.label_map != other.label_map))
+    return (
+        f"labels differ on {differing:.0%} of the pixels from those of the plain forms"
+        if differing > _LABELS
+        else ""
+    )
+
+
+def _encoded_fault(ours: Encoded, theirs: Encoded) -> str:
+    if _gap(ours.features, theirs.features) > _FEATURES:
+        return "features differ from those of the plain forms"
+    if ours.attention is None or theirs.attention is None:
+        return ""
+    off = (
+        ours.attention.float() - theirs.attention.float()
+    ).abs().sum() / theirs.attention.float().abs().sum()
+    return "" if float(off) <= _ATTENTION else "attention differs from that of the plain forms"
+
+
+def _gap(ours: Tensor, theirs: Tensor) -> float:
+    """Return the root mean square difference; no number in one alone counts as a large one."""
+    apart = (ours.double() - theirs.double()).square()
+    apart = torch.where(ours.isnan() & theirs.isnan(), 0, apart).nan_to_num(torch.inf)
+    return float(apart.mean().sqrt()) if apart.numel() else 0.0
+
+
+def _picture(side: int) -> np.ndarray:
+    """Draw colored blocks, uint8 [height, width, 3], the same every time."""
+    blocks = np.random.default_rng(0).integers(0, 255, (4, 5, 3), np.uint8)
+    return blocks.repeat(-(-side // 4), 0).repeat(-(-side // 5), 1)
