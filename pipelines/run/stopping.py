@@ -41,16 +41,19 @@ class Stop:
         self._number: int | None = None
         self._error: OvssError | None = None
         self._asked, self._overdue = threading.Event(), False
+        self._woken = threading.Event()
 
     def ask(self, number: int) -> None:
         """Let the run end in order, as if the signal had come then."""
         self._number = number
         self._asked.set()
+        self._woken.set()
 
     def fail(self, error: OvssError) -> None:
         """Let the run end with an error as soon as it can."""
         self._error = self._error or error
         self._asked.set()
+        self._woken.set()
 
     @property
     def is_asked(self) -> bool:
@@ -82,11 +85,12 @@ class Stop:
     def obeyed(self, admit_no_more: Callable[[], None]) -> Iterator[None]:
         """Inside the block, take SIGTERM as a wish to end in order: call `admit_no_more`, and interrupt after the grace."""
         over = threading.Event()
+        self._woken.clear()
+        if self._asked.is_set():  # before this block
+            self._woken.set()
 
         def obey() -> None:
-            while not self._asked.wait(0.2):
-                if over.is_set():
-                    return
+            self._woken.wait()
             if over.is_set():
                 return
             deadline = time.monotonic() + self.grace_s
@@ -104,8 +108,9 @@ class Stop:
         finally:
             _runs.remove(self)
             over.set()
-            if self._asked.is_set():  # else it only sleeps, for a fifth of a second
-                thread.join(1.0)
+            self._woken.set()
+            # it holds what `admit_no_more` belongs to: a handle of Ray's that is let go after Ray has ended ends the process
+            thread.join(1.0)
 
 
 def ask_to_stop(number: int) -> float | None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,26 @@ def test_an_end_that_is_asked_for_stops_admission_and_then_interrupts() -> None:
     with pytest.raises(Interrupted) as error:
         stop.end()
     assert error.value.number == signal.SIGTERM
+
+
+def test_the_thread_that_waits_for_an_end_lets_go_of_the_run_with_the_block() -> None:
+    class Execution:
+        def stop(self) -> None: ...
+
+    stop = Stop(60.0)
+    for _ in range(2):  # a run has several rounds
+        execution = Execution()
+        held_by_thread = weakref.ref(execution)
+        with stop.obeyed(execution.stop):
+            del execution
+        assert held_by_thread() is None  # later, Ray may have ended, and with a handle of its own the process
+
+
+def test_an_end_that_is_asked_for_between_two_rounds_is_obeyed_by_the_next() -> None:
+    stop, told = Stop(60.0), threading.Event()
+    stop.fail(OvssError("the lease is lost"))
+    with stop.obeyed(told.set):
+        assert told.wait(60.0)
 
 
 def test_an_end_that_takes_longer_than_its_grace_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
