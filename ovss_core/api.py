@@ -17,7 +17,7 @@ from PIL import Image
 from ovss_core.check import validate
 from ovss_core.class_purification.null import load_distractors
 from ovss_core.clip.recommended import filled, recommended_settings
-from ovss_core.clip.text import EncodedVocabulary, TextEncoder, cut_texts, encode_vocabulary
+from ovss_core.clip.text import CAR_PROMPTS, EncodedVocabulary, TextEncoder, cut_texts, encode_vocabulary
 from ovss_core.clip.weights import ClipModel, load_clip
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
@@ -147,9 +147,12 @@ def encode_words(
     device: str | torch.device = "cpu",
     cache_dir: str | Path | None = None,
 ) -> EncodedVocabulary:
-    """Encode the text side of a run: phrases, descriptions, and the null's distractors where they are used."""
-    distractors = load_distractors(vocabulary.phrases) if config.purification.needs_distractors else []
-    return encode_vocabulary(TextEncoder(clip, device, cache_dir), vocabulary, descriptions, distractors)
+    """Encode the text side of a run: phrases, descriptions, and what purification reads beside them."""
+    purification = config.purification
+    distractors = load_distractors(vocabulary.phrases) if purification.needs_distractors else []
+    prompts = CAR_PROMPTS if purification.in_rounds else ()
+    encoder = TextEncoder(clip, device, cache_dir)
+    return encode_vocabulary(encoder, vocabulary, descriptions, distractors, prompts)
 
 
 def _as_regions(regions: RegionMap | np.ndarray | None) -> RegionMap | None:

@@ -14,6 +14,7 @@ from ovss_core.config import (
     HEAD_SETTINGS,
     REFINER_SETTINGS,
     BackgroundPolicy,
+    CarConfig,
     LabelConfig,
     ProxyConfig,
     PurificationConfig,
@@ -33,6 +34,7 @@ from ovss_core.vocabulary import Descriptions, Vocabulary, require_descriptions
 
 _SHOWN_WARNINGS = 3
 _USUAL_DEPTH = 12
+_MANY_WORDS = 60
 
 
 def validate(
@@ -75,7 +77,7 @@ def validate(
     if vocabulary is not None:
         policy = background_policy(config, vocabulary)
         require_descriptions(vocabulary, descriptions)
-        warnings += vocabulary_warnings(vocabulary, policy)
+        warnings += [*vocabulary_warnings(vocabulary, policy), *_many_pictures(config, vocabulary)]
     if config.purification.active and config.purification.thresholds == "auto":
         warnings.append(
             'purification.thresholds "auto" is now called "distractors": it compares with words from elsewhere, and keeps '
@@ -116,11 +118,11 @@ def background_policy(config: SegmenterConfig, vocabulary: Vocabulary) -> Backgr
 
 
 def _require_more_than_votes(config: SegmenterConfig) -> None:
-    filters = config.purification.active and config.purification.own_scores
+    filters = config.purification.method != "none" and config.purification.own_scores
     if filters and "cliptrase" in config.hosts and config.cliptrase.clustering:
         raise ConfigError(
             "cliptrase.clustering gives a patch to one word, which leaves purification nothing to filter; use another "
-            "--variant, or turn clustering off"
+            "form of --purify or --variant, or turn clustering off"
         )
 
 
@@ -224,6 +226,11 @@ def require_class_token(config: SegmenterConfig, has_class_token: bool) -> None:
             "cliptrase.clustering compares patches with the class token, and the image tower of "
             f"{config.model.name} has none; give false"
         )
+    if config.purification.in_rounds:
+        raise ConfigError(
+            f"--purify car judges by the class token, and the image tower of {config.model.name} has none; give freecp "
+            "or none"
+        )
     sfp = config.sfp
     if "sfp" in config.hosts and sfp.variant == "paper":
         raise ConfigError(
@@ -244,6 +251,16 @@ def vocabulary_warnings(vocabulary: Vocabulary, policy: BackgroundPolicy) -> lis
         policy: As `background_policy` resolves it; phrases of a background that does not compete take nothing.
     """
     return [*_shared_phrases(vocabulary, policy == "first_class"), *_lonely_class(vocabulary, policy)]
+
+
+def _many_pictures(config: SegmenterConfig, vocabulary: Vocabulary) -> list[str]:
+    words = len(vocabulary) - (vocabulary.background_index is not None)
+    if not config.purification.in_rounds or words <= _MANY_WORDS:
+        return []
+    return [
+        f"--purify car encodes a picture for each of {words} words of every image in its first round; --purify freecp "
+        "decides the same without"
+    ]
 
 
 def _shared_phrases(vocabulary: Vocabulary, background_competes: bool) -> list[str]:
@@ -285,7 +302,16 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
         }
         changed = _changed(config.labels, LabelConfig(**acting), "labels")
         yield from (f"{name} (it goes with --purify none, or --variant filter)" for name in changed)
-    if purifying:
+    if purification.method == "car":
+        read = PurificationConfig(
+            "car",
+            redundancy=purification.redundancy,
+            score_scale=purification.score_scale,
+            box_threshold=purification.box_threshold,
+        )
+        changed = _changed(purification, read, "purification")
+        yield from (f"{name} (it goes with --purify freecp)" for name in changed)
+    elif purifying:
         if purification.by_distractors and purification.redundancy_threshold is not None:
             yield "purification.redundancy_threshold (it goes with purification.thresholds published or fixed)"
         if purification.variant != "paper" and purification.consistency != PurificationConfig().consistency:
@@ -293,6 +319,10 @@ def _idle_settings(config: SegmenterConfig, descriptions: Descriptions | None) -
     else:
         changed = _changed(purification, PurificationConfig(method="none"), "purification")
         yield from (f"{name} (it goes with --purify freecp)" for name in changed)
+    if not purification.in_rounds:
+        yield from (
+            f"{name} (it goes with --purify car)" for name in _changed(config.car, CarConfig(), "car")
+        )
     if not config.needs_proxy:
         changed = _changed(config.proxy, ProxyConfig(), "proxy")
         hosts = ", ".join(sorted(proxy_hosts()))

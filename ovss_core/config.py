@@ -13,7 +13,8 @@ Background = Literal["auto", "none", "first_class", "residual"]
 BackgroundPolicy = Literal["none", "first_class", "residual"]
 SfpVariant = Literal["released", "paper"]
 OutlierRule = Literal["attention", "norm", "local_outlier_factor"]
-PurificationMethod = Literal["freecp", "none"]
+PurificationMethod = Literal["freecp", "car", "none"]
+VisualPrompt = Literal["circle_blur", "blur_gray"]
 PurificationVariant = Literal["image", "filter", "released", "paper"]
 Consistency = Literal["probability", "normalized"]
 Thresholds = Literal["published", "fixed", "distractors", "auto"]
@@ -381,7 +382,9 @@ class PurificationConfig:
 
     Attributes:
         method: "freecp" removes words that are absent from the image and settles words that claim one region;
-            "none" labels with the host's own scores.
+            "car" removes words in rounds, in which the encoder is shown a picture for each word that is left
+            (`CarConfig`), and labels with the host's own scores of the rest: many times the work of FreeCP; "none"
+            labels with the host's own scores.
         variant: FreeCP's form: "image" decides once an image, and labels by the purified maps; "filter" decides the
             same, and labels by the host's own scores of the words that are left; "released" decides once a window as
             the authors' code, "paper" once a window by the paper's equations. "released" over `gem` differs from
@@ -439,8 +442,13 @@ class PurificationConfig:
 
     @property
     def active(self) -> bool:
-        """Whether classes are purified at all."""
+        """Whether FreeCP purifies classes."""
         return self.method == "freecp"
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether CaR filters words."""
+        return self.method == "car" and self.redundancy
 
     @property
     def by_image(self) -> bool:
@@ -470,8 +478,8 @@ class PurificationConfig:
 
     @property
     def needs_crops(self) -> bool:
-        """Whether stage 2 has regions to encode, so that it deserves a pool of its own."""
-        return self.active and self.ambiguity
+        """Whether stage 2 has pictures to encode, so that it deserves a pool of its own."""
+        return self.in_rounds or (self.active and self.ambiguity)
 
     @property
     def needs_distractors(self) -> bool:
@@ -482,6 +490,35 @@ class PurificationConfig:
     def by_distractors(self) -> bool:
         """Whether the redundancy decision compares with words that are known to be from elsewhere."""
         return self.redundancy and self.thresholds in ("distractors", "auto")
+
+
+@dataclass(frozen=True)
+class CarConfig:
+    """CaR, "CLIP as RNN" (CVPR 2024): words leave in rounds, until none does; for --purify car.
+
+    Attributes:
+        threshold: A word stays when the score of its own picture is above this, and the best word where none is; larger
+            removes more. The authors take 0.6 for VOC, 0.25 for Context and 0.3 for COCO.
+        gain: Factor on a picture's shares of the words before the second softmax; larger sets scores further apart. The
+            authors sum over their 15 prompts, which is 15 times the mean.
+        mask_threshold: Pixels whose map is above this share of its range are shown clearly; larger shows less.
+        prompt: What becomes of the rest of a word's picture: "circle_blur" blurs it and draws a red ellipse; "blur_gray"
+            blurs it and takes its color.
+        last_block: Judge by the class token of the whole tower. The authors' code leaves the last block out, which a judge
+            of 24 blocks may bear; the small model that ships with ovss then keeps wrong words.
+    """
+
+    threshold: float = 0.6
+    gain: float = 15.0
+    mask_threshold: float = 0.5
+    prompt: VisualPrompt = "circle_blur"
+    last_block: bool = True
+
+    def __post_init__(self) -> None:
+        _require_share("car.threshold", self.threshold)
+        _require_positive("car.gain", self.gain)
+        _require_share("car.mask_threshold", self.mask_threshold)
+        _require_choice("car.prompt", self.prompt, VisualPrompt)
 
 
 @dataclass(frozen=True)
@@ -674,6 +711,7 @@ class SegmenterConfig:
     corrclip: CorrClipConfig = field(default_factory=CorrClipConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     purification: PurificationConfig = field(default_factory=PurificationConfig)
+    car: CarConfig = field(default_factory=CarConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
     refine: str = "none"
     pamr: PamrConfig = field(default_factory=PamrConfig)
@@ -734,6 +772,8 @@ class SegmenterConfig:
             values.pop("proxy")
         if not self.regions.used:
             values.pop("regions")
+        if self.purification.method != "car":
+            values.pop("car")
         for unread in (HEAD_SETTINGS | REFINER_SETTINGS) - {*self.hosts, self.refine}:
             values.pop(unread)
         return values

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovss_core.class_purification.regions import box_union, quantize, threshold_regions
 from ovss_core.clip.positions import resample_positions
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace
 from ovss_core.config import (
+    CarConfig,
     CliperConfig,
     ClipSurgeryConfig,
     CliptraseConfig,
@@ -27,6 +29,7 @@ from ovss_core.config import (
     ResClipBase,
     ResClipConfig,
     RfClipConfig,
+    VisualPrompt,
 )
 from ovss_core.dense_heads import DenseHead, HeadOptions, LastBlockHead, build_head
 from ovss_core.dense_heads.base import self_attention
@@ -40,12 +43,20 @@ from ovss_core.dense_heads.resclip import ResClipHead
 from ovss_core.dense_heads.rfclip import RfClipHead, decode, guide_tokens, propagate
 from ovss_core.dense_heads.scoring import EncodedWindows, ScoringHead, Words
 from ovss_core.feature_purification.similarity import cut_similarity, patch_similarity
+from ovss_core.images.resize import CLIP_MEAN, CLIP_STD
+from ovss_core.vocabulary_filter.activation import (
+    Sight,
+    activation_maps,
+    channel_weights,
+    masks_of_words,
+    spread_boxes,
+)
+from ovss_core.vocabulary_filter.car import FilterWords, WordFilter
 from tests.golden_encoder import load_arrays, load_encoder
 from tests.golden_report import Report
 
 GOLDEN = Path(__file__).parent / "golden"
 ELSEWHERE = {
-    "car": "CaR is not built: a filter of words, no host",
     "pamr": "a refiner, no host: its checks stand in rows named pamr",
     "fsa": "a plug-in for a second tower's attention, no host here",
     "floss": "fuses the labels of several sets of templates, no host",
@@ -78,6 +89,13 @@ class Case:
         """Compare decisions, of which none may differ."""
         self.report.equal(f"{self.system}/{key}", actual, self.arrays[key])
 
+    def equal_or_close(self, key: str, actual: np.ndarray, deviation: float) -> None:
+        """Compare decisions, or numbers where the array holds such."""
+        if self.arrays[key].dtype.kind == "f":
+            self.close(key, actual, deviation)
+        else:
+            self.equal(key, actual)
+
     def skip(self, key: str, reason: str) -> None:
         """Name an array that is not checked."""
         self.report.skip(f"{self.system}/{key}", reason)
@@ -106,7 +124,9 @@ def base_of(folder: Path) -> Path:
 def check_further(folder: Path, report: Report) -> None:
     """Report every array of every file of FOLDER."""
     base = base_of(folder)
-    encoder, windows = load_encoder(base), load_arrays(base / "inputs.npz")
+    with torch.inference_mode(False):  # CaR's gradients run through the weights
+        encoder = load_encoder(base)
+    windows = load_arrays(base / "inputs.npz")
     with np.load(base / "freecp_stages.npz") as stages:
         phrases, others = (_unit(stages[f"k20/{name}"]) for name in ("text_raw", "text_llm_raw"))
     for path in sorted(folder.glob("*.npz")):
@@ -501,6 +521,87 @@ def cliper_labels(
     return torch.where(large.amax(0) > 0, large.argmax(0) + 1, 0)
 
 
+CAR_WORDS, CAR_SCALE, CAR_THRESHOLD, CAR_TEMPLATES = 12, 10.0, 0.079, 2.0
+CAR_DEVIATION = {
+    "cam": 2.1e-6,
+    "refined": 2.8e-7,
+    "affinity_L5_L12": 9.9e-8,
+    "image_probability": 1.4e-7,
+    "channel_weights": 3.8e-10,
+}
+CAR_PROMPTS: dict[str, VisualPrompt] = {"circle_blur": "circle_blur", "blur_gray": "blur_gray"}
+
+
+def check_car(case: Case) -> None:
+    """CaR: the maps of its words from gradients, their pictures, and the rounds in which they leave."""
+    background = len(case.phrases) - 20
+    words = [
+        phrases[background : background + CAR_WORDS]
+        for phrases in (case.phrases, case.phrases, case.other_phrases)
+    ]
+    others = case.phrases[None, :background].expand(len(words), -1, -1)
+    given = FilterWords(tuple(range(CAR_WORDS)), torch.stack(words), others)
+    sights = {name: Sight.of(case.encoder, case.window(name)) for name in _windows(case)}
+    for key in case.arrays:
+        window, _, quantity = key.partition("/")
+        prompt, _, output = quantity.partition("/")
+        if quantity == "pixels":
+            case.skip(key, SETTING)
+        elif "margin" in quantity:
+            case.skip(key, MARGIN)
+        elif output:
+            picture = case.arrays[f"{window}/pixels"]
+            case.equal_or_close(
+                key, _car_rounds(case, given, sights[window], picture, prompt)[output], 1.2e-7
+            )
+        else:
+            size = case.window(window).shape[2], case.window(window).shape[3]
+            found = _car_maps(case, given, sights[window], size)
+            name = quantity.split("_every")[0]
+            if name == "box_mask":
+                case.equal(key, found[name])
+            elif name == "proposal":
+                case.every(key, found[name], 1.6e-6)
+            else:
+                case.close(key, found[name], CAR_DEVIATION[name])
+
+
+def _car_maps(case: Case, given: FilterWords, sight: Sight, size: tuple[int, int]) -> dict[str, Tensor]:
+    words, others, count = given.words[0], given.background[0], len(given.classes)
+    weights, _, probability = channel_weights(
+        case.encoder, sight, torch.cat([words, others]), count, CAR_SCALE
+    )
+    maps = activation_maps(case.encoder, sight, words, others, CAR_SCALE)
+    levels = quantize(maps)
+    regions = threshold_regions(levels, levels.amax(1), 0.4).unflatten(1, sight.grid)
+    refined = spread_boxes(maps, sight, 0.4)
+    return {
+        "cam": maps.unflatten(1, sight.grid),
+        "channel_weights": weights,
+        "image_probability": probability,
+        "affinity_L5_L12": sight.affinity.attention[0],
+        "box_mask": box_union(regions),
+        "refined": refined.unflatten(1, sight.grid),
+        "proposal": masks_of_words(refined, sight.grid, size),
+    }
+
+
+def _car_rounds(
+    case: Case, given: FilterWords, sight: Sight, picture: np.ndarray, prompt: str
+) -> dict[str, np.ndarray]:
+    """Go through the rounds, and keep what each of them saw and decided."""
+    config = CarConfig(CAR_THRESHOLD, CAR_TEMPLATES, prompt=CAR_PROMPTS[prompt], last_block=False)
+    rounds = WordFilter(config, given, CAR_WORDS, case.encoder, (CLIP_MEAN, CLIP_STD), CAR_SCALE, 0.4, 64)
+    every = range(CAR_WORDS)
+    first = masks_of_words(rounds.maps(sight, every, 0), sight.grid, (picture.shape[0], picture.shape[1]))
+    shown = rounds.pictures(sight, picture, every, 0)
+    found = {"mask_class0": (first[0] > config.mask_threshold).numpy(), "prompted_image_class0": next(shown)}
+    [outcome] = rounds.filter([torch.from_numpy(picture)])
+    for place, (words, scores) in enumerate(outcome.history):
+        found |= {f"round{place}_classes": np.array(words), f"round{place}_scores": scores}
+    return found | {"rounds": np.array([outcome.rounds]), "kept": np.array(outcome.kept)}
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
     "clipsurgery": check_clipsurgery,
     "cliptrase": check_cliptrase,
@@ -509,4 +610,5 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "pearl": check_pearl,
     "rfclip": check_rfclip,
     "cliper": check_cliper,
+    "car": check_car,
 }

@@ -63,7 +63,7 @@ def test_unknown_fields_are_named_with_the_known_ones() -> None:
         (
             PurificationConfig,
             {"method": "yes"},
-            r"purification\.method is 'yes'; give one of 'freecp', 'none'",
+            r"purification\.method is 'yes'; give one of 'freecp', 'car', 'none'",
         ),
         (PurificationConfig, {"variant": "window"}, r"purification\.variant"),
         (PurificationConfig, {"thresholds": 0.1}, r"purification\.thresholds is 0\.1"),

@@ -24,12 +24,14 @@ def test_changed_reference_arrays_are_misses_and_end_with_status_one(
     copy = tmp_path / "golden"
     shutil.copytree(GOLDEN, copy, ignore=shutil.ignore_patterns("more", "refiners"))
     (copy / "more").mkdir()
-    shutil.copy(GOLDEN / "more/pearl.npz", copy / "more")
+    for file in ("pearl.npz", "car.npz"):
+        shutil.copy(GOLDEN / "more" / file, copy / "more")
     changes = {
         "sfp_released.npz": "w0/features",
         "vanilla_encoder.npz": "w5/cls",
         "dense_heads.npz": "naclip_original",
         "more/pearl.npz": "pa_svd_a0p08",
+        "more/car.npz": "blur_gray/round1_scores",
     }
     changed = []
     for file, ending in changes.items():
@@ -41,7 +43,7 @@ def test_changed_reference_arrays_are_misses_and_end_with_status_one(
         changed.append(key)
     assert main([str(copy)]) == 1
     misses = [line for line in capsys.readouterr().out.splitlines() if line.startswith("MISS")]
-    assert len(misses) == 4
+    assert len(misses) == 5
     assert all(any(key in line for line in misses) for key in changed)
 
 
@@ -58,11 +60,11 @@ def test_a_folder_of_further_hosts_finds_its_tower_beside_it(
     shutil.copytree(GOLDEN, tmp_path / "golden_7", ignore=shutil.ignore_patterns("more"))
     further = tmp_path / "golden_more_7"
     shutil.copytree(GOLDEN / "more", further)
-    np.savez(further / "car.npz", scores=np.zeros(3))
+    np.savez(further / "fsa.npz", scores=np.zeros(3))
     assert main([str(further)]) == 0
     printed = capsys.readouterr().out
     assert f"those of {tmp_path / 'golden_7'}" in printed
-    assert "skip  car/scores" in printed
+    assert "skip  fsa/scores" in printed
     with np.load(tmp_path / "golden_7" / "inputs.npz") as stored:
         windows = dict(stored)
     np.savez(tmp_path / "golden_7" / "inputs.npz", **windows | {"w3": windows["w4"], "w4": windows["w3"]})

@@ -63,6 +63,12 @@ class Regions:
         return window
 
     @classmethod
+    def none(cls) -> "Regions":
+        """Return no regions."""
+        numbers = np.zeros(0, np.int64)
+        return cls(numbers, numbers, numbers, np.zeros((0, 4), np.int64), np.zeros((0, 0), np.int64))
+
+    @classmethod
     def of_groups(cls, groups: AmbiguousGroups, images: Units) -> "Regions":
         """List the boxes of all groups, image by image; waits for the device they are on.
 

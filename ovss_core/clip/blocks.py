@@ -142,6 +142,13 @@ class TransformerBlock:
         """Run the block as trained; no attention map is materialized."""
         return self.advance(Stream(tokens)).joined()
 
+    def forward_normed(
+        self, tokens: Float[Tensor, "windows tokens width"], normed: Float[Tensor, "windows tokens width"]
+    ) -> Float[Tensor, "windows tokens width"]:
+        """Run the block on tokens whose ln_1 is given, so that the output can be differentiated by it."""
+        attended = tokens + self.output(F.scaled_dot_product_attention(*self._split(normed)))
+        return attended + self.feed_forward(attended)
+
     def forward_with_attention(
         self, tokens: Float[Tensor, "windows tokens width"]
     ) -> tuple[Float[Tensor, "windows tokens width"], Float[Tensor, "windows tokens tokens"]]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from open_clip import OPENAI_IMAGENET_TEMPLATES
+from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from safetensors.numpy import load, save
 from torch import Tensor
 
@@ -25,6 +25,13 @@ from ovss_core.vocabulary import Vocabulary, require_descriptions
 logger = logging.getLogger(__name__)
 
 TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+CAR_PROMPTS: tuple[str, ...] = (
+    "{}",
+    "a clean origami {}.",
+    *(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES),
+)
+"""Prompts that CaR reads one by one: the bare name for its first maps, the second for later ones. Its judge takes all but the
+first; behind the second these are the seven that CLIP's authors found to do best together."""
 PROMPT_BATCH = 512
 _LONGEST_TEMPLATE = max(len(template.encode()) for template in TEMPLATES)
 
@@ -41,6 +48,7 @@ class EncodedVocabulary:
         null_embeddings: Distractor phrases, none of them in the vocabulary [distractors, features].
         weights_hash: SHA-256 of the weights that made them.
         logit_scale: Factor on cosines that these weights were trained with.
+        prompt_embeddings: Each phrase in each of `CAR_PROMPTS` by itself, where CaR filters words.
     """
 
     vocabulary: Vocabulary
@@ -49,6 +57,7 @@ class EncodedVocabulary:
     null_embeddings: Float[Tensor, "distractors features"]
     weights_hash: str
     logit_scale: float = 100.0
+    prompt_embeddings: Float[Tensor, "prompts phrases features"] | None = None
 
     @property
     def phrase_class(self) -> Int[Tensor, " phrases"]:
@@ -69,6 +78,9 @@ class EncodedVocabulary:
             vocabulary=vocabulary,
             phrase_embeddings=self.phrase_embeddings[torch.from_numpy(rows)],
             description_embeddings=self.description_embeddings[list(classes)],
+            prompt_embeddings=None
+            if self.prompt_embeddings is None
+            else self.prompt_embeddings[:, torch.from_numpy(rows)],
         )
 
     def to_bytes(self) -> bytes:
@@ -78,6 +90,8 @@ class EncodedVocabulary:
             "descriptions": self.description_embeddings.numpy(),
             "null": self.null_embeddings.numpy(),
         }
+        if self.prompt_embeddings is not None:
+            tensors["prompts"] = self.prompt_embeddings.numpy()
         metadata = {
             "vocabulary": json.dumps(self.vocabulary.to_dict()),
             "weights_hash": self.weights_hash,
@@ -98,6 +112,7 @@ class EncodedVocabulary:
             null_embeddings=tensors["null"],
             weights_hash=metadata["weights_hash"],
             logit_scale=float(metadata["logit_scale"]),
+            prompt_embeddings=tensors.get("prompts"),
         )
 
 
@@ -253,6 +268,7 @@ def encode_vocabulary(
     vocabulary: Vocabulary,
     descriptions: Mapping[str, Sequence[str]] | None = None,
     distractors: Iterable[str] = (),
+    prompts: Sequence[str] = (),
 ) -> EncodedVocabulary:
     """Encode everything a run needs to know of its vocabulary.
 
@@ -260,6 +276,7 @@ def encode_vocabulary(
         descriptions: Sentences by class name for the ambiguity step, encoded without templates; a class
             without an entry falls back to the mean of its phrases' embeddings.
         distractors: Phrases of the null; those that are in the vocabulary must have been left out.
+        prompts: Templates in which phrases are encoded one by one as well.
 
     Raises:
         ConfigError: A description belongs to no class, or has no sentence.
@@ -273,8 +290,10 @@ def encode_vocabulary(
         rows[vocabulary.names.index(name)] = encoder.encode_phrases(list(sentences), ("{}",)).mean(0)
     null = encoder.encode_phrases(list(distractors))
     descriptions_of_classes = F.normalize(rows, dim=-1)
+    by_prompt = [encoder.encode_phrases(vocabulary.phrases, (prompt,)) for prompt in prompts]
     return EncodedVocabulary(
-        vocabulary, phrases, descriptions_of_classes, null, encoder.weights_hash, encoder.logit_scale
+        *(vocabulary, phrases, descriptions_of_classes, null, encoder.weights_hash, encoder.logit_scale),
+        prompt_embeddings=torch.stack(by_prompt) if by_prompt else None,
     )
 
 

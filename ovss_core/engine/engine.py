@@ -48,6 +48,7 @@ from ovss_core.engine.facts import known
 from ovss_core.engine.finish import Finisher
 from ovss_core.engine.finite import finite_rows, raise_first, sound_windows
 from ovss_core.engine.heads import build_heads, mean_features, request_together
+from ovss_core.engine.kept_words import scores_of_kept_words
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals, size_in
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.pixels import ImagePixels
@@ -611,8 +612,8 @@ class SegmentationEngine:
         return (encoded.whole @ words.T)[wave.placement.images.index][..., None]
 
     def _guides(self, wave: Wave) -> tuple[Tensor, ...] | None:
-        """Return the resized images, which a refiner fits the scores to; None where none follows."""
-        if self.config.refine == "none":
+        """Return the resized images, which a refiner fits the scores to or CaR sees; None where neither follows."""
+        if self.config.refine == "none" and not self.config.purification.in_rounds:
             return None
         return tuple(wave.pixels.image(place, layout.image_size) for place, layout in enumerate(wave.layouts))
 
@@ -641,18 +642,16 @@ class SegmentationEngine:
         Returns:
             The phrase of each place, `NOBODY` behind an image's last, and its scores; anything in unused places.
         """
-        text = self.text
-        kept = np.zeros((len(decisions.classes), len(text.vocabulary) + 1), bool)
-        np.put_along_axis(kept, decisions.classes, True, 1)  # what is nobody's lies in the last column
-        if self.finisher.policy == "first_class":
-            kept[:, text.vocabulary.background_index] = True
-        wanted = kept[:, np.asarray(text.phrase_class)]
-        order = np.argsort(~wanted, axis=1, kind="stable")[:, : wanted.sum(1).max()]
-        phrases = np.where(np.take_along_axis(wanted, order, 1), order, NOBODY)
-        rows = upload({"rows": order}, self.device)["rows"][wave.placement.images.index]
-        if proposals.scored:
-            return phrases, proposals.maps.gather(1, rows[..., None].expand(-1, -1, proposals.maps.shape[2]))
-        return phrases, self._phrases[rows] @ proposals.maps
+        competes = self.finisher.policy == "first_class"
+        return scores_of_kept_words(
+            decisions.classes,
+            len(self.text.vocabulary),
+            np.asarray(self.text.phrase_class),
+            self.text.vocabulary.background_index if competes else None,
+            proposals.maps,
+            None if proposals.scored else self._phrases,
+            wave.placement.images.index,
+        )
 
     @torch.inference_mode()
     def finish(self, proposals: Proposals) -> list[Segmentation | ImageError]:

@@ -11,14 +11,21 @@ from torch import Tensor
 
 from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
 from ovss_core.class_purification.placement import Units
-from ovss_core.class_purification.winners import LabelEdits, pick_winners, remove_losers, scale_boxes
+from ovss_core.class_purification.winners import (
+    LabelEdits,
+    Regions,
+    pick_winners,
+    remove_losers,
+    scale_boxes,
+)
 from ovss_core.clip.positions import Resampling
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import BackgroundPolicy, SegmenterConfig
 from ovss_core.engine.crops import encode_crops
 from ovss_core.engine.facts import of_image
-from ovss_core.engine.finite import CROPS, SCORES, WINDOWS, finite_rows, not_finite
+from ovss_core.engine.finite import CROPS, PICTURES, SCORES, WINDOWS, finite_rows, not_finite
+from ovss_core.engine.kept_words import scores_of_kept_words
 from ovss_core.engine.labels import (
     Labels,
     PhraseRule,
@@ -29,7 +36,7 @@ from ovss_core.engine.labels import (
 )
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.engine.refined import RefinedScores
-from ovss_core.errors import ImageError
+from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.resize import normalize
 from ovss_core.images.stitch import Stitcher, chunk_by_area
 from ovss_core.images.windows import PatchGrid
@@ -44,6 +51,7 @@ from ovss_core.results import (
     Segmentation,
 )
 from ovss_core.transfer import Download, upload
+from ovss_core.vocabulary_filter.car import FilteredWords, FilterWords, WordFilter
 
 CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
 _Decided = tuple[ScoredClasses, ScoredClasses, tuple[AmbiguityGroup, ...]]
@@ -121,9 +129,34 @@ class Finisher:
         self._descriptions = text.description_embeddings.to(encoder.device)
         self._refiner = build_refiner(config.refine, config.refiner_settings)
         self._residual = text.vocabulary.background_index if policy == "residual" else None
+        self._filter = self._word_filter(text, window_batch) if config.purification.in_rounds else None
+
+    def _word_filter(self, text: EncodedVocabulary, batch: int) -> WordFilter:
+        if text.prompt_embeddings is None:
+            raise ConfigError(
+                "--purify car reads words prompt by prompt, and this vocabulary was encoded without; encode it with the "
+                "same settings (ovss_core.api.encode_words)"
+            )
+        vocabulary, purification = text.vocabulary, self._config.purification
+        phrases = text.prompt_embeddings.to(self._encoder.device)
+        return WordFilter(
+            self._config.car,
+            FilterWords.of(phrases, vocabulary.phrase_class, vocabulary.background_index),
+            len(vocabulary),
+            self._encoder,
+            self._normalization,
+            purification.numbers(len(vocabulary), text.logit_scale).score_scale,
+            purification.box_threshold,
+            batch,
+        )
 
     def finish(self, proposals: Proposals) -> list[Segmentation | ImageError]:
         """Label the images of one batch; one whose features or scores are not finite has an error in its place."""
+        unseen: set[int] = set()
+        if self._filter is not None and proposals.guides is not None and proposals.decisions is None:
+            words = self._filter.filter(proposals.guides)
+            proposals = self._filtered(proposals, words)
+            unseen = {image for image, found in enumerate(words) if not found.finite}
         if proposals.decisions is None:
             labeled, decided = self._finish_phrases(proposals), None
         else:
@@ -132,6 +165,8 @@ class Finisher:
         for image, (found, sound) in enumerate(zip(labeled, proposals.sound_images, strict=True)):
             if not sound:
                 outcomes.append(not_finite(WINDOWS))
+            elif image in unseen:
+                outcomes.append(not_finite(PICTURES))
             elif isinstance(found, ImageError):
                 outcomes.append(found)
             else:
@@ -150,6 +185,33 @@ class Finisher:
             outcome if isinstance(outcome, ImageError) or regions is None else self._vote(outcome, regions)
             for outcome, regions in zip(outcomes, proposals.region_maps, strict=True)
         ]
+
+    def _filtered(self, proposals: Proposals, words: Sequence[FilteredWords]) -> Proposals:
+        """Leave each image the words that CaR keeps, with the head's own scores."""
+        most = max(1, *(len(found.kept) for found in words))
+        classes = np.full((len(words), most), NOBODY)
+        for row, found in zip(classes, words, strict=True):
+            row[: len(found.kept)] = found.kept
+        maps = proposals.maps.to(self._encoder.device)
+        phrases, scores = scores_of_kept_words(
+            classes,
+            len(self._vocabulary),
+            self._phrase_class[:-1],
+            self._rule.background if self.policy == "first_class" else None,
+            maps,
+            None if proposals.scored else self._phrases,
+            Units.of(proposals.window_counts, maps.device).index,
+        )
+        judged = np.stack([found.scores for found in words])
+        threshold = np.full(len(words), self._config.car.threshold, np.float32)
+        return replace(
+            proposals,
+            maps=scores,
+            scored=True,
+            phrases=phrases,
+            decisions=Decisions(judged, classes, Regions.none()),
+            facts={**proposals.facts, "threshold": threshold},
+        )
 
     def _vote(self, result: Segmentation, regions: RegionMap) -> Segmentation:
         """Let regions vote, and count the classes anew."""
@@ -210,7 +272,8 @@ class Finisher:
         decided = Download([winners, finite])
         kept = ClassMaps(Units.of(proposals.window_counts, device), classes, proposals.maps.to(device))
         edits = None
-        if self._config.purification.by_image:
+        purification = self._config.purification
+        if purification.by_image or purification.in_rounds:
             edits = LabelEdits.of_regions(decisions.regions, winners, named, proposals.scales)
         else:
             kept = self._without_losers(

@@ -11,6 +11,7 @@ from ovss_core.errors import ImageError
 from ovss_core.kernels import use_kernel
 
 WINDOWS, CROPS, SCORES = "features of its windows", "features of its ambiguous regions", "scores"
+PICTURES = "features of the pictures of its words"
 Value = TypeVar("Value")
 
 

@@ -42,8 +42,8 @@ COLUMNS: dict[str, type[np.generic]] = {
 }
 """What a row holds, and of which numbers its bytes are. Maps are the bytes of uint16 levels, or, where labels come from the
 head's own scores, of float32: of `phrases` in purification's form "filter", of all without purification, where what follows the
-guide, but the region map and the facts, is empty. The guide is there only where a refiner wants
-it, a region map where regions vote."""
+guide, but the region map and the facts, is empty. The guide is there only where a refiner or
+CaR wants it, a region map where regions vote."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Proposals:
         sound: Whether the features of each image's windows are numbers; the rest means nothing where they are not.
         decisions: With purification.
         crops: Pixels of the regions that have an area, in their order, RGB.
-        guides: The resized images, RGB, where a refiner follows.
+        guides: The resized images, RGB, where a refiner or CaR follows.
         facts: What else stage 1 knows of each image, by name (`ovss_core.engine.facts`).
         region_maps: Each image's region map, where regions are to vote.
     """

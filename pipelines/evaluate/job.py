@@ -134,13 +134,13 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
 def encode_texts(rows: Sequence[GridRow], device: str) -> tuple[list[Variant], WeightHashes]:
     """Encode the vocabulary of every row, each once; returns the variants and the weights' hashes."""
     clip = load_clip(rows[0].config.model)
-    encoded: dict[tuple[str, str | None, bool], bytes] = {}
+    encoded: dict[tuple[str, str | None, bool, bool], bytes] = {}
     variants = []
     for row in rows:
         purification = row.config.purification
         wants_null = purification.method == "freecp" and purification.redundancy
         sentences, null = row.sentences, wants_null and purification.by_distractors
-        key = row.vocabulary.content_hash, _digest(sentences), null
+        key = row.vocabulary.content_hash, _digest(sentences), null, purification.in_rounds
         if key not in encoded:
             encoded[key] = encode_words(clip, row.config, row.vocabulary, sentences, device).to_bytes()
         variants.append(Variant(row.key, row.config, encoded[key]))

@@ -128,6 +128,8 @@ def _system(settings: Mapping[str, Any]) -> str:
     if settings["purification"]["method"] == "freecp":
         thresholds = settings["purification"]["thresholds"]
         purified = f" + FreeCP, {'tuned' if thresholds == 'fixed' else thresholds}"
+    elif settings["purification"]["method"] == "car":
+        purified = " + CaR"
     switched = [name for name in ("feedback", "clustering") if settings.get(settings["host"], {}).get(name)]
     return ", ".join([f"{settings['host']}{purified}{'' if refine == 'none' else f' + {refine}'}", *switched])
 

@@ -44,6 +44,11 @@ def _require_words(
     segmenter: SegmenterConfig, vocabulary: Vocabulary, words: WordOptions, own: OwnWords
 ) -> None:
     known_words(vocabulary, words)
+    if segmenter.purification.method == "car":
+        raise ConfigError(
+            "--purify car reads the words of a run in prompts of its own, beforehand; with words of each image give "
+            "--purify freecp or none"
+        )
     if own.largest > MAX_CLASSES:
         raise ConfigError(
             f"max_own_words is {own.most}; with the {own.common} classes of the vocabulary an image might have more than "

@@ -28,6 +28,7 @@ from pipelines.run.manifest_files import (
 )
 from pipelines.run.publish import Published, read_published
 from pipelines.run.shards import shard_bytes
+from pipelines.run.side_by_side import in_order
 from pipelines.run.sink import DONE, OutputTable, reopen_parts
 from pipelines.run.state_files import DamagedFileError
 from pipelines.run.verify import check_part
@@ -169,8 +170,7 @@ def _read_parts(output: Folder, manifest: Manifest, names: Sequence[str]) -> tup
         by_range = np.array(lies, bool) if finished is None else np.array(lies, bool) | finished
         return _Part(name, rows.num_rows, finished, groups, bool(by_range.all()))
 
-    with ThreadPoolExecutor(_THREADS) as threads:
-        found = list(zip(names, threads.map(read, names), strict=True))
+    found = list(zip(names, in_order(read, names, _THREADS), strict=True))
     damaged = {shard_of(name) for name, part in found if part is None}
     return [part for _, part in found if part], {number for number in damaged if number is not None}
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 
 from ovss_core.errors import OvssError
 
@@ -40,25 +41,27 @@ class Stop:
         self.grace_s = grace_s
         self._number: int | None = None
         self._error: OvssError | None = None
-        self._asked, self._overdue = threading.Event(), False
-        self._woken = threading.Event()
+        self._asked = self._overdue = False
+        self._wishes: SimpleQueue[None] = SimpleQueue()
 
     def ask(self, number: int) -> None:
         """Let the run end in order, as if the signal had come then."""
         self._number = number
-        self._asked.set()
-        self._woken.set()
+        self._wish()
 
     def fail(self, error: OvssError) -> None:
         """Let the run end with an error as soon as it can."""
         self._error = self._error or error
-        self._asked.set()
-        self._woken.set()
+        self._wish()
+
+    def _wish(self) -> None:
+        self._asked = True
+        self._wishes.put(None)  # in a signal's handler: no lock that the interrupted code may hold
 
     @property
     def is_asked(self) -> bool:
         """Whether nothing more is to be begun."""
-        return self._asked.is_set()
+        return self._asked
 
     def check(self) -> None:
         """Raise the error that ends the run, if there is one; called where nothing must be written any more."""
@@ -85,12 +88,12 @@ class Stop:
     def obeyed(self, admit_no_more: Callable[[], None]) -> Iterator[None]:
         """Inside the block, take SIGTERM as a wish to end in order: call `admit_no_more`, and interrupt after the grace."""
         over = threading.Event()
-        self._woken.clear()
-        if self._asked.is_set():  # before this block
-            self._woken.set()
+        wishes = self._wishes = SimpleQueue()
+        if self._asked:  # before this block
+            wishes.put(None)
 
         def obey() -> None:
-            self._woken.wait()
+            wishes.get()
             if over.is_set():
                 return
             deadline = time.monotonic() + self.grace_s
@@ -108,7 +111,7 @@ class Stop:
         finally:
             _runs.remove(self)
             over.set()
-            self._woken.set()
+            wishes.put(None)
             # it holds what `admit_no_more` belongs to: a handle of Ray's that is let go after Ray has ended ends the process
             thread.join(1.0)
 

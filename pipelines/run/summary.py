@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ovss_core.errors import OvssError
@@ -11,10 +10,12 @@ from pipelines.run.manifest_files import Manifest
 from pipelines.run.publish import published_sizes
 from pipelines.run.record import SUMMARY
 from pipelines.run.share import Share
+from pipelines.run.side_by_side import in_order
 from pipelines.run.sink import DONE, read_marker
 from pipelines.run.state_files import DamagedFileError, read_json
 from pipelines.storage import Folder
 
+_THREADS = 8
 _COUNTS = ("images", "labelled", "failed", "files_passed_over", "parts")
 
 
@@ -26,8 +27,7 @@ def read_markers(output: Folder, manifest: Manifest) -> Iterator[dict[str, Any]]
     """
     names = set(output.names(DONE))
     finished = [part for part in manifest.parts if f"{part}.json" in names]
-    with ThreadPoolExecutor(8) as threads:
-        yield from threads.map(lambda part: read_marker(output, part), finished)
+    yield from in_order(lambda part: read_marker(output, part), finished, _THREADS)
 
 
 def write_summary(output: Folder, manifest: Manifest, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +32,7 @@ from pipelines.run.publish import (
     take_back,
 )
 from pipelines.run.record import CLEARING, OLDER, RUN, SUMMARY, table_name
+from pipelines.run.side_by_side import in_order
 from pipelines.run.sink import (
     DONE,
     FAILED,
@@ -77,10 +77,9 @@ def damaged_parts(
         return None
 
     names = [part for part in manifest.parts if part in done]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for part, problem in zip(names, threads.map(check, names), strict=True):
-            if problem is not None:
-                yield part, problem
+    for part, problem in zip(names, in_order(check, names, _THREADS), strict=True):
+        if problem is not None:
+            yield part, problem
 
 
 def is_whole(output: Folder, manifest: Manifest, table: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.benchmark import scale
+from pipelines.benchmark import fragments, scale
 from pipelines.run.displays import json_line, text_line
 from pipelines.run.events import Event, shown_by
 from pipelines.run.lifecycle import Course, _list
@@ -75,3 +75,10 @@ def test_a_start_that_goes_on_says_what_is_new_and_gone_and_a_first_one_does_not
     ]
     values = json.loads(json_line(told[0]))
     assert (values["event"], values["new"], values["gone"], values["of"]) == ("listed", 100, 0, "images")
+
+
+def test_fragments_that_ray_commits_are_counted(ray_session: None, tmp_path: Path) -> None:
+    count, speed, peak = fragments.measure(300, 64, str(tmp_path))
+    assert count >= 5
+    assert speed > 0
+    assert peak > 0

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ovss_core.config import (
     Background,
+    CarConfig,
     LabelConfig,
     ModelConfig,
     PurificationConfig,
@@ -18,7 +19,9 @@ from ovss_core.config import (
 from ovss_core.evaluation.benchmarks.registry import get_benchmark
 from ovss_core.vocabulary import Vocabulary
 
-Purify = Literal["none", "freecp"]
+Purify = Literal["none", "car", "freecp"]
+CAR_THRESHOLDS = {"voc20": 0.6, "voc21": 0.6, "context59": 0.25, "context60": 0.25, "coco_object": 0.3}
+"""What CaR's authors take, by benchmark; others get the lowest of these."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def protocol_config(
     Args:
         benchmark: One of `BENCHMARKS`.
         host: The dense head.
-        purify: "none" for SFP's protocol, "freecp" for FreeCP's.
+        purify: "none" for SFP's protocol, "freecp" for FreeCP's, "car" for SFP's with the threshold of CaR's authors.
         model: Another CLIP than ViT-B/16 with OpenAI's weights.
 
     Raises:
@@ -117,9 +120,13 @@ def protocol_config(
     """
     name = get_benchmark(benchmark).name
     base = SegmenterConfig(model=model or ModelConfig(), host=host)
-    if purify == "none":
+    if purify != "freecp":
         protocol = (PROXY_PROTOCOLS if base.needs_proxy else SFP_PROTOCOLS)[name]
         config, vocabulary = _sfp_config(base, protocol), protocol.vocabulary
+        if purify == "car":
+            threshold = CAR_THRESHOLDS.get(name, min(CAR_THRESHOLDS.values()))
+            purification = replace(config.purification, method="car")
+            config = replace(config, purification=purification, car=CarConfig(threshold))
     else:
         config, vocabulary = _freecp_config(base, FREECP_PROTOCOLS[name]), FREECP_PROTOCOLS[name].vocabulary
     return config, Vocabulary.load(vocabulary)

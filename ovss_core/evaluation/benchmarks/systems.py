@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from ovss_core.config import SegmenterConfig
 from ovss_core.errors import ConfigError
+from ovss_core.evaluation.benchmarks.protocols import Purify
 from ovss_core.head_names import host_names, refiner_names
 
 Need = Literal["tower", "regions", "gradients", "corpus", "captions"]
@@ -46,7 +47,7 @@ class System:
     miou: Mapping[str, float]
     source: str
     host: str | None = None
-    purify: Literal["none", "freecp"] = "none"
+    purify: Purify = "none"
     refine: str = "none"
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[Need, ...] = ()

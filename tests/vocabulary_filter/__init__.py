@@ -1,0 +1,1 @@
+"""Tests of CaR, the filter of words in rounds."""
