@@ -230,9 +230,9 @@ def _list(course: Course) -> Manifest:
         manifest = prepare_manifest(course.output, counted, course.run.shard_size)
     if manifest.appended is not None:
         kind = "shards" if manifest.streamed else "images"
-        gone = "" if manifest.gone is None else f", {manifest.gone:,} gone"
+        gone = f", {manifest.gone:,} of those that were ever listed are gone" if manifest.gone else ""
         fields = {"new": manifest.appended, "gone": manifest.gone, "of": kind}
-        say(f"{manifest.appended:,} {kind} new{gone} since the last run", "listed", **fields)
+        say(f"{manifest.appended:,} {kind} new since the last run{gone}", "listed", **fields)
     return manifest
 
 

@@ -70,8 +70,8 @@ def test_a_start_that_goes_on_says_what_is_new_and_gone_and_a_first_one_does_not
             _list(course)
         told += [event for event in kept.events if event.name == "listed"]
     assert [text_line(event) for event in told] == [
-        "ovss: 100 images new, 0 gone since the last run",
-        "ovss: 0 images new, 50 gone since the last run",
+        "ovss: 100 images new since the last run",
+        "ovss: 0 images new since the last run, 50 of those that were ever listed are gone",
     ]
     values = json.loads(json_line(told[0]))
     assert (values["event"], values["new"], values["gone"], values["of"]) == ("listed", 100, 0, "images")
