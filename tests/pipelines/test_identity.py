@@ -62,7 +62,7 @@ def test_other_descriptions_are_one_short_line_that_says_how_to_go_on(
 
 
 def test_a_setting_that_this_version_lacks_is_a_difference(tmp_path: Path) -> None:
-    before = SegmenterConfig().to_dict() | {"dream": 3}
+    before = SegmenterConfig().deciding() | {"dream": 3}
     output = begun(tmp_path, {"job": "label", "config": before})
     with pytest.raises(OutputMismatchError, match=r"config\.dream was 3, is now null"):
         check_identity(output, {"job": "label", "config": SegmenterConfig().deciding()})

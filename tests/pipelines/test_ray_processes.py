@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 _PROGRAM = """
-import subprocess, time
+import os, subprocess, time
 from pathlib import Path
 from pipelines.run.ray_processes import marked, watched
 
@@ -29,12 +29,13 @@ def has_agent(file):
     number = file.read_text().strip() if file.exists() else ""
     return number and b"agent.py" in Path("/proc", number, "cmdline").read_bytes()
 
-with marked("a mark"):
+mark = f"a mark of {{os.getpid()}}"  # other tests run at the same time
+with marked(mark):
     processes = [subprocess.Popen(command) for command in {commands}]
 for process in processes:  # a busy machine shows a mark late
-    wait_for(lambda: b"a mark" in Path(f"/proc/{{process.pid}}/environ").read_bytes())
+    wait_for(lambda: mark.encode() in Path(f"/proc/{{process.pid}}/environ").read_bytes())
 wait_for(lambda: not {agent!r} or has_agent(Path({agent!r})))
-with watched("a mark"):
+with watched(mark):
     print(*(process.pid for process in processes), flush=True)
     time.sleep({inside})
 print("the block has ended", flush=True)
