@@ -114,7 +114,7 @@ def _figures(report: Mapping[str, Any], folder: str, figure: str) -> Iterator[Me
             yield Measured(entry["table"], entry["name"], model, data, value, folder, figures)
         else:
             system = published_system(settings)
-            figures = system.miou if system else {}
+            figures = system.miou if system and system.whole else {}
             yield Measured(EVALUATIONS, _system(settings), model, data, value, folder, figures)
 
 

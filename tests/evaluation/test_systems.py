@@ -1,6 +1,7 @@
 """The list of systems agrees with the heads and refiners that exist, and says what it should of each."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -129,3 +130,10 @@ def test_settings_are_taken_by_benchmark_and_unknown_ones_are_refused() -> None:
 
 def test_needs_are_named_in_words() -> None:
     assert {need for system in SYSTEMS.values() for need in system.needs} == set(NEEDS)
+
+
+def test_figures_of_more_than_runs_here_are_held_against_no_run() -> None:
+    assert SYSTEMS["CaR"].is_in
+    assert SYSTEMS["CaR"].miou["voc21"] == 48.6
+    config = replace(SegmenterConfig(), purification=PurificationConfig("car"))
+    assert published_miou("voc21", config) is None

@@ -348,7 +348,10 @@ def test_a_benchmark_lists_its_split_with_masks_relative_to_the_root(tmp_path: P
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("purify", [pytest.param("none", marks=pytest.mark.slow), "freecp"])
+@pytest.mark.parametrize(
+    "purify",
+    [pytest.param("none", marks=pytest.mark.slow), pytest.param("car", marks=pytest.mark.slow), "freecp"],
+)
 def test_a_benchmark_is_measured_by_one_command(tmp_path: Path, purify: str) -> None:
     from jobs.evaluate import main
 
@@ -362,9 +365,9 @@ def test_a_benchmark_is_measured_by_one_command(tmp_path: Path, purify: str) -> 
     assert report["measured"] == 3
     assert report["published_miou"] == (0.639 if purify == "none" else None)
     assert report["settings"]["windows"]["short_side"] == 48
-    assert report["settings"]["labels"]["logit_scale"] == (50.0 if purify == "none" else 40.0)
+    assert report["settings"]["labels"]["logit_scale"] == (40.0 if purify == "freecp" else 50.0)
     assert (report["purified_vocabulary"] is None) == (purify == "none")
-    assert report["vocabulary"]["name"] == ("voc21.sfp" if purify == "none" else "voc21.freecp")
+    assert report["vocabulary"]["name"] == ("voc21.freecp" if purify == "freecp" else "voc21.sfp")
 
 
 def test_missing_choices_are_answered_before_anything_starts(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class System:
         needs: What it takes beside one CLIP.
         license: Of the authors' code, and of weights beside CLIP's.
         out: Why it is not in; empty for a system that is, or that waits for its head.
+        whole: Whether what runs here is all that the figures are of; otherwise they stand beside it in lists and grids alone.
         table: Which of the two papers' main tables gives its figures, "sfp" or "freecp"; empty for a figure from elsewhere.
     """
 
@@ -53,6 +54,7 @@ class System:
     needs: tuple[Need, ...] = ()
     license: str = "not read"
     out: str = ""
+    whole: bool = True
     table: Literal["", "sfp", "freecp"] = ""
 
     @property
@@ -127,7 +129,7 @@ def published_system(settings: Mapping[str, Any]) -> System | None:
 def published_miou(benchmark: str, config: SegmenterConfig) -> float | None:
     """Return the published mIoU of what a configuration runs, in percent; None if none was published."""
     system = published_system(config.to_dict())
-    return system.miou.get(benchmark) if system else None
+    return system.miou.get(benchmark) if system and system.whole else None
 
 
 @lru_cache(maxsize=1)
