@@ -106,13 +106,17 @@ class GpuTensor(Tensor):
 class PretendedGpu(TorchDispatchMode):
     """Computes what is asked of `GPU`, and notes it; `pretended_gpu` enters it.
 
+    Args:
+        holder: Where it computes: a CPU, or "meta", which knows shapes alone and so takes any size.
+
     Attributes:
         counts: What was asked for; put a new one here to begin anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, holder: str = "cpu") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts = Counts()
+        self._holder = torch.device(holder)
         self._pinned: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -140,9 +144,19 @@ class PretendedGpu(TorchDispatchMode):
             if name != "_local_scalar_dense":  # a copy of one number
                 self._note_operation(name)
             self._note_waits(name, args)
-        held_args, held_kwargs = tree_map(_held, (args, kwargs))
+        held_args, held_kwargs = tree_map(self._held, (args, kwargs))
         made = func(*held_args, **held_kwargs)
-        return _written(func, args, kwargs) if _writes(func) else tree_map(_on_gpu, made)
+        made = _written(func, args, kwargs) if _writes(func) else tree_map(_on_gpu, made)
+        if not (_is_view(func) or name in NOTHING_TO_DO):
+            self.note_traffic(name, tensors, made)
+        return made
+
+    def kernel_modules(self) -> Mapping[str, Any]:
+        """Return what stands for the modules of kernels, by their names: a kernel runs on a real GPU only."""
+        return stand_ins(self.enter)
+
+    def note_traffic(self, name: str, given: Sequence[Tensor], made: Any) -> None:
+        """Take note of an operation's tensors and its result, or results; nobody asks for them here."""
 
     def enter(self, launches: int, function: Callable[..., Any]) -> Callable[..., Any]:
         """Make a function of CPU tensors one of this GPU's, which counts so many operations."""
@@ -150,13 +164,20 @@ class PretendedGpu(TorchDispatchMode):
         def launch(*args: Any, **kwargs: Any) -> Any:
             self.counts.operations += launches
             self.counts.places[f"{_place()} ({function.__name__})"] += launches
-            made = function(*tree_map(_held, args), **tree_map(_held, kwargs))
+            made = function(*tree_map(self._held, args), **tree_map(self._held, kwargs))
             given = {
-                id(_held(leaf)): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+                id(self._held(leaf)): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
             }
-            return tree_map(lambda leaf: given.get(id(leaf)) if id(leaf) in given else _on_gpu(leaf), made)
+            made = tree_map(lambda leaf: given.get(id(leaf)) if id(leaf) in given else _on_gpu(leaf), made)
+            self.note_traffic(function.__name__, list(given.values()), made)
+            return made
 
         return launch
+
+    def _held(self, value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return torch.device("cpu") if value.type == "cpu" else self._holder
+        return value.held if isinstance(value, GpuTensor) else value
 
     def _on_cpu(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         pinned = kwargs.pop("pin_memory", None)
@@ -185,11 +206,12 @@ class PretendedGpu(TorchDispatchMode):
             return source  # the dispatcher takes it for a meta tensor, and so for one that has to move
         else:
             self._note_operation(name)
-        held_args, held_kwargs = tree_map(_held, (args, kwargs))
+        held_args, held_kwargs = tree_map(self._held, (args, kwargs))
         made = func(*held_args, **held_kwargs)
-        if fills:
-            return args[0]
-        return made if down else GpuTensor(made)
+        result = args[0] if fills else made if down else GpuTensor(made)
+        if not (up or down):
+            self.note_traffic(name, [source], result)
+        return result
 
     def _is_pinned(self, tensor: Tensor) -> bool:
         start = tensor.untyped_storage().data_ptr()
@@ -210,9 +232,10 @@ class PretendedGpu(TorchDispatchMode):
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[PretendedGpu]:
+def pretended_gpu(gpu: PretendedGpu | None = None) -> Iterator[PretendedGpu]:
     """Let torch have a GPU, `GPU`, until the end of the block."""
-    gpu, original = PretendedGpu(), torch.tensor
+    original = torch.tensor
+    gpu = PretendedGpu() if gpu is None else gpu
 
     class Event:
         """Stands for torch.cuda.Event; whatever is queued is done at once."""
@@ -234,17 +257,11 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         patch.object(torch.cuda, "Event", Event),
         patch.object(torch, "tensor", tensor),
         patch.object(kernels, "_has_triton", lambda: True),
-        patch.dict(sys.modules, stand_ins(gpu.enter)),  # a kernel runs on a real GPU only
+        patch.dict(sys.modules, gpu.kernel_modules()),
         patch("ovss_core.kernels.attention.shared_memory", lambda device: HOPPER_SHARED),
         gpu,
     ):
         yield gpu
-
-
-def _held(value: Any) -> Any:
-    if isinstance(value, torch.device):
-        return torch.device("cpu")
-    return value.held if isinstance(value, GpuTensor) else value
 
 
 def _on_gpu(value: Any) -> Any:
