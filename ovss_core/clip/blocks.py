@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ovss_core.kernels.attention import attend_with_mean
 from ovss_core.kernels.norms import add_norm, layer_norm
+from ovss_core.kernels.products import quick_gelu_product
 
 QUICK_GELU_SLOPE = 1.702
 
@@ -122,12 +123,22 @@ class TransformerBlock:
 
     def _network(self, normed: Tensor) -> Tensor:
         network = self._block.mlp
-        if isinstance(network.gelu, QuickGELU):
-            made = _quick_network(network, normed, self._bias_of(network.c_fc.bias))
-        else:
+        if not isinstance(network.gelu, QuickGELU):
             made = network(normed)
+        else:
+            hidden = quick_gelu_product(normed.flatten(0, 1), network.c_fc.weight, network.c_fc.bias)
+            if hidden is None:
+                made = _quick_network(network, normed, self._bias_of(network.c_fc.bias))
+            else:
+                made = torch.addmm(network.c_proj.bias, hidden, network.c_proj.weight.mT).view_as(normed)
         result: Tensor = self._block.ls_2(made)
         return result
+
+    @property
+    def quick_gelu_weight(self) -> Float[Tensor, "hidden width"] | None:
+        """Weights of the product that QuickGELU follows; None where another function follows."""
+        network = getattr(self._block, "mlp", None)
+        return network.c_fc.weight if network is not None and isinstance(network.gelu, QuickGELU) else None
 
     def _bias_of(self, bias: Tensor) -> Tensor:
         """Return a bias times QuickGELU's slope; made once, as a launch on a GPU costs more than the few numbers."""

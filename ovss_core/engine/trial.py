@@ -1,10 +1,13 @@
 """Kernels are tried on a small picture before they are trusted: a node may lack the compiler that Triton needs, or its card differ.
 
 Both forms compute the same from the same, step by step, so that only broken kernels differ by more than rounding. A worker
-whose kernels fail goes on with PyTorch's forms, which wait for the device.
+whose kernels fail goes on with PyTorch's forms, which wait for the device. One kernel, a product with QuickGELU, may be right
+and yet slower than what it stands for: it is used where it won on the worker's own card (`ovss_core.kernels.products`).
 """
 
 import logging
+import statistics
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from torch import Tensor
 from ovss_core.engine.engine import Encoded, SegmentationEngine
 from ovss_core.errors import ImageError
 from ovss_core.kernels import give_up, plain_forms, use_kernel
+from ovss_core.kernels.products import choose_tile
 
 _LOG = logging.getLogger(__name__)
 _FEATURES, _ATTENTION, _SCORES, _LABELS = 0.02, 0.05, 0.02, 0.05
@@ -31,10 +35,43 @@ def trust_kernels(engine: SegmentationEngine) -> SegmentationEngine:
     engine.room = room
     engine.take_timings()
     if not fault:
+        choose_product(engine)
         return engine
     _LOG.warning("Triton's kernels are not used here, so the GPU waits more often than it has to: %s", fault)
     give_up()
     return engine.with_vocabulary(engine.text, engine.config)
+
+
+@torch.inference_mode()
+def choose_product(engine: SegmentationEngine) -> None:
+    """Choose how the tower multiplies where QuickGELU follows, by timing a feed-forward network on a full batch."""
+    encoder = engine.encoder
+    block = encoder.blocks[0]
+    weight = block.quick_gelu_weight
+    if weight is None or weight.element_size() > 2:
+        return
+    side = engine.config.windows.size
+    rows, columns = encoder.grid_of((side, side))
+    shape = engine.window_batch, rows * columns + encoder.prefix, weight.shape[1]
+    try:
+        tokens = torch.randn(shape, dtype=weight.dtype, device=weight.device)
+        choose_tile(weight, lambda: block.feed_forward(tokens), milliseconds)
+    except torch.OutOfMemoryError:
+        _LOG.info("a full batch has no room beside what else the card holds; the plain product is used")
+
+
+def milliseconds(run: Callable[[], Tensor], turns: int = 5, calls: int = 4) -> float:
+    """Return the median time of a call, by the device's own clock."""
+    taken = []
+    for _ in range(turns + 1):  # the first one warms up
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        end.synchronize()
+        taken.append(begin.elapsed_time(end) / calls)
+    return statistics.median(taken[1:])
 
 
 def _fault(engine: SegmentationEngine) -> str:

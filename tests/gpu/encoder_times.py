@@ -18,6 +18,7 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig
 from ovss_core.dense_heads import HeadOptions, build_head
+from ovss_core.kernels import Tile, products
 
 NORMS = ("ovss_core.kernels.norms",)
 HEAD = (
@@ -49,6 +50,13 @@ def sums_in_the_kernel() -> Iterator[None]:
         return attended, attention_triton.launch_mean_with_sums(query, key, scale, total, whole)
 
     with patch.object(attention, "_attend_on_device", attend):
+        yield
+
+
+@contextmanager
+def fused_product(weight: Tensor | None, tile: Tile) -> Iterator[None]:
+    """Let products that QuickGELU follows be the kernel's, cut as `tile` says."""
+    with patch.dict(products._chosen, {} if weight is None else {products._kind(weight): tile}):
         yield
 
 
@@ -102,6 +110,9 @@ def measure(encoder: ImageEncoder, windows: int) -> None:
     show("flash attention, 12 times", lambda: [_flash(query, key, value) for _ in range(12)])
     show("silu in place, 12 times", lambda: [F.silu(wide, inplace=True) for _ in range(12)])
     show("12 blocks", tower)
+    for tile in products.TILES:
+        with fused_product(block.quick_gelu_weight, tile):
+            show(f"12 blocks, QuickGELU in the product, {tile}", tower)
     with without(NORMS):
         show("12 blocks without the kernel of norms", tower)
     total = torch.zeros(windows, 196, 196, device="cuda")
@@ -126,6 +137,9 @@ def measure(encoder: ImageEncoder, windows: int) -> None:
     with without(HEAD):
         show("SFP's head without kernels", lambda: head.features(encoder, kept))
     show("all", encode)
+    for tile in products.TILES:
+        with fused_product(block.quick_gelu_weight, tile):
+            show(f"all, QuickGELU in the product, {tile}", encode)
     with sums_in_the_kernel(), without([*NORMS, *HEAD[1:]]):
         show("all, kernels as before: the mean of attention alone", encode)
     torch.backends.cuda.matmul.allow_tf32 = False

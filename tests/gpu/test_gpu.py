@@ -10,16 +10,21 @@ from torch import nn
 
 from ovss_core.api import OpenVocabSegmenter
 from ovss_core.class_purification.regions import box_union
+from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig, PurificationConfig, SegmenterConfig
 from ovss_core.dense_heads import HeadOptions, build_head
+from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.trial import choose_product
 from ovss_core.feature_purification.mitigation import repair_tokens
 from ovss_core.feature_purification.outliers import attention_outliers
 from ovss_core.feature_purification.similarity import Aggregation, guide_attention
+from ovss_core.kernels import Tile, products
 from ovss_core.kernels.attention import attend_with_mean
 from ovss_core.kernels.class_sums import add_class_sums
 from ovss_core.kernels.norms import add_norm
+from ovss_core.vocabulary import Vocabulary, VocabularyClass
 from pipelines.demonstration.scenes import render_scene
 
 pytestmark = [
@@ -41,6 +46,11 @@ NEAR_TIES = 2e-3
 
 def _pictures(count: int, size: int = 336) -> list[np.ndarray]:
     return [render_scene(seed, size).image for seed in range(count)]
+
+
+def _words() -> EncodedVocabulary:
+    rows = torch.nn.functional.normalize(torch.randn(1, 512), dim=-1)
+    return EncodedVocabulary(Vocabulary((VocabularyClass("a", ("a",)),)), rows, rows, rows, "random")
 
 
 def _segmenter(host: str, purification: PurificationConfig, device: str) -> OpenVocabSegmenter:
@@ -115,6 +125,37 @@ def test_the_kernel_of_norms_equals_torchs(dtype: torch.dtype, width: int) -> No
     assert torch.equal(total, expected + 1)
     tolerance = 1e-5 if dtype == torch.float32 else 4e-2
     assert torch.allclose(normed, norm(expected), atol=tolerance, rtol=tolerance)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tile", products.TILES, ids=str)
+@pytest.mark.parametrize("shape", [(16 * 197, 768, 3072), (1001, 200, 520)])
+def test_the_product_with_quick_gelu_equals_the_plain_form(
+    dtype: torch.dtype, tile: Tile, shape: tuple[int, int, int]
+) -> None:
+    from ovss_core.kernels.products_triton import launch_quick_gelu_product
+
+    rows, width, hidden = shape
+    tokens = torch.randn(rows, width, device="cuda", dtype=dtype)
+    weight = torch.randn(hidden, width, device="cuda", dtype=dtype) / width**0.5
+    bias = torch.randn(hidden, device="cuda", dtype=dtype)
+    linear = tokens.double() @ weight.double().T + bias.double()
+    expected = linear * torch.sigmoid(1.702 * linear)
+    found = launch_quick_gelu_product(tokens, weight, bias, tile).double()
+    assert torch.allclose(found, expected, atol=2e-2, rtol=1e-2)
+
+
+def test_a_worker_chooses_how_it_multiplies_by_its_own_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: dict[object, Tile | None] = {}
+    monkeypatch.setattr(products, "_chosen", chosen)
+    model = ModelConfig("ViT-B-16-quickgelu", "random", "bfloat16")
+    OpenVocabSegmenter.from_pretrained("demo", vocabulary="demo", device="cuda")
+    assert not chosen  # float32 is the vendor's
+    engine = SegmentationEngine(SegmenterConfig(model=model), load_clip(model), _words(), "cuda")
+    choose_product(engine)
+    [tile] = chosen.values()
+    assert tile is None or tile in products.TILES
 
 
 @torch.inference_mode()

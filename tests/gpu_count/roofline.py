@@ -31,7 +31,7 @@ from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig, Precision
 from ovss_core.dense_heads import HeadOptions, build_head
 from ovss_core.engine.engine import DTYPES
-from ovss_core.kernels import plain_forms
+from ovss_core.kernels import plain_forms, products
 from tests.gpu_count.pretended import GPU, HOPPER_SHARED, GpuTensor, PretendedGpu, pretended_gpu
 from tests.gpu_count.stand_ins import stand_ins
 
@@ -49,6 +49,7 @@ ALIGNED, UNALIGNED = 8, 4.0
 PROGRAMS: Mapping[str, Callable[[Any], float]] = {
     "head_mean": lambda given: 2 * given.heads * given.ROWS * given.COLUMNS * given.DEPTH,
     "similarity": lambda given: 2 * given.ROWS * given.COLUMNS * given.channels,
+    "quick_gelu_product": lambda given: 2 * given.ROWS * given.COLUMNS * given.width,
 }
 """Products of one program of each kernel that multiplies matrices, from its arguments."""
 TRACE, HEAD, BLOCKS, PLAIN = "tower", "SFP head", "twelve blocks alone", "twelve blocks by PyTorch's forms"
@@ -184,11 +185,18 @@ class Floor:
         return self.microseconds(TRACE) + self.microseconds(HEAD)
 
 
-def price(model: str, windows: int, precision: Precision = "bfloat16") -> Floor:
-    """Run tower and head on windows of 224 pixels."""
+def price(model: str, windows: int, precision: Precision = "bfloat16", fused: bool = False) -> Floor:
+    """Run tower and head on windows of 224 pixels.
+
+    Args:
+        fused: With the kernel of `ovss_core.kernels.products`, which a worker takes where it won on its card.
+    """
     encoder_of = load_clip(ModelConfig(model, "random")).model.visual
-    with pricing() as gpu, torch.inference_mode():
+    with pricing() as gpu, torch.inference_mode(), ExitStack() as stack:
         encoder = ImageEncoder(encoder_of.to(GPU, DTYPES[precision]))
+        weight = encoder.blocks[0].quick_gelu_weight
+        if fused and weight is not None:
+            stack.enter_context(patch.dict(products._chosen, {products._kind(weight): products.TILES[0]}))
         head = build_head("sfp", HeadOptions(purified=True))
         request = head.request(encoder.depth).with_mean_attention()
         pixels = torch.empty(windows, 3, 224, 224, device=GPU)
@@ -237,8 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="ViT-B-16-quickgelu")
     parser.add_argument("--windows", type=int, default=256, help="windows of a batch")
     parser.add_argument("--precision", default="bfloat16", choices=sorted(DTYPES))
+    parser.add_argument(
+        "--fused",
+        action="store_true",
+        help="with QuickGELU in the product before it, as on a card where that won",
+    )
     given = parser.parse_args(arguments)
-    floor = price(given.model, given.windows, given.precision)
+    floor = price(given.model, given.windows, given.precision, given.fused)
     print("| part | step | launches | MB a window | GFLOP a window | microseconds a window |")
     print("|---|---|---|---|---|---|")
     for part, steps in floor.steps.items():

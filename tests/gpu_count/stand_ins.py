@@ -16,7 +16,7 @@ from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.engine import finite, labels
 from ovss_core.feature_purification import mitigation, outliers, similarity
 from ovss_core.images import pixels
-from ovss_core.kernels import attention, class_sums
+from ovss_core.kernels import Tile, attention, class_sums
 from ovss_core.kernels.evidence_triton import Active, Ranks
 from tests import evidence_forms, group_forms
 
@@ -29,6 +29,7 @@ def stand_ins(enter: Enter) -> dict[str, SimpleNamespace]:
     modules: dict[str, dict[str, tuple[int, Callable[..., Any]]]] = {
         "attention_triton": {"launch_mean": (1, _mean), "launch_mean_with_sums": (1, _mean_with_sums)},
         "norms_triton": {"launch_add_norm": (1, _add_norm)},
+        "products_triton": {"launch_quick_gelu_product": (1, _quick_gelu_product)},
         "guidance_triton": {
             "launch_outliers": (1, outliers.attention_outliers),
             "launch_repair": (1, _repair),
@@ -87,6 +88,11 @@ def _add_norm(
     if total is not None:
         total += summed
     return summed, functional.layer_norm(summed, weight.shape, weight, bias, epsilon)
+
+
+def _quick_gelu_product(tokens: Tensor, weight: Tensor, bias: Tensor, _: Tile) -> Tensor:
+    linear = functional.linear(tokens, weight, bias)
+    return linear * torch.sigmoid(1.702 * linear)
 
 
 def _repair(

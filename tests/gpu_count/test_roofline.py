@@ -23,6 +23,17 @@ def test_all_that_labelling_asks_of_the_encoder_is_within_80_microseconds_a_wind
     assert floor.microseconds(BLOCKS) < floor.microseconds(PLAIN) < 78.0
 
 
+def test_a_product_with_its_activation_saves_a_pass_over_its_result(floor: Floor) -> None:
+    fused = price("ViT-B-16-quickgelu", 256, fused=True)
+    names = [step.name for step in fused.steps[BLOCKS]]
+    assert names.count("quick_gelu_product") == 12
+    assert "silu" not in names
+    products = (sum(step.products for step in each.steps[BLOCKS]) for each in (floor, fused))
+    assert len(set(products)) == 1
+    passes = 2 * 2 * 197 * 3072 / MEMORY * 1e6
+    assert floor.whole - fused.whole == pytest.approx(11 * passes, rel=1e-6)
+
+
 def test_blocks_ask_for_the_products_that_their_shapes_say(floor: Floor) -> None:
     products = sum(step.products for step in floor.steps[PLAIN]) / floor.windows
     tokens, weights = 197, 12 * 768 * 768

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
 
 from ovss_core import kernels
+from ovss_core.engine import trial
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.trial import trust_kernels
+from ovss_core.kernels import Tile, products
 from pipelines.benchmark.workload import Workload
 from tests.gpu_count.counting import labelling, workload_of
-from tests.gpu_count.pretended import GPU, pretended_gpu
+from tests.gpu_count.pretended import GPU, Counts, pretended_gpu
 
 CLASSES = 20
 
@@ -101,6 +104,36 @@ def test_kernels_that_do_not_work_are_left_out_and_the_labels_are_those_of_the_c
     config = replace(labelling(), model=workload.config.model)
     [expected] = SegmentationEngine(config, workload.clip, workload.text(CLASSES)).segment(workload.pictures)
     assert (ours.label_map == expected.label_map).mean() > 0.999
+
+
+@pytest.mark.parametrize(("wins", "right"), [(True, True), (True, False), (False, True)])
+def test_a_product_is_used_where_it_won_and_is_right(
+    wins: bool, right: bool, workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: dict[object, Tile | None] = {}
+    monkeypatch.setattr(products, "_chosen", chosen)
+    monkeypatch.setattr(products, "FEWEST_PROGRAMS", 1)
+    model = replace(workload.config.model, precision="bfloat16")
+    config = replace(labelling(), model=model)
+    with pretended_gpu() as gpu:
+        stand_in = sys.modules["ovss_core.kernels.products_triton"]
+        launch = stand_in.launch_quick_gelu_product
+        if not right:
+            monkeypatch.setattr(stand_in, "launch_quick_gelu_product", lambda *given: launch(*given).flip(-1))
+        own = replace(workload.clip, model=deepcopy(workload.clip.model))
+        for block in own.model.visual.transformer.resblocks:
+            block.mlp.gelu = QuickGELU()
+        engine = SegmentationEngine(config, own, workload.text(CLASSES), GPU)
+        taken = iter([1.0, *[0.5 if wins else 2.0] * len(products.TILES)])
+        monkeypatch.setattr(trial, "milliseconds", lambda run: next(taken))
+        engine = trust_kernels(engine)
+        used = wins and right
+        assert list(chosen.values()) == [products.TILES[0] if used else None]
+        gpu.counts = Counts()
+        engine.segment(workload.pictures)
+        launches = sum(times for place, times in gpu.counts.places.items() if "_quick_gelu_product" in place)
+        assert (launches >= 11) == used
+        assert bool(launches) == used
 
 
 def test_nothing_is_tried_on_a_cpu(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:

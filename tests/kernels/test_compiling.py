@@ -14,14 +14,15 @@ from triton.compiler import ASTSource
 import triton
 from ovss_core.kernels import (
     affinity_triton, attention_triton, class_sums_triton, evidence_triton, finite_triton, groups_triton, guidance_triton,
-    labels_triton, norms_triton, parts_triton, pixels_triton
+    labels_triton, norms_triton, parts_triton, pixels_triton, products_triton
 )
+from ovss_core.kernels.products import TILES
 
 POINTERS = dict.fromkeys(
     "query key tokens added weight bias summed normed total repaired weights "
     "attention".split(), "*bf16"
 ) | dict.fromkeys("mean inverse cosines totals class_attention self_attention confidence".split(), "*fp32")
-EVEN = ("_window", "_head", "_token", "depth", "width", "channels")
+EVEN = ("_window", "_head", "_token", "_row", "depth", "width", "channels", "hidden")
 NUMBERS = dict.fromkeys("scale epsilon factor cut gain".split(), "fp32")
 
 def build(kernel, constants, warps=8, stages=3, **types):
@@ -43,6 +44,9 @@ for known, tile in ((True, (128, 128)), (False, (64, 256))):
           {"KNOWN": known, "KEEPS": True, "ADDS": True, "ROWS": tile[0], "COLUMNS": tile[1], "DEPTH": 64},
           mean="*fp32", total="*fp32", log_sums="*fp32", tokens="i32")
 build(norms_triton.add_norm_kernel, {"ADDS": True, "TOTALS": True, "ROWS": 4, "COLUMNS": 1024}, 4)
+for tile in TILES:
+    build(products_triton.quick_gelu_product_kernel, {"EVEN": True, "NEIGHBORS": 8, "ROWS": tile.rows, "COLUMNS": tile.columns,
+          "DEPTH": tile.depth}, tile.warps, tile.stages, result="*bf16")
 build(guidance_triton.outliers_kernel, {"COLUMNS": 256}, 2, outliers="*i8")
 build(guidance_triton.repair_kernel,
       {"REPAIRS": True, "STORES": True, "NORMS": True, "ROWS": 4, "CHANNELS": 1024}, 4, outliers="*i8")
@@ -98,6 +102,7 @@ build(finite_triton.sound_kernel, {"ATTENDS": True, "BLOCK": 4096}, features="*f
 KERNELS = {
     "head_mean_kernel",
     "add_norm_kernel",
+    "quick_gelu_product_kernel",
     "outliers_kernel",
     "repair_kernel",
     "similarity_kernel",
