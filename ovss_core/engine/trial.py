@@ -71,7 +71,7 @@ def milliseconds(run: Callable[[], Tensor], turns: int = 5, calls: int = 4) -> f
         end.record()
         end.synchronize()
         taken.append(begin.elapsed_time(end) / calls)
-    return statistics.median(taken[1:])
+    return float(statistics.median(taken[1:]))
 
 
 def _fault(engine: SegmentationEngine) -> str:

@@ -110,9 +110,9 @@ def measure(encoder: ImageEncoder, windows: int) -> None:
     show("flash attention, 12 times", lambda: [_flash(query, key, value) for _ in range(12)])
     show("silu in place, 12 times", lambda: [F.silu(wide, inplace=True) for _ in range(12)])
     show("12 blocks", tower)
-    for tile in products.TILES:
-        with fused_product(block.quick_gelu_weight, tile):
-            show(f"12 blocks, QuickGELU in the product, {tile}", tower)
+    for cut in products.TILES:
+        with fused_product(block.quick_gelu_weight, cut):
+            show(f"12 blocks, QuickGELU in the product, {cut}", tower)
     with without(NORMS):
         show("12 blocks without the kernel of norms", tower)
     total = torch.zeros(windows, 196, 196, device="cuda")
@@ -137,9 +137,9 @@ def measure(encoder: ImageEncoder, windows: int) -> None:
     with without(HEAD):
         show("SFP's head without kernels", lambda: head.features(encoder, kept))
     show("all", encode)
-    for tile in products.TILES:
-        with fused_product(block.quick_gelu_weight, tile):
-            show(f"all, QuickGELU in the product, {tile}", encode)
+    for cut in products.TILES:
+        with fused_product(block.quick_gelu_weight, cut):
+            show(f"all, QuickGELU in the product, {cut}", encode)
     with sums_in_the_kernel(), without([*NORMS, *HEAD[1:]]):
         show("all, kernels as before: the mean of attention alone", encode)
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -232,10 +232,9 @@ class PretendedGpu(TorchDispatchMode):
 
 
 @contextmanager
-def pretended_gpu(gpu: PretendedGpu | None = None) -> Iterator[PretendedGpu]:
+def pretended_gpu(given: PretendedGpu | None = None) -> Iterator[PretendedGpu]:
     """Let torch have a GPU, `GPU`, until the end of the block."""
-    original = torch.tensor
-    gpu = PretendedGpu() if gpu is None else gpu
+    gpu, original = given or PretendedGpu(), torch.tensor
 
     class Event:
         """Stands for torch.cuda.Event; whatever is queued is done at once."""
