@@ -23,9 +23,14 @@ from tests.forked_workers import local_ray
 # Triton decides when a kernel is defined whether it will be interpreted; no test is collected before this file is read
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-
+SHARES_CORES = "PYTEST_XDIST_WORKER" in os.environ
 ONE_RAY = "one-ray"
 """In the name of every test that uses `ray_session`, the only thing about a test that xdist's scheduler is told."""
+
+
+def piece_of(nodeid: str) -> str:
+    """Return the name of the piece of work that a test belongs to: what shares the Ray is one, every other test its own."""
+    return ONE_RAY if ONE_RAY in nodeid.partition("[")[2] else nodeid
 
 
 class OneRayScheduling(LoadScopeScheduling):
@@ -36,8 +41,7 @@ class OneRayScheduling(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        name, _, parameters = nodeid.partition("[")
-        return ONE_RAY if ONE_RAY in parameters else name + parameters
+        return piece_of(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -54,10 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Start every test from the same random numbers, whichever ran before it in this process."""
+    """Start every test from the same random numbers and threads, whichever ran before it in this process."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    if SHARES_CORES:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", params=[ONE_RAY])
