@@ -33,7 +33,7 @@ def piece_of(nodeid: str) -> str:
     return ONE_RAY if ONE_RAY in nodeid.partition("[")[2] else nodeid
 
 
-class OneRayScheduling(LoadScopeScheduling):
+class OneRayScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Keep the tests of one Ray in one process, for to start another one costs, and spread the others.
 
     xdist's own `loadgroup` tells a group by a suffix of the test's name, which it writes to an attribute that pytest 9.2
