@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import open_clip
 import torch
 from torch import Tensor
 
-from ovss_core.clip.architectures import architectures_like, find_architecture, open_clip_name
+from ovss_core.clip.architectures import (
+    HUB,
+    LOCAL_FOLDER,
+    architectures_like,
+    find_architecture,
+    open_clip_name,
+)
 from ovss_core.clip.demo import demo_weights_path, register_demo_model
 from ovss_core.clip.torchscript import is_torchscript
 from ovss_core.clip.weight_files import (
@@ -94,13 +101,22 @@ def load_tokenizer(config: ModelConfig) -> Callable[[list[str]], Tensor]:
     register_demo_model()
     name = open_clip_name(config.name)
     try:
-        tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
+        tokenizer = _make_tokenizer(name) if name.startswith((LOCAL_FOLDER, HUB)) else _kept_tokenizer(name)
     except Exception as error:  # the hub's client raises what it likes
         raise WeightsError(
             f"cannot download the tokenizer of {config.name} ({_first_line(error)}); connect to the internet once, or "
             "choose a model with CLIP's own text tower such as ViT-B-16"
         ) from error
     return tokenizer
+
+
+def _make_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
+    tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
+    return tokenizer
+
+
+_kept_tokenizer = lru_cache(maxsize=4)(_make_tokenizer)
+"""The merges of 49,000 tokens take longer to read than a small tower to load; what a folder or the hub holds may change."""
 
 
 def check_weight_file(config: ModelConfig) -> None:

@@ -1,6 +1,7 @@
 """A web server on the loopback that does what servers of the world do."""
 
 import gzip
+import socket
 import threading
 import time
 from collections import Counter
@@ -162,10 +163,15 @@ def serving() -> Iterator[LoopbackServer]:
         thread.join()
 
 
+_HELD: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with LoopbackServer() as server:
-        return int(server.server_address[1])
+    """Return a port on which nobody listens, nor will while this process lives."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))  # without listening, so that who connects is refused
+    _HELD.append(held)
+    return int(held.getsockname()[1])
 
 
 def seconds_of(call: object) -> float:

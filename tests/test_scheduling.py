@@ -1,0 +1,44 @@
+"""How the tests are spread over processes: `make test` takes longer where it goes wrong, and nothing else shows it."""
+
+import os
+
+import pytest
+import torch
+
+from tests.conftest import ONE_RAY, SHARES_CORES, OneRayScheduling, piece_of, pytest_xdist_make_scheduler
+
+
+def test_what_uses_the_ray_is_one_piece_and_every_other_test_its_own(request: pytest.FixtureRequest) -> None:
+    items = request.session.items
+    shared = ["ray_session" in getattr(item, "fixturenames", ()) for item in items]
+    pieces = [piece_of(item.nodeid) for item in items]
+    assert [piece == ONE_RAY for piece in pieces] == shared
+    assert len(set(pieces)) == len(items) - sum(shared) + any(shared)
+    assert shared == sorted(shared, reverse=True), "the longest piece comes first"
+
+
+def test_names_of_tests_and_other_parameters_are_no_ray() -> None:
+    for name in ("tests/a.py::test_one-ray", "tests/a.py::test_b", "tests/a.py::test_b[ray]"):
+        assert piece_of(name) == name
+    assert {
+        piece_of(f"tests/{file}.py::test[{more}]") for file in "ab" for more in (ONE_RAY, f"{ONE_RAY}-x")
+    } == {ONE_RAY}
+
+
+def test_groups_are_kept_by_our_scheduler_and_other_ways_are_xdists() -> None:
+    assert OneRayScheduling._split_scope(OneRayScheduling.__new__(OneRayScheduling), "a[one-ray]") == ONE_RAY
+    for way in ("load", "no", "worksteal"):
+        assert pytest_xdist_make_scheduler(_Asked(way), None) is None  # type: ignore[arg-type]
+
+
+class _Asked:
+    """The one answer that the hook asks a configuration for."""
+
+    def __init__(self, way: str) -> None:
+        self.getvalue = {"dist": way}.__getitem__
+
+
+@pytest.mark.skipif(not SHARES_CORES, reason="one process has the cores for itself")
+def test_one_of_several_processes_computes_with_one_thread() -> None:
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert torch.get_num_threads() == 1
