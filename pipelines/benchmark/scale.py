@@ -36,7 +36,6 @@ from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import Folder
 
-SHARD_SIZE = 256
 FRAGMENT_ROWS, UNIT_ROWS, ACTORS = 256, 1024, 64
 _FOLDER = 1000
 _SCHEMA = pa.schema(
@@ -128,12 +127,13 @@ def job_of(output: Folder, count: int) -> Job:
     return Job(output, source, [stage], _TABLE, unit_rows=UNIT_ROWS, fragment_rows=FRAGMENT_ROWS)
 
 
-def carry_out_phase(phase: str, place: str, count: int) -> dict[str, float]:
+def carry_out_phase(phase: str, place: str, count: int, shard_size: int = 256) -> dict[str, float]:
     """Do one phase in this process.
 
     Args:
         phase: Of `PHASES`, in that order.
         place: The output, which the phases before left behind.
+        shard_size: Images of a part.
 
     Returns:
         ``seconds``, ``peak_mb`` and ``after_mb`` (of memory, when it is over), and what else is of interest.
@@ -143,7 +143,7 @@ def carry_out_phase(phase: str, place: str, count: int) -> dict[str, float]:
     start = time.perf_counter()
     told: dict[str, float] = {}
     if phase in ("list", "resume"):
-        manifest = prepare_manifest(output, job.source, SHARD_SIZE)
+        manifest = prepare_manifest(output, job.source, shard_size)
         told["listing_s"] = time.perf_counter() - start
         told["listed_mb"] = _resident_mb()
     else:
@@ -188,11 +188,13 @@ def finish_half(place: str) -> None:
         list(threads.map(finish, [*range(0, len(parts), 2), *range(1, len(parts), 2)[:100]]))
 
 
-def measure(count: int, root: str | None = None) -> dict[str, dict[str, float]]:
-    """Run all phases for so many images, each in a process of its own, and return what each took."""
+def measure(
+    count: int, root: str | None = None, shard_size: int = 256, phases: Sequence[str] = PHASES
+) -> dict[str, dict[str, float]]:
+    """Run phases for so many images, each in a process of its own, and return what each took."""
     found = {}
     with tempfile.TemporaryDirectory(dir=root) as place:
-        for phase in PHASES:
+        for phase in phases:
             if phase == "resume":
                 finish_half(place)
             command = [
@@ -205,6 +207,8 @@ def measure(count: int, root: str | None = None) -> dict[str, dict[str, float]]:
                 place,
                 "--images",
                 str(count),
+                "--shard-size",
+                str(shard_size),
             ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[phase] = json.loads(done.stdout)
@@ -230,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser("python -m pipelines.benchmark.scale", description=__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[1_000_000], help="Sizes of the corpus.")
+    parser.add_argument("--shard-size", type=int, default=256, help="Images of a part.")
+    parser.add_argument("--last", choices=PHASES, default=PHASES[-1], help="The phase to end with.")
     parser.add_argument("--root", help="Folder for what is written meanwhile; about 30 bytes an image.")
     parser.add_argument(
         "--phase", choices=PHASES, help="One phase, in this process, on what the others left."
@@ -237,11 +243,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--place", help="Where that is.")
     given = parser.parse_args(arguments)
     if given.phase:
-        print(json.dumps(carry_out_phase(given.phase, given.place, given.images[0])))
+        print(json.dumps(carry_out_phase(given.phase, given.place, given.images[0], given.shard_size)))
         return 0
+    phases = PHASES[: PHASES.index(given.last) + 1]
     print("| images | phase | seconds | peak MB | MB after | fragments a minute |\n|---|---|---|---|---|---|")
     for count in given.images:
-        print("\n".join(as_rows(count, measure(count, given.root))), flush=True)
+        print("\n".join(as_rows(count, measure(count, given.root, given.shard_size, phases))), flush=True)
     return 0
 
 

@@ -1,8 +1,11 @@
-"""Millions of image ids in little memory: 16 bytes each, however long they are."""
+"""Millions of image ids in little memory: 12 bytes each, however long they are.
+
+That two of a hundred million ids share these bits happens once in 10^13 corpora.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import compress, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +13,9 @@ import numpy as np
 from pipelines.run.manifest_files import digest
 from pipelines.sources.record import ImageRecord
 
-_TOGETHER = 4096
-_SHARES = 16
-_BORDERS = np.arange(1, _SHARES, dtype=np.uint64) << np.uint64(60)
+_TOGETHER = 8192
+_SHARES = 64
+_BORDERS = np.arange(1, _SHARES, dtype=np.uint64) << np.uint64(58)
 _EMPTY = np.empty(0, "S16")
 
 
@@ -21,7 +24,7 @@ class _Sorted(NamedTuple):
 
     Attributes:
         first: First 8 bytes of each, uint64.
-        second: The other 8 bytes.
+        second: The next 4 bytes, uint32.
     """
 
     first: np.ndarray
@@ -49,8 +52,8 @@ class _Sorted(NamedTuple):
 
 
 class IdSet:
-    """Ids as digests in two halves, sorted by the first: in sixteenths by their first bits, each of which is a few arrays
-    where one is at least twice as long as the next. So what is merged at a time is a sixteenth of what there is.
+    """Ids as digests in two pieces, sorted by the first: in shares by their first bits, each of which is a few arrays
+    where one is at least twice as long as the next. So what is merged at a time is a share of what there is.
     """
 
     def __init__(self) -> None:
@@ -84,7 +87,7 @@ def _shared(digests: np.ndarray) -> tuple[list[_Sorted], np.ndarray]:
     """Sort digests, and cut them by their first bits; also returns where each of them was."""
     halves = np.ascontiguousarray(digests).view(">u8").reshape(-1, 2).astype(np.uint64)
     order = np.argsort(halves[:, 0])
-    first, second = np.ascontiguousarray(halves[order].T)
+    first, second = halves[order, 0], (halves[order, 1] >> np.uint64(32)).astype(np.uint32)
     ends = np.searchsorted(first, _BORDERS)
     return [_Sorted(*pair) for pair in zip(np.split(first, ends), np.split(second, ends), strict=True)], order
 
@@ -94,8 +97,19 @@ def digests_of(ids: Sequence[str]) -> np.ndarray:
     return np.array([digest(image_id) for image_id in ids], "S16") if ids else _EMPTY
 
 
-def distinct(records: Iterable[ImageRecord], seen: IdSet) -> Iterator[Sequence[ImageRecord]]:
-    """Yield lists of records in which no id comes twice, nor one of `seen`; a repeated id gets ``#2``, ``#3``, ..."""
+class Listed(NamedTuple):
+    """Records in the order in which they were listed, and the digests of their ids, ``S16``."""
+
+    records: Sequence[ImageRecord]
+    digests: np.ndarray
+
+    def where(self, wanted: np.ndarray) -> "Listed":
+        """Return those that are wanted, bool."""
+        return Listed(list(compress(self.records, wanted)), self.digests[wanted])
+
+
+def distinct(records: Iterable[ImageRecord], seen: IdSet) -> Iterator[Listed]:
+    """Yield records in which no id comes twice, nor one of `seen`; a repeated id gets ``#2``, ``#3``, ..."""
     remaining = iter(records)
     while rows := list(islice(remaining, _TOGETHER)):
         digests = digests_of([row.image_id for row in rows])
@@ -104,7 +118,22 @@ def distinct(records: Iterable[ImageRecord], seen: IdSet) -> Iterator[Sequence[I
             rows = _renamed(rows, repeated, seen)
             digests = digests_of([row.image_id for row in rows])
         seen.add(digests)
-        yield rows
+        yield Listed(rows, digests)
+
+
+def in_parts(listed: Iterable[Listed], size: int) -> Iterator[Listed]:
+    """Yield records by so many, the last ones by fewer."""
+    rows: list[ImageRecord] = []
+    digests = _EMPTY
+    for some in listed:
+        rows.extend(some.records)
+        digests = np.concatenate([digests, some.digests])
+        whole = len(rows) - len(rows) % size
+        for start in range(0, whole, size):
+            yield Listed(rows[start : start + size], digests[start : start + size])
+        rows, digests = rows[whole:], digests[whole:]
+    if rows:
+        yield Listed(rows, digests)
 
 
 def _renamed(rows: Sequence[ImageRecord], repeated: np.ndarray, seen: IdSet) -> list[ImageRecord]:

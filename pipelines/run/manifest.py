@@ -5,17 +5,19 @@ so that its bytes are read once. A run that comes back reads what is listed inst
 shards that came to the source since are appended as new parts, so that no finished part ever changes.
 """
 
+import gc
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
 from ovss_core.errors import OutputMismatchError, StorageError
 from pipelines.run.fragments import FRAGMENTS
-from pipelines.run.id_set import IdSet, distinct
+from pipelines.run.id_set import IdSet, Listed, distinct, in_parts
 from pipelines.run.manifest_files import (
     COMPLETE,
     FOLDER,
@@ -133,8 +135,7 @@ def _prepare_listed(
 ) -> Manifest:
     if kept is None:
         output.remove_folder(FOLDER)
-        everything = chain.from_iterable(distinct(source.records(), IdSet()))
-        parts, digests = _write_parts(output, everything, 0, shard_size)
+        parts, digests = _write_parts(output, distinct(source.records(), IdSet()), 0, shard_size)
         if not parts:
             raise StorageError(
                 f"no image in {source.describe()['uri']} ({source.ignored} other files passed over); check the path"
@@ -160,12 +161,12 @@ def _prepare_listed(
     containers = source.containers()
     if is_partial(source) and (known.damaged or not sound):  # what is lost is looked for in the whole
         whole: Source = source.whole  # type: ignore[attr-defined]
-        deque(known.unknown(chain.from_iterable(distinct(whole.records(), IdSet()))), maxlen=0)
+        deque(known.unknown(distinct(whole.records(), IdSet())), maxlen=0)
     missing = [name for name in containers or () if name not in set(kept.containers)]
     if containers is None or known.damaged or not sound or relist:
-        new = known.unknown(chain.from_iterable(distinct(source.records(), IdSet())))
+        new = known.unknown(distinct(source.records(), IdSet()))
     elif missing:
-        new = chain.from_iterable(distinct(_records_beside(source, kept.containers, known.ids), known.ids))
+        new = distinct(_records_beside(source, kept.containers, known.ids), known.ids)
     else:
         new = iter(())
     first = 1 + max((int(match[1]) for match in map(PART.fullmatch, kept.parts) if match), default=-1)
@@ -213,26 +214,33 @@ def _records_beside(source: Source, skip: tuple[str, ...], taken: IdSet) -> Iter
 
 
 def _write_parts(
-    output: Folder, records: Iterable[ImageRecord], first: int, shard_size: int
+    output: Folder, listed: Iterable[Listed], first: int, shard_size: int
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Write lists from number `first` on; return the images of each part, and the digest of its list."""
     parts: dict[str, int] = {}
     digests: dict[str, str] = {}
-    under_way: deque[tuple[str, Future[str]]] = deque()
-    remaining = iter(records)
-    with ThreadPoolExecutor(
-        _THREADS
-    ) as threads:  # a disk's sync, or a store's answer, is waited for beside the listing
-        while rows := list(islice(remaining, shard_size)):
+    under_way: deque[Future[None]] = deque()
+    # a disk's sync, or a store's answer, is waited for beside the listing
+    with _little_garbage(), ThreadPoolExecutor(_THREADS) as threads:
+        for part in in_parts(listed, shard_size):
             name = part_name(first + len(parts))
-            parts[name] = len(rows)
-            under_way.append((name, threads.submit(write_part, output, name, rows)))
+            parts[name], digests[name] = len(part.records), digest_of_list(part.digests.tobytes())
+            under_way.append(threads.submit(write_part, output, name, part.records))
             if len(under_way) > _WRITES_AT_ONCE:
-                done, written = under_way.popleft()
-                digests[done] = written.result()
-        for done, written in under_way:
-            digests[done] = written.result()
+                under_way.popleft().result()
+        for written in under_way:
+            written.result()
     return parts, digests
+
+
+@contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Let the collector pass over what was there before: it looks at all of it again for every few hundred thousand records."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _complete(output: Folder, manifest: Manifest) -> Manifest:

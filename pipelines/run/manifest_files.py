@@ -120,8 +120,8 @@ def read_part(output: Folder, part: str, columns: Sequence[str] | None = None) -
     return read_table(output, part_file(part), MANIFEST_SCHEMA, columns)
 
 
-def write_part(output: Folder, part: str, rows: Sequence[ImageRecord]) -> str:
-    """Write the list of one part, and return its digest.
+def write_part(output: Folder, part: str, rows: Sequence[ImageRecord]) -> None:
+    """Write the list of one part.
 
     Raises:
         ValueError: An id comes twice; it would get two rows.
@@ -132,9 +132,10 @@ def write_part(output: Folder, part: str, rows: Sequence[ImageRecord]) -> str:
     columns = dict(zip(_COLUMNS, zip(*map(_values, rows), strict=True), strict=True))
     sink = pa.BufferOutputStream()
     schema = MANIFEST_SCHEMA.with_metadata({**(MANIFEST_SCHEMA.metadata or {}), LISTS: part.encode()})
-    pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd", write_page_checksum=True)
+    options = {"compression": "zstd", "write_page_checksum": True, "write_statistics": False}
+    # nearly every value is new in its column, and a dictionary of each makes the file larger and slower to write
+    pq.write_table(pa.table(columns, schema=schema), sink, use_dictionary=["container"], **options)
     output.write(part_file(part), sink.getvalue().to_pybytes())
-    return digest_of_list(b"".join(map(digest, ids)))
 
 
 def shard_file(shard: int) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.run.fragments import FRAGMENTS
-from pipelines.run.id_set import IdSet, digests_of
+from pipelines.run.id_set import IdSet, Listed, digests_of
 from pipelines.run.manifest_files import (
     FOLDER,
     Manifest,
@@ -35,6 +35,7 @@ from pipelines.storage import Folder, join_uri, redact
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
+_ADDED_AT_ONCE = 1 << 16
 _LOST = "the list that said where this image lies was damaged, and the source does not hold it any more"
 
 
@@ -81,14 +82,17 @@ class KnownImages:
             return ids
 
         known = cls(IdSet(), {}, {}, {})
-        arrays = []
+        waiting: list[np.ndarray] = []
         with ThreadPoolExecutor(_THREADS) as threads:
             for part, found in zip(kept.parts, threads.map(digests, kept.parts), strict=True):
                 if found is not None:
-                    arrays.append(found)
+                    waiting.append(found)
                     known.digests[part] = digest_of_list(found.tobytes())
                 known.parts[part] = 0 if found is None else len(found)
-        known.ids.add(np.concatenate([np.empty(0, "S16"), *arrays]))
+                if sum(map(len, waiting)) >= _ADDED_AT_ONCE:
+                    known.ids.add(np.concatenate(waiting))
+                    waiting.clear()
+        known.ids.add(np.concatenate([np.empty(0, "S16"), *waiting]))
         for part in [part for part, count in known.parts.items() if count == 0]:
             rows = stored_addresses(output, part)
             known.damaged[part] = {
@@ -99,39 +103,30 @@ class KnownImages:
             known.ids.add(digests_of(list(known.damaged[part])))
         return known
 
-    def unknown(self, records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
+    def unknown(self, listed: Iterable[Listed]) -> Iterator[Listed]:
         """Yield the records whose ids are new, and count the others."""
         lost = {image_id: part for part, rows in self.damaged.items() for image_id in rows}
-        for rows in _batches(records):
-            known = self.ids.holds(digests_of([row.image_id for row in rows]))
+        for some in listed:
+            known = self.ids.holds(some.digests)
             self.found += int(known.sum())
-            for row, old in zip(rows, known, strict=True):
-                if not old:
-                    yield row
-                elif row.image_id in lost:
-                    self.damaged[lost[row.image_id]][row.image_id] = row
+            if lost:
+                for row in some.where(known).records:
+                    if row.image_id in lost:
+                        self.damaged[lost[row.image_id]][row.image_id] = row
+            yield some.where(~known)
 
     def rescue(self, output: Folder) -> None:
         """Write the damaged lists anew; a part that has no row at all is given up, its images are new ones."""
         for part, rows in self.damaged.items():
             del self.parts[part]
             if rows:
-                self.digests[part] = write_part(output, part, list(rows.values()))
+                write_part(output, part, list(rows.values()))
+                self.digests[part] = digest_of_list(digests_of(list(rows)).tobytes())
                 self.parts[part] = len(rows)
             else:
                 output.remove(f"{DONE}/{part}.json")
                 output.remove(part_file(part))
         self.parts = dict(sorted(self.parts.items()))
-
-
-def _batches(records: Iterable[ImageRecord]) -> Iterator[list[ImageRecord]]:
-    rows: list[ImageRecord] = []
-    for row in records:
-        rows.append(row)
-        if len(rows) == 4096:
-            yield rows
-            rows = []
-    yield rows
 
 
 def _sizes(part: str, ids: np.ndarray, kept: Manifest) -> tuple[str, int, int]:

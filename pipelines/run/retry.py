@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+from pipelines.run.id_set import digests_of
 from pipelines.run.manifest import prepare_manifest, refresh_manifest
 from pipelines.run.manifest_files import (
     Manifest,
+    digest_of_list,
     part_file,
     read_part,
     shard_file,
@@ -65,7 +67,8 @@ def _list_broken_anew(
             kept = [row for row in rows if row.image_id not in tables]
             parts[part] = len(kept)
             if kept:
-                digests[part] = write_part(output, part, kept)
+                write_part(output, part, kept)
+                digests[part] = digest_of_list(digests_of([row.image_id for row in kept]).tobytes())
             else:
                 del parts[part]
                 for name in (part_file(part), finished_file(FAILED, part), finished_file(table.name, part)):

@@ -30,9 +30,9 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ImageRecord:
-    """Where one image lies.
+    """Where one image lies. Nobody changes one; it is not frozen because that doubles what millions of them take to make.
 
     Attributes:
         image_id: Stable and unique in the run.
@@ -64,7 +64,7 @@ class ImageRecord:
 
     def __post_init__(self) -> None:
         if self.reason:  # it may be a library's, which repeats addresses
-            object.__setattr__(self, "reason", scrub(self.reason))
+            self.reason = scrub(self.reason)
 
 
 class Source(Protocol):

@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ovss_core.errors import OutputMismatchError
-from pipelines.run.id_set import IdSet, digests_of, distinct
+from pipelines.run.id_set import IdSet, digests_of, distinct, in_parts
+from pipelines.run.id_set import Listed as ListedRows
 from pipelines.run.manifest import prepare_manifest, read_part
 from pipelines.run.manifest_files import COMPLETE, write_part
 from pipelines.run.plan import plan_work
@@ -70,11 +72,25 @@ def test_a_list_with_an_id_twice_is_never_written(tmp_path: Path) -> None:
 def test_ids_are_told_apart_over_many_batches() -> None:
     seen = IdSet()
     records = (ImageRecord(f"{n % 9000}", "/", "file") for n in range(18_000))
-    ids = [row.image_id for rows in distinct(records, seen) for row in rows]
+    ids = [row.image_id for listed in distinct(records, seen) for row in listed.records]
     assert ids[:9000] == [f"{n}" for n in range(9000)]
     assert ids[9000:] == [f"{n}#2" for n in range(9000)]
     assert seen.holds(digests_of(ids)).all()
     assert "9000" not in seen
+
+
+@pytest.mark.parametrize("counts", [[], [0], [5], [3, 0, 4, 1], [9, 1], [1] * 7])
+def test_parts_hold_so_many_records_in_order_each_with_its_digest(counts: list[int]) -> None:
+    records = [ImageRecord(f"{n}", "/", "file") for n in range(sum(counts))]
+    ends = np.cumsum([0, *counts])
+    listed = [records[start:end] for start, end in pairwise(ends)]
+    parts = list(in_parts([ListedRows(rows, digests_of([r.image_id for r in rows])) for rows in listed], 3))
+    assert [row for part in parts for row in part.records] == records
+    assert [len(part.records) for part in parts[:-1]] == [3] * (len(parts) - 1)
+    assert all(0 < len(part.records) == len(part.digests) for part in parts)
+    assert np.concatenate([np.empty(0, "S16"), *(part.digests for part in parts)]).tolist() == (
+        digests_of([row.image_id for row in records]).tolist()
+    )
 
 
 def test_digests_with_one_first_half_are_told_apart() -> None:
