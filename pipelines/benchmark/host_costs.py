@@ -12,11 +12,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -30,6 +34,7 @@ from ovss_core.engine.engine import plan_waves
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.images.decode import EncodedImage
 from ovss_core.images.pixels import ImagePixels
+from ovss_core.images.plain_jpeg import simplejpeg
 from ovss_core.images.resize import resize_image
 from ovss_core.images.windows import WindowLayout
 from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
@@ -50,6 +55,12 @@ BATCH = 64
 _LIMIT = 10**8
 _NO_LIMIT = sys.maxsize
 _PRESENT, _GROUPS = 8, 3
+RELEASING: Sequence[tuple[ModuleType, str]] = [
+    (cv2, "resize"),
+    (np, "concatenate"),
+    *([(simplejpeg, "decode_jpeg")] if simplejpeg is not None else []),
+]
+"""The calls in which pictures are decoded, resized and copied, and which let other threads run Python meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +88,8 @@ def measure_steps(config: HostCosts) -> dict[str, float]:
     """Return core-milliseconds an image by step.
 
     Returns:
-        The steps, their sum ``all``, ``lock`` (milliseconds an image in which Python's lock is held until the pixels are
-        put together, at most: what else runs on the machine is part of it), and ``proposal_kb``.
+        The steps, their sum ``all``, ``lock`` (core-milliseconds an image under Python's lock until the pixels are put
+        together; see `locked_seconds`), and ``proposal_kb``.
     """
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -92,10 +103,9 @@ def measure_steps(config: HostCosts) -> dict[str, float]:
     results = [sample_result(picture.shape[:2], config, chance) for picture in pictures]
     masks = [encode_mask(result.label_map) for result in results]
 
-    def prepare() -> None:
-        for data in files:
-            picture = EncodedImage(data, _LIMIT).pixels()
-            resize_image(picture, WINDOWS.short_side, WINDOWS.long_side, PATCH)
+    def prepare(data: bytes) -> None:
+        picture = EncodedImage(data, _LIMIT).pixels()
+        resize_image(picture, WINDOWS.short_side, WINDOWS.long_side, PATCH)
 
     steps: dict[str, Callable[[], object]] = {
         "decode": lambda: [EncodedImage(data, _LIMIT).pixels() for data in files],
@@ -117,7 +127,8 @@ def measure_steps(config: HostCosts) -> dict[str, float]:
     }
     spent["fragments and finished files"] -= spent["label rows to Arrow"]
     costs = {name: 1000 * seconds / config.count for name, seconds in spent.items()}
-    held = min(_locked_seconds(prepare) for _ in range(config.repeats))
+    held = sum(locked_seconds(partial(prepare, data), config.repeats) for data in files)
+    held += locked_seconds(lambda: _by_window_size(resized, layouts), config.repeats)
     return {
         **costs,
         "all": sum(costs.values()),
@@ -132,31 +143,60 @@ def _processor_seconds(step: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def _locked_seconds(work: Callable[[], object]) -> float:
-    """Return how long another thread could not run Python while `work` was done."""
-    stop, began = threading.Event(), threading.Event()
-    ran = [0.0]
+def locked_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Return the processor seconds of `work` in which no other thread may run Python; the least of `repeats` runs.
 
-    def run() -> None:
+    That is the processor time of this thread but for what it spends in `RELEASING`. Of those calls as much is counted
+    as one takes that has next to nothing to do. So what other processes do to the machine is no part of it.
+    """
+    spent: list[float] = []
+    for _ in range(repeats):
+        with _timed(RELEASING) as inside:
+            start = time.thread_time()
+            work()
+            spent.append(time.thread_time() - start - sum(inside) + len(inside) * _call_seconds())
+    return min(spent)
+
+
+@contextmanager
+def _timed(functions: Sequence[tuple[ModuleType, str]]) -> Iterator[list[float]]:
+    """Yield a list that takes the processor seconds of every call of the functions, made by name in their module."""
+    inside: list[float] = []
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return call(*arguments, **options)
+            finally:
+                inside.append(time.thread_time() - start)
+
+        return run
+
+    with ExitStack() as stack:
+        for module, name in functions:
+            stack.enter_context(patch.object(module, name, timed(getattr(module, name))))
+        yield inside
+
+
+@lru_cache(maxsize=1)
+def _call_seconds(repeats: int = 200) -> float:
+    """Return what the dearest call of `RELEASING` takes for a picture of 8 x 8 pixels."""
+    picture = np.zeros((8, 8, 3), np.uint8)
+    data = cv2.imencode(".jpg", picture)[1].tobytes()
+
+    def seconds(call: Callable[[], object]) -> float:
         start = time.thread_time()
-        began.set()
-        while not stop.is_set():
-            pass
-        ran[0] = time.thread_time() - start
+        call()
+        return time.thread_time() - start
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    thread = threading.Thread(target=run)
-    thread.start()
-    began.wait()
-    start = time.perf_counter()
-    try:
-        work()
-    finally:
-        stop.set()
-        thread.join()
-        sys.setswitchinterval(interval)
-    return max(0.0, time.perf_counter() - start - ran[0])
+    calls: list[Callable[[], object]] = [
+        lambda: cv2.resize(picture, (7, 7), interpolation=cv2.INTER_LINEAR),
+        lambda: np.concatenate([picture, picture]),
+    ]
+    if simplejpeg is not None:
+        calls.append(lambda: simplejpeg.decode_jpeg(data, "RGB", strict=True))
+    return max(min(seconds(call) for _ in range(repeats)) for call in calls)
 
 
 def _by_window_size(resized: Sequence[np.ndarray], layouts: Sequence[WindowLayout]) -> None:
