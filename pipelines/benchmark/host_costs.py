@@ -13,10 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +33,7 @@ from ovss_core.class_purification.winners import Regions
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import plan_waves
 from ovss_core.engine.proposal import Decisions, Proposals
+from ovss_core.images import plain_jpeg
 from ovss_core.images.decode import EncodedImage
 from ovss_core.images.pixels import ImagePixels
 from ovss_core.images.plain_jpeg import simplejpeg
@@ -55,12 +57,16 @@ BATCH = 64
 _LIMIT = 10**8
 _NO_LIMIT = sys.maxsize
 _PRESENT, _GROUPS = 8, 3
-RELEASING: Sequence[tuple[ModuleType, str]] = [
-    (cv2, "resize"),
-    (np, "concatenate"),
-    *([(simplejpeg, "decode_jpeg")] if simplejpeg is not None else []),
+_LITTLE = np.zeros((8, 8, 3), np.uint8)
+_LITTLE_FILE = cv2.imencode(".jpg", _LITTLE)[1].tobytes()
+RELEASING: Sequence[tuple[ModuleType, str, Sequence[object]]] = [
+    (cv2, "resize", (_LITTLE, (7, 7))),
+    (np, "concatenate", ([_LITTLE, _LITTLE],)),
+    (plain_jpeg, "count_scans", (_LITTLE_FILE,)),
+    *([(simplejpeg, "decode_jpeg", (_LITTLE_FILE, "RGB"))] if simplejpeg is not None else []),
 ]
-"""The calls in which pictures are decoded, resized and copied, and which let other threads run Python meanwhile."""
+"""The calls in which pictures are looked through, decoded, resized and copied, and which let other threads run Python
+meanwhile; and arguments with which each has next to nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -154,49 +160,40 @@ def locked_seconds(work: Callable[[], object], repeats: int) -> float:
         with _timed(RELEASING) as inside:
             start = time.thread_time()
             work()
-            spent.append(time.thread_time() - start - sum(inside) + len(inside) * _call_seconds())
+            spent.append(time.thread_time() - start - sum(inside.values()))
     return min(spent)
 
 
 @contextmanager
-def _timed(functions: Sequence[tuple[ModuleType, str]]) -> Iterator[list[float]]:
-    """Yield a list that takes the processor seconds of every call of the functions, made by name in their module."""
-    inside: list[float] = []
+def _timed(functions: Sequence[tuple[ModuleType, str, Sequence[object]]]) -> Iterator[Mapping[str, float]]:
+    """Yield the processor seconds of each function's calls above those of one with nothing to do."""
+    inside: defaultdict[str, float] = defaultdict(float)
 
-    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(name: str, call: Callable[..., Any], least: float) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
             start = time.thread_time()
             try:
                 return call(*arguments, **options)
             finally:
-                inside.append(time.thread_time() - start)
+                inside[name] += max(0.0, time.thread_time() - start - least)
 
         return run
 
     with ExitStack() as stack:
-        for module, name in functions:
-            stack.enter_context(patch.object(module, name, timed(getattr(module, name))))
+        for module, name, little in functions:
+            call = getattr(module, name)
+            least = _call_seconds(call, little)
+            stack.enter_context(patch.object(module, name, timed(name, call, least)))
         yield inside
 
 
-@lru_cache(maxsize=1)
-def _call_seconds(repeats: int = 200) -> float:
-    """Return what the dearest call of `RELEASING` takes for a picture of 8 x 8 pixels."""
-    picture = np.zeros((8, 8, 3), np.uint8)
-    data = cv2.imencode(".jpg", picture)[1].tobytes()
-
-    def seconds(call: Callable[[], object]) -> float:
+def _call_seconds(call: Callable[..., object], arguments: Sequence[object], repeats: int = 20) -> float:
+    def seconds() -> float:
         start = time.thread_time()
-        call()
+        call(*arguments)
         return time.thread_time() - start
 
-    calls: list[Callable[[], object]] = [
-        lambda: cv2.resize(picture, (7, 7), interpolation=cv2.INTER_LINEAR),
-        lambda: np.concatenate([picture, picture]),
-    ]
-    if simplejpeg is not None:
-        calls.append(lambda: simplejpeg.decode_jpeg(data, "RGB", strict=True))
-    return max(min(seconds(call) for _ in range(repeats)) for call in calls)
+    return min(seconds() for _ in range(repeats))
 
 
 def _by_window_size(resized: Sequence[np.ndarray], layouts: Sequence[WindowLayout]) -> None:
