@@ -36,7 +36,6 @@ from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.images import plain_jpeg
 from ovss_core.images.decode import EncodedImage
 from ovss_core.images.pixels import ImagePixels
-from ovss_core.images.plain_jpeg import simplejpeg
 from ovss_core.images.resize import resize_image
 from ovss_core.images.windows import WindowLayout
 from ovss_core.results import AmbiguityGroup, BoxDecision, PresentClass, ScoredClasses, Segmentation
@@ -51,6 +50,11 @@ from pipelines.run.sink import WriteFragments, merge_part
 from pipelines.sources import ImageRecord
 from pipelines.storage import Folder
 
+try:
+    import simplejpeg
+except ImportError:  # as in ovss_core.images.plain_jpeg
+    simplejpeg = None
+
 WINDOWS = SegmenterConfig().windows
 PATCH, PATCHES, CROP = 16, 196, 112
 BATCH = 64
@@ -63,7 +67,7 @@ RELEASING: Sequence[tuple[ModuleType, str, Sequence[object]]] = [
     (cv2, "resize", (_LITTLE, (7, 7))),
     (np, "concatenate", ([_LITTLE, _LITTLE],)),
     (plain_jpeg, "count_scans", (_LITTLE_FILE,)),
-    *([(simplejpeg, "decode_jpeg", (_LITTLE_FILE, "RGB"))] if simplejpeg is not None else []),
+    *([(simplejpeg, "decode_jpeg", (_LITTLE_FILE, "RGB"))] if simplejpeg else []),
 ]
 """The calls in which pictures are looked through, decoded, resized and copied, and which let other threads run Python
 meanwhile; and arguments with which each has next to nothing to do."""

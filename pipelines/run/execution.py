@@ -64,8 +64,8 @@ class Job:
         fetch_timeout_s: Seconds that one file may take to arrive; at most a third of `no_progress_s`, as a table of
             files that all fail may take twice as long.
         shard_size: Images of a part of a shard that is listed while it is read.
-        unit_rows: Images of a read task where there are many. The driver's work is by the task and block, about 20 ms
-            for the way through all stages; what is under way when a run is killed is done again.
+        unit_rows: Images of a read task where there are many. The driver's work is by the task and block: of 1,024
+            images it took 2.7 times as much an image as of 4,096; what is under way when a run is killed is done again.
         file_bytes: Parts are put together in files of about so many bytes at the end.
         fragment_rows: Images that are stored together while a part is unfinished; what a kill can cost.
         no_progress_s: Give up when Ray moves nothing for so long.
