@@ -12,11 +12,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -28,6 +33,7 @@ from ovss_core.class_purification.winners import Regions
 from ovss_core.config import SegmenterConfig
 from ovss_core.engine.engine import plan_waves
 from ovss_core.engine.proposal import Decisions, Proposals
+from ovss_core.images import plain_jpeg
 from ovss_core.images.decode import EncodedImage
 from ovss_core.images.pixels import ImagePixels
 from ovss_core.images.resize import resize_image
@@ -44,12 +50,27 @@ from pipelines.run.sink import WriteFragments, merge_part
 from pipelines.sources import ImageRecord
 from pipelines.storage import Folder
 
+try:
+    import simplejpeg
+except ImportError:  # as in ovss_core.images.plain_jpeg
+    simplejpeg = None
+
 WINDOWS = SegmenterConfig().windows
 PATCH, PATCHES, CROP = 16, 196, 112
 BATCH = 64
 _LIMIT = 10**8
 _NO_LIMIT = sys.maxsize
 _PRESENT, _GROUPS = 8, 3
+_LITTLE = np.zeros((8, 8, 3), np.uint8)
+_LITTLE_FILE = cv2.imencode(".jpg", _LITTLE)[1].tobytes()
+RELEASING: Sequence[tuple[ModuleType, str, Sequence[object]]] = [
+    (cv2, "resize", (_LITTLE, (7, 7))),
+    (np, "concatenate", ([_LITTLE, _LITTLE],)),
+    (plain_jpeg, "count_scans", (_LITTLE_FILE,)),
+    *([(simplejpeg, "decode_jpeg", (_LITTLE_FILE, "RGB"))] if simplejpeg else []),
+]
+"""The calls in which pictures are looked through, decoded, resized and copied, and which let other threads run Python
+meanwhile; and arguments with which each has next to nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +98,8 @@ def measure_steps(config: HostCosts) -> dict[str, float]:
     """Return core-milliseconds an image by step.
 
     Returns:
-        The steps, their sum ``all``, ``lock`` (milliseconds an image in which Python's lock is held until the pixels are
-        put together, at most: what else runs on the machine is part of it), and ``proposal_kb``.
+        The steps, their sum ``all``, ``lock`` (core-milliseconds an image under Python's lock until the pixels are put
+        together; see `locked_seconds`), and ``proposal_kb``.
     """
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -92,10 +113,9 @@ def measure_steps(config: HostCosts) -> dict[str, float]:
     results = [sample_result(picture.shape[:2], config, chance) for picture in pictures]
     masks = [encode_mask(result.label_map) for result in results]
 
-    def prepare() -> None:
-        for data in files:
-            picture = EncodedImage(data, _LIMIT).pixels()
-            resize_image(picture, WINDOWS.short_side, WINDOWS.long_side, PATCH)
+    def prepare(data: bytes) -> None:
+        picture = EncodedImage(data, _LIMIT).pixels()
+        resize_image(picture, WINDOWS.short_side, WINDOWS.long_side, PATCH)
 
     steps: dict[str, Callable[[], object]] = {
         "decode": lambda: [EncodedImage(data, _LIMIT).pixels() for data in files],
@@ -117,7 +137,8 @@ def measure_steps(config: HostCosts) -> dict[str, float]:
     }
     spent["fragments and finished files"] -= spent["label rows to Arrow"]
     costs = {name: 1000 * seconds / config.count for name, seconds in spent.items()}
-    held = min(_locked_seconds(prepare) for _ in range(config.repeats))
+    held = sum(locked_seconds(partial(prepare, data), config.repeats) for data in files)
+    held += locked_seconds(lambda: _by_window_size(resized, layouts), config.repeats)
     return {
         **costs,
         "all": sum(costs.values()),
@@ -132,31 +153,51 @@ def _processor_seconds(step: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def _locked_seconds(work: Callable[[], object]) -> float:
-    """Return how long another thread could not run Python while `work` was done."""
-    stop, began = threading.Event(), threading.Event()
-    ran = [0.0]
+def locked_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Return the processor seconds of `work` in which no other thread may run Python; the least of `repeats` runs.
 
-    def run() -> None:
+    That is the processor time of this thread but for what it spends in `RELEASING`. Of those calls as much is counted
+    as one takes that has next to nothing to do. So what other processes do to the machine is no part of it.
+    """
+    spent: list[float] = []
+    for _ in range(repeats):
+        with _timed(RELEASING) as inside:
+            start = time.thread_time()
+            work()
+            spent.append(time.thread_time() - start - sum(inside.values()))
+    return min(spent)
+
+
+@contextmanager
+def _timed(functions: Sequence[tuple[ModuleType, str, Sequence[object]]]) -> Iterator[Mapping[str, float]]:
+    """Yield the processor seconds of each function's calls above those of one with nothing to do."""
+    inside: defaultdict[str, float] = defaultdict(float)
+
+    def timed(name: str, call: Callable[..., Any], least: float) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return call(*arguments, **options)
+            finally:
+                inside[name] += max(0.0, time.thread_time() - start - least)
+
+        return run
+
+    with ExitStack() as stack:
+        for module, name, little in functions:
+            call = getattr(module, name)
+            least = _call_seconds(call, little)
+            stack.enter_context(patch.object(module, name, timed(name, call, least)))
+        yield inside
+
+
+def _call_seconds(call: Callable[..., object], arguments: Sequence[object], repeats: int = 20) -> float:
+    def seconds() -> float:
         start = time.thread_time()
-        began.set()
-        while not stop.is_set():
-            pass
-        ran[0] = time.thread_time() - start
+        call(*arguments)
+        return time.thread_time() - start
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    thread = threading.Thread(target=run)
-    thread.start()
-    began.wait()
-    start = time.perf_counter()
-    try:
-        work()
-    finally:
-        stop.set()
-        thread.join()
-        sys.setswitchinterval(interval)
-    return max(0.0, time.perf_counter() - start - ran[0])
+    return min(seconds() for _ in range(repeats))
 
 
 def _by_window_size(resized: Sequence[np.ndarray], layouts: Sequence[WindowLayout]) -> None:

@@ -57,6 +57,7 @@ class NoopJob:
         fragment_rows: Images that are stored together.
         source: Rows of a Parquet table, or files of a folder.
         few: The shorter run has a part of the images, one in so many.
+        pause_s: How much longer the shorter run takes when it is done again with a last stage that waits; 0 leaves it out.
     """
 
     records: int = 100_000
@@ -68,6 +69,7 @@ class NoopJob:
     fragment_rows: int = 256
     source: Literal["table", "folder"] = "table"
     few: int = 4
+    pause_s: float = 20.0
 
 
 class NoopStage:
@@ -78,12 +80,18 @@ class NoopStage:
         output: The column that is given in its place.
         value_bytes: Bytes of a value that is given; None gives rows of labels.
         ledger: Where images are noted.
+        pause_s: Seconds that a call waits.
     """
 
     def __init__(
-        self, payload: str, output: str, value_bytes: int | None = None, ledger: AttemptLedger | None = None
+        self,
+        payload: str,
+        output: str,
+        value_bytes: int | None = None,
+        ledger: AttemptLedger | None = None,
+        pause_s: float = 0.0,
     ) -> None:
-        self.payload, self.output, self.ledger = payload, output, ledger
+        self.payload, self.output, self.ledger, self.pause_s = payload, output, ledger, pause_s
         if value_bytes is None:
             self.value = _labels()
         else:
@@ -92,6 +100,7 @@ class NoopStage:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Replace the payload by a value that is the same for all."""
         rows = batch.num_rows
+        time.sleep(self.pause_s)
         process_all(self.output, batch["image_id"].to_pylist(), range(rows), list, self.ledger)
         table = batch.drop_columns([self.payload, "failure", "seconds"])
         table = table.append_column("failure", pa.nulls(rows, FAILURE))
@@ -104,15 +113,18 @@ def measure_job(job: NoopJob) -> dict[str, float]:
 
     Returns:
         ``driver``, ``actors`` (both stages), ``tasks`` (reading and storing), ``ledger``, ``raylet``, ``gcs``, ``other``;
-        ``all`` is their sum, ``idle`` what Ray takes in the same time without work, which is part of it; and
-        ``images_a_second``.
+        ``all`` is their sum, ``idle`` what Ray takes in the same time without work, which is part of it;
+        ``driver_by_second``, which the driver takes while images last however many they are, and ``driver_by_image``,
+        the rest, of which a faster cluster asks more; and ``images_a_second``.
     """
     few, many = max(_WARM_UP, job.records // job.few), job.records
     with tempfile.TemporaryDirectory() as root, connected(None):
         place = Path(root)
         _run(job, _corpus(job, place, _WARM_UP), place / "warm")
         idle = _idle_cores()
-        first = _run(job, _corpus(job, place, few), place / "few")
+        source = _corpus(job, place, few)
+        first = _run(job, source, place / "few")
+        slow = _run(job, source, place / "slow", job.pause_s) if job.pause_s else None
         second = _run(job, _corpus(job, place, many), place / "many")
     images = many - few
     spent = {
@@ -120,10 +132,13 @@ def measure_job(job: NoopJob) -> dict[str, float]:
         for kind in sorted(second.spent)
     }
     wall = second.seconds - first.seconds
+    by_second = 1000 * _waiting_cores(first, slow) * wall / images if slow else 0.0
+    split = {"driver_by_second": by_second, "driver_by_image": spent["driver"] - by_second} if slow else {}
     return {
         **spent,
         "all": sum(spent.values()),
         "idle": 1000 * idle * wall / images,
+        **split,
         "images_a_second": images / wall,
     }
 
@@ -134,13 +149,18 @@ class _Spent:
     spent: Mapping[str, float]
 
 
-def _run(job: NoopJob, source: SourceOptions, output: Path) -> _Spent:
+def _waiting_cores(fast: _Spent, slow: _Spent) -> float:
+    """Return how many cores the driver takes while its stages wait: from two runs of the same images."""
+    return (slow.spent["driver"] - fast.spent["driver"]) / (slow.seconds - fast.seconds)
+
+
+def _run(job: NoopJob, source: SourceOptions, output: Path, pause_s: float = 0.0) -> _Spent:
     opened = source.open()
     manifest = prepare_manifest(Folder(str(output)), opened, SHARD_SIZE)
     work = Job(
         Folder(str(output)),
         opened,
-        _stages(job),
+        _stages(job, pause_s * job.batch * job.actors / manifest.images),
         label_table(sample_vocabulary(HostCosts.classes)),
         shard_size=SHARD_SIZE,
         fragment_rows=job.fragment_rows,
@@ -154,13 +174,14 @@ def _run(job: NoopJob, source: SourceOptions, output: Path) -> _Spent:
     return _Spent(seconds, spending.by_kind)
 
 
-def _stages(job: NoopJob) -> Sequence[ActorStage]:
+def _stages(job: NoopJob, pause_s: float) -> Sequence[ActorStage]:
     pool = Pool("propose", job.actors, 0.25)
     first: dict[str, Any] = {"payload": "image"}
     if not job.proposal_bytes:
-        return [ActorStage("segment", NoopStage, first | {"output": "result"}, pool, job.batch)]
+        first |= {"output": "result", "pause_s": pause_s}
+        return [ActorStage("segment", NoopStage, first, pool, job.batch)]
     first |= {"output": "proposal", "value_bytes": job.proposal_bytes}
-    second = {"payload": "proposal", "output": "result"}
+    second = {"payload": "proposal", "output": "result", "pause_s": pause_s}
     return [
         ActorStage("propose", NoopStage, first, pool, job.batch),
         ActorStage("finish", NoopStage, second, Pool("finish", job.actors, 0.25), job.batch),

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pipelines.run.options import FETCH_SHARE
 from pipelines.run.plan import UNIT_ROWS
 from pipelines.run.publish import publish
 from pipelines.run.reading import ReadImages
-from pipelines.run.sink import OutputTable, WriteFragments, merge_part
+from pipelines.run.sink import OutputTable, WriteFragments, merge_parts
 from pipelines.run.work_units import Unit, pack_units
 from pipelines.sources import Source
 from pipelines.sources.image_words import ImageWords
@@ -26,6 +27,8 @@ from pipelines.storage import Folder
 
 _MAX_BLOCKS = 4096
 _MERGES_AT_ONCE = 4
+_PARTS_A_MERGE, _MERGE_S = 32, 1.0
+"""The most parts that one task merges, and how often one begins where fewer are ready: a task costs the driver 2 ms."""
 _FILES_AT_ONCE = 2
 _IMAGE_BYTES, _STREAM_IMAGE_BYTES, _MOST_BLOCK_BYTES = 256 << 10, 32 << 10, 128 << 20
 """Room of a block for each image of a unit: a block goes to one actor; those of a streamed shard are smaller, for its few
@@ -61,8 +64,8 @@ class Job:
         fetch_timeout_s: Seconds that one file may take to arrive; at most a third of `no_progress_s`, as a table of
             files that all fail may take twice as long.
         shard_size: Images of a part of a shard that is listed while it is read.
-        unit_rows: Images of a read task where there are many. The driver's work is by the task and block, about 20 ms
-            for the way through all stages; what is under way when a run is killed is done again.
+        unit_rows: Images of a read task where there are many. The driver's work is by the task and block: of 1,024
+            images it took 2.7 times as much an image as of 4,096; what is under way when a run is killed is done again.
         file_bytes: Parts are put together in files of about so many bytes at the end.
         fragment_rows: Images that are stored together while a part is unfinished; what a kill can cost.
         no_progress_s: Give up when Ray moves nothing for so long.
@@ -114,10 +117,12 @@ class RayExecution:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._ledger = AttemptLedger.start()
-        self._merge = ray.remote(num_cpus=0, max_retries=3)(merge_part)
+        self._merge = ray.remote(num_cpus=0, max_retries=3)(merge_parts)
         self._publish = ray.remote(num_cpus=0, max_retries=3)(publish)
         self._table = ray.put(job.table)
         self._merges: list[Any] = []
+        self._complete: list[str] = []
+        self._merged = float("-inf")
 
     def written(self, units: Sequence[Unit]) -> Iterator[Mapping[str, Any]]:
         """Send units through all stages."""
@@ -156,8 +161,14 @@ class RayExecution:
             yield from written.iter_rows()
 
     def merge(self, part: str) -> None:
-        """Merge in a task; a few at once."""
-        self._begin(_MERGES_AT_ONCE, self._merge, part, self._table)
+        """Merge in a task; a few at once. Parts that come fast are merged by the second, many in one task."""
+        self._complete.append(part)
+        if len(self._complete) >= _PARTS_A_MERGE or time.monotonic() - self._merged > _MERGE_S:
+            self._begin_merge()
+
+    def _begin_merge(self) -> None:
+        self._begin(_MERGES_AT_ONCE, self._merge, self._complete, self._table)
+        self._complete, self._merged = [], time.monotonic()
 
     def publish(self, number: int, parts: Mapping[str, int]) -> None:
         """Write in a task; two at once, for each holds its file in memory."""
@@ -173,6 +184,8 @@ class RayExecution:
 
     def wait(self) -> None:
         """Wait for merges and files."""
+        if self._complete:
+            self._begin_merge()
         with _reported():
             ray.get(self._merges)
         self._merges = []

@@ -49,6 +49,8 @@ from pipelines.sources.image_words import ImageWords
 from pipelines.storage import Folder, redact
 
 _LISTED_STEP = 1000
+_IMAGES_STORED = 256
+"""The most rows that are stored together where each has its image's own bytes, which may be megabytes."""
 Text = Any
 """What the workers need of the encoded vocabulary."""
 OpenSource = TypeVar("OpenSource", bound=Source)
@@ -297,7 +299,9 @@ def _work(
         shard_size=run.shard_size,
         file_bytes=run.file_bytes,
         unit_rows=plan.unit_rows,
-        fragment_rows=plan.fragment_rows,
+        fragment_rows=min(plan.fragment_rows, _IMAGES_STORED)
+        if course.table.keeps_images
+        else plan.fragment_rows,
         no_progress_s=run.no_progress_s * course.patience,
         words=course.words,
     )

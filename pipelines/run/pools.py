@@ -47,13 +47,13 @@ class WorkerPlan:
 
     @property
     def unit_rows(self) -> int:
-        """Images of a read task: on GPUs a second's work of a worker, for the driver's work is by the task."""
-        return 16 * self.batch_size if self.on_gpus else UNIT_ROWS
+        """Images of a read task: on GPUs a few seconds' work of a worker, for the driver's work is by the task."""
+        return 64 * self.batch_size if self.on_gpus else UNIT_ROWS
 
     @property
     def fragment_rows(self) -> int:
         """Images that are stored together."""
-        return (4 if self.on_gpus else 2) * self.batch_size
+        return (16 if self.on_gpus else 2) * self.batch_size
 
     @property
     def on_gpus(self) -> bool:

@@ -21,12 +21,14 @@ from pipelines.run.fragments import FRAGMENTS, encode_parquet, read_fragments, w
 from pipelines.run.manifest_files import read_part
 from pipelines.run.publish import part_file, read_published, take_back
 from pipelines.run.schema import FAILURES, IMAGE, LOCATION, ORIGINAL, ROW_NAMES
+from pipelines.run.side_by_side import in_order
 from pipelines.run.state_files import DamagedFileError, read_json, read_table, write_json
 from pipelines.sources.carried import CarriedColumns
 from pipelines.storage import Folder
 
 DONE = "_done"
 FAILED = "_failures"
+_MERGE_THREADS = 4
 _LOG = logging.getLogger(__name__)
 _MARKER: dict[str, type | tuple[type, ...]] = {
     "part": (str, int),
@@ -163,6 +165,13 @@ def merge_part(output_uri: str, part: str, table: OutputTable) -> dict[str, Any]
     write_json(output, marker_file(part), marker)
     output.remove_folder(f"{FRAGMENTS}/{part}")
     return marker
+
+
+def merge_parts(output_uri: str, parts: Sequence[str], table: OutputTable) -> None:
+    """Merge several parts, a few side by side where rows are small: a storage answers many at a time; see `merge_part`."""
+    threads = 1 if table.keeps_images else _MERGE_THREADS
+    for _ in in_order(lambda part: merge_part(output_uri, part, table), parts, threads):
+        pass
 
 
 def marker_file(part: str) -> str:

@@ -94,7 +94,7 @@ def test_numbers_that_cannot_be_are_refused() -> None:
 def test_read_tasks_calls_and_fragments_grow_with_the_batches_of_cards_only() -> None:
     on_card = plan_workers(PoolOptions(batch_size=64), [Node(16, 1)], two_stages=True)
     on_cpus = plan_workers(PoolOptions(), [Node(16, 0)], two_stages=True)
-    assert (on_card.unit_rows, on_card.fragment_rows, on_card.call_rows) == (1024, 256, 256)
+    assert (on_card.unit_rows, on_card.fragment_rows, on_card.call_rows) == (4096, 1024, 256)
     assert (on_cpus.unit_rows, on_cpus.fragment_rows) == (64, 2 * on_cpus.batch_size)
     assert on_cpus.call_rows == on_cpus.batch_size
 

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ovss_core.errors import OvssError
+from pipelines.run.execution import RayExecution
 from pipelines.run.fragments import finished_ids
 from pipelines.run.manifest import Manifest, prepare_manifest
 from pipelines.run.progress import ProgressReport
 from pipelines.run.runner import Job, run_job
-from pipelines.run.sink import reopen_parts
+from pipelines.run.sink import WriteFragments, marker_file, reopen_parts
 from pipelines.run.summary import write_summary
 from pipelines.sources import FolderSource, WebDatasetSource
 from pipelines.storage import Folder
@@ -25,6 +26,7 @@ from tests.pipelines.deadly_reading import DeadlyReader
 from tests.pipelines.mean_color import MEANS, mean_job, mean_of
 from tests.pipelines.test_shards import images as images_by_name
 from tests.pipelines.test_shards import write_shard
+from tests.pipelines.test_sink import finished
 
 ImageFolder = Callable[..., Path]
 
@@ -61,6 +63,21 @@ def test_every_image_has_one_row_in_manifest_order_with_the_value_of_its_pixels(
     summary = write_summary(Folder(str(output)), manifest, {})
     assert summary["statistics"]["sum_of_means"] == pytest.approx(sum(table["mean"].to_pylist()))
     assert not (output / "_fragments").exists()
+
+
+def test_parts_that_are_complete_in_one_second_are_all_merged_when_the_round_ends(
+    ray_session: None, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    job = mean_job(str(tmp_path / "out"), FolderSource(str(image_folder(4))))
+    manifest = prepare_manifest(job.output, job.source, shard_size=1)
+    writer, execution = WriteFragments(job.output.uri, MEANS), RayExecution(job)
+    for part in manifest.parts:
+        ids, row = pq.read_table(tmp_path / f"out/_manifest/{part}.pq")["image_id"], finished("a", part)
+        writer.write(row.set_column(row.column_names.index("image_id"), "image_id", ids))
+        execution.merge(part)
+    execution.wait()
+    assert all(job.output.exists(marker_file(part)) for part in manifest.parts)
+    assert len(manifest.parts) == 4
 
 
 def test_files_that_are_no_images_become_failures_and_the_others_are_done(
