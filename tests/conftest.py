@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Where two processes share the cores, threads of one spin while they wait for cores that the other has: on busy cores
-# the same tests took 198 core-seconds, and 56 so. Read when torch is imported, and by what a test starts.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# the same tests took 198 core-seconds, and 56 so. And workers compute with one thread: with two, sums differ in their
+# last digits, which decide masks of random weights. Read when torch is imported, and by what a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -23,7 +23,6 @@ from tests.forked_workers import local_ray
 # Triton decides when a kernel is defined whether it will be interpreted; no test is collected before this file is read
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-SHARES_CORES = "PYTEST_XDIST_WORKER" in os.environ
 ONE_RAY = "one-ray"
 """In the name of every test that uses `ray_session`, the only thing about a test that xdist's scheduler is told."""
 
@@ -62,8 +61,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    if SHARES_CORES:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", params=[ONE_RAY])

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from tests.conftest import ONE_RAY, SHARES_CORES, OneRayScheduling, piece_of, pytest_xdist_make_scheduler
+from tests.conftest import ONE_RAY, OneRayScheduling, piece_of, pytest_xdist_make_scheduler
 
 
 def test_what_uses_the_ray_is_one_piece_and_every_other_test_its_own(request: pytest.FixtureRequest) -> None:
@@ -38,7 +38,6 @@ class _Asked:
         self.getvalue = {"dist": way}.__getitem__
 
 
-@pytest.mark.skipif(not SHARES_CORES, reason="one process has the cores for itself")
-def test_one_of_several_processes_computes_with_one_thread() -> None:
+def test_tests_compute_with_one_thread() -> None:
     assert os.environ["OMP_NUM_THREADS"] == "1"
     assert torch.get_num_threads() == 1
