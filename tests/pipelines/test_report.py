@@ -186,9 +186,11 @@ LONG = Vocabulary.from_names(
 )
 PROBE = """<script>
 const box = element => element.getBoundingClientRect();
-const names = [...document.querySelectorAll(".named")];
-const beside = names.every(name => {
-  const [swatch, text] = [...name.children].map(box);
+const names = [...document.querySelectorAll(".named")], chips = [...document.querySelectorAll(".shot .words li")];
+const beside = [...names, ...chips].every(name => {
+  const swatch = box(name.querySelector(".swatch")), range = document.createRange();
+  range.selectNodeContents(name.lastElementChild.className ? name.lastChild : name.lastElementChild);
+  const text = box(range);
   return text.left >= swatch.right && text.top <= swatch.bottom && text.right <= box(name).right + 1;
 });
 const inside = [...document.querySelectorAll(".wide")].every(
@@ -198,7 +200,7 @@ scroller.scrollLeft = scroller.scrollWidth;
 const [name, last] = [table.rows[2].cells[0], [...table.rows[2].cells].at(-1)].map(box);
 parent.postMessage({
   width: innerWidth, wide: document.documentElement.scrollWidth, names: names.length, beside, inside,
-  pictures: [...document.images].every(image => image.naturalWidth > 0),
+  chips: chips.length, pictures: [...document.images].every(image => image.naturalWidth > 0),
   scrolls: scroller.scrollWidth > scroller.clientWidth,
   reached: last.right <= box(scroller).right + 1 && last.left >= name.right - 1,
   first: Math.abs(name.left - box(scroller).left) <= 1 && name.width <= 0.4 * innerWidth,
@@ -252,6 +254,7 @@ def test_a_browser_lays_the_page_out_without_a_sideways_scroll(tmp_path: Path, w
     found = json.loads(title[1])
     assert (found["width"], found["wide"] <= width, found["names"]) == (width, True, len(LONG))
     assert found["pictures"]
+    assert found["chips"] >= 3 * len(LONG)
     assert found["beside"], "a name stands beside its swatch, however long it is"
     assert found["inside"], "what is wider than its card scrolls inside it"
     assert found["scrolls"] == (width == 390)
