@@ -244,8 +244,11 @@ def _class_lines(text: str) -> list[str]:
 def _unknown(spec: str, shipped: list[str]) -> str:
     if os.path.isdir(spec):  # noqa: PTH112 (as above)
         return f"the vocabulary {spec!r} is a folder; give a file with one class a line"
+    # a part of a name is far from the whole one: coco_stuff164k
+    parts = [name for name in shipped if len(spec) > 2 and spec.lower() in name.lower()]
+    hint = nearest(spec, shipped) or nearest(min(parts, key=len, default=""), parts)
     return (
-        f"unknown vocabulary {brief(spec)}{nearest(spec, shipped)}: no such file, and the shipped names are "
+        f"unknown vocabulary {brief(spec)}{hint}: no such file, and the shipped names are "
         f"{', '.join(shipped)}; words of your own go here too, separated by commas"
     )
 

@@ -3,6 +3,7 @@
 One worker labels drawn scenes in turns of a batch: by one vocabulary for all, and by as many words of each image's own, of
 which no two images share one. Printed are seconds of this process (on a GPU of the clock) and their ratio to the first form.
 With `--scenes 32` it measures masks instead: each scene is offered the words of what is drawn in it.
+With `--corpus 2000` it counts instead what several workers encode of a corpus whose images share so many phrases.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from ovss_core.api import encode_words
+from ovss_core.clip.phrases import PhraseMemory
 from ovss_core.clip.recommended import filled, recommended_settings
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig, SegmenterConfig
@@ -36,16 +38,15 @@ _KINDS = (
 
 
 def distinct_phrases(count: int) -> list[str]:
-    """Return phrases of two words, all different."""
+    """Return phrases of two words or more, all different."""
     nouns = [
         entry.phrases[0]
         for name in ("ade20k", "coco_stuff164k", "demo")
         for entry in Vocabulary.load(name).classes
         if entry.phrases
     ]
-    every = [
-        f"{kind} {noun}" for kind, noun in product([*_KINDS, *(f"very {kind}" for kind in _KINDS)], nouns)
-    ]
+    kinds = [f"{degree}{kind}" for degree in ("", "very ", "rather ") for kind in _KINDS]
+    every = [f"{kind} {noun}" for kind, noun in product(kinds, nouns)]
     phrases = list(dict.fromkeys(every))
     np.random.default_rng(0).shuffle(phrases)
     if count > len(phrases):
@@ -65,12 +66,16 @@ def main() -> None:
     parser.add_argument("--distinct", type=int, default=64, help="scenes that are drawn; they come again")
     parser.add_argument("--templates", default="one", choices=["one", "all"])
     parser.add_argument("--scenes", type=int, default=0, help="measure the masks of so many scenes")
+    parser.add_argument("--corpus", type=int, default=0, help="count what workers encode of so many phrases")
     parser.add_argument("--pairs", type=int, default=2, help="1 leaves out the larger vocabulary")
     values = parser.parse_args()
     if values.scenes:
         measure_masks(values.scenes)
         return
     config = SegmenterConfig(model=ModelConfig(values.model, values.pretrained, values.precision))
+    if values.corpus:
+        measure_workers(config.model, values.corpus, values.images, values.words, values.batch)
+        return
     gpu = torch.cuda.is_available()
     clock = time.perf_counter if gpu else time.process_time
     phrases = distinct_phrases(values.images * values.words)
@@ -160,6 +165,38 @@ def measure_masks(count: int) -> None:
         hit = table.diagonal()
         union = table.sum(1) + table[:, :-1].sum(0) - hit
         print(f"{name:<40} mIoU {100 * (hit / union)[table.sum(1) > 0].mean():.1f}")
+
+
+def measure_workers(model: ModelConfig, corpus: int, images: int, words: int, batch: int) -> None:
+    """Print what workers encode that each remember what they encoded; batches go to whoever is next.
+
+    Args:
+        model: Its text tower encodes.
+        corpus: Phrases that there are; images draw theirs by Zipf's law, as tags are used: the k-th as often as 1 / k.
+        images: Images of the corpus.
+        words: Phrases of each.
+        batch: Images of a batch, whose new phrases are encoded in one go.
+    """
+    torch.set_num_threads(1)
+    phrases = np.array(distinct_phrases(corpus))
+    weights = 1 / np.arange(1, corpus + 1)
+    dice = np.random.default_rng(0)
+    tags = [dice.choice(phrases, words, replace=False, p=weights / weights.sum()) for _ in range(images)]
+    distinct = len(np.unique(tags))
+    clip = load_clip(model)
+    PhraseMemory(clip).encode(phrases[:batch])  # to warm up
+    print(f"{images:,} images with {words} of {corpus:,} phrases each: {distinct:,} occur")
+    for workers in (1, 2, 4, 8):
+        memories = [PhraseMemory(clip) for _ in range(workers)]
+        begun = time.process_time()
+        for number, start in enumerate(range(0, images, batch)):
+            memories[number % workers].encode(np.concatenate(tags[start : start + batch]).tolist())
+        spent = time.process_time() - begun
+        encoded = sum(memory.encoded for memory in memories)
+        print(
+            f"{workers} workers: {encoded:,} encoded, {encoded / distinct:.2f} times each, "
+            f"{1000 * spent / images:.2f} ms an image"
+        )
 
 
 def _timed(worker: SegmentStage, rows: pa.Table, clock: Callable[[], float]) -> tuple[float, pa.Table]:

@@ -3,7 +3,7 @@
 import unicodedata
 from dataclasses import dataclass
 
-from ovss_core.errors import ConfigError
+from ovss_core.errors import ConfigError, VocabularyError
 from ovss_core.results import ignore_index
 from ovss_core.vocabulary import Vocabulary
 from ovss_core.vocabulary_files import is_background
@@ -77,7 +77,10 @@ def known_words(vocabulary: Vocabulary, options: WordOptions) -> Vocabulary:
                 "more words as --caption-words"
             )
         return vocabulary
-    named = Vocabulary.load(options.caption_words)
+    try:
+        named = Vocabulary.load(options.caption_words)
+    except VocabularyError as error:  # --vocabulary names one as well
+        raise VocabularyError(f"--caption-words: {error}") from error
     common = () if vocabulary == NO_VOCABULARY else vocabulary.classes
     taken = {word_key(text) for entry in common for text in (entry.name, *entry.phrases)}
     new = [

@@ -60,9 +60,9 @@ def _in_this_process(
 
 
 def run_here(
-    labels: Path,
+    labels: Path | str,
     task: Task,
-    output: Path,
+    output: Path | str,
     overwrite: bool = False,
     monkeypatch: pytest.MonkeyPatch | None = None,
 ) -> dict[str, Any]:

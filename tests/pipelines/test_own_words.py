@@ -336,6 +336,12 @@ def test_a_table_without_the_column_costs_its_rows(tmp_path: Path) -> None:
         ("--words-column a --vocabulary ade20k --max-own-words 65500", "with the 150 classes"),
         ("--caption-column a --vocabulary voc21", "add nothing to it; give --own-words instead"),
         ("--caption-column a", "give --vocabulary"),
+        (
+            "--caption-column a --caption-words coco_stuf --vocabulary voc21",
+            "--caption-words: unknown vocabulary 'coco_stuf' (did you mean 'coco_stuff164k'?)",
+        ),
+        ("--caption-column a --caption-words stuff", "(did you mean 'coco_stuff164k'?)"),
+        ("--caption-column a --caption-words zebras", "unknown vocabulary 'zebras': no such file"),
         ("--words-column a --labels.background first_class", 'has no class "background"'),
     ],
 )

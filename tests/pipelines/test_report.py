@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ import pytest
 from PIL import Image
 
 from jobs import cli
+from ovss_core.results import Confidence, PresentClass, Segmentation
 from ovss_core.vocabulary import Vocabulary
+from pipelines.label.card import write_card
 from pipelines.label.palette import LEAST_DISTANCE, class_colors, distinct_colors
 from pipelines.label.reader import open_labels
 from pipelines.label.report.figures import read_figures
@@ -83,7 +86,7 @@ def test_the_page_says_what_the_rows_say(report: tuple[Folder, str]) -> None:
         images = sum(name in row["words"] for row in rows)
         if images:
             assert re.search(
-                rf"</span>{re.escape(escape(name))}</td><td class=\"number\">{images}</td>", page
+                rf"<b>{re.escape(escape(name))}</b></div></td><td class=\"number\">{images}</td>", page
             )
     assert not re.search(r"margin (\d\.\d\d)<br>\s*margin", page), "said once"
     assert page.count("&lt;i&gt;") > 0
@@ -177,36 +180,83 @@ def test_names_stand_inside_their_regions_and_not_on_one_another() -> None:
     assert len(crowded) < 4
 
 
+LONG = Vocabulary.from_names(
+    ["background", "the inflatable swimming pool with a slide", "Donaudampfschifffahrtsgesellschaft"]
+    + [f"{name}-other" for name in ("water", "solid", "furniture", "structural", "building", "mountain")]
+)
+PROBE = """<script>
+const box = element => element.getBoundingClientRect();
+const names = [...document.querySelectorAll(".named")], chips = [...document.querySelectorAll(".shot .words li")];
+const beside = [...names, ...chips].every(name => {
+  const swatch = box(name.querySelector(".swatch")), range = document.createRange();
+  range.selectNodeContents(name.lastElementChild.className ? name.lastChild : name.lastElementChild);
+  const text = box(range);
+  return text.left >= swatch.right && text.top <= swatch.bottom && text.right <= box(name).right + 1;
+});
+const inside = [...document.querySelectorAll(".wide")].every(
+  wide => box(wide).right <= box(wide.closest("section")).right);
+const table = document.querySelector(".together"), scroller = table.parentElement;
+scroller.scrollLeft = scroller.scrollWidth;
+const [name, last] = [table.rows[2].cells[0], [...table.rows[2].cells].at(-1)].map(box);
+parent.postMessage({
+  width: innerWidth, wide: document.documentElement.scrollWidth, names: names.length, beside, inside,
+  chips: chips.length, pictures: [...document.images].every(image => image.naturalWidth > 0),
+  scrolls: scroller.scrollWidth > scroller.clientWidth,
+  reached: last.right <= box(scroller).right + 1 && last.left >= name.right - 1,
+  first: Math.abs(name.left - box(scroller).left) <= 1 && name.width <= 0.4 * innerWidth,
+}, "*");
+</script>"""
+OUTER = """<iframe src="probe.html" style="width:{width}px;height:900px;border:0"></iframe>
+<script>onmessage = event => document.title = JSON.stringify(event.data)</script>"""
+
+
+def with_long_names(folder: Path) -> Folder:
+    """Write labels whose names are longer than a narrow screen has room for, with all classes in each image."""
+    table, rows = label_table(LONG, "image"), []
+    label_map = np.arange(len(LONG), dtype=np.uint8).repeat(10).reshape(-1, 10)
+    present = tuple(PresentClass(index, name, 10, 0.5, 0.75) for index, name in enumerate(LONG.names))
+    for number in range(3):
+        path = folder / f"{number}.png"
+        Image.fromarray(np.full((*label_map.shape, 3), 50 * number, np.uint8)).save(path)
+        result = Segmentation(label_map, present, confidence=Confidence(0.75, 0.5, 0.25, 0.0))
+        rows.append({"image_id": path.name, "uri": str(path)} | label_row(result))
+    (folder / "out/labels").mkdir(parents=True)
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=table.schema), folder / "out/labels/labels-00000.parquet"
+    )
+    output = Folder(str(folder / "out"))
+    write_card(output, table.schema, LONG)
+    write_report(output)
+    return output
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_lays_the_page_out_without_a_sideways_scroll(
-    report: tuple[Folder, str], width: int
-) -> None:
-    output, page = report
-    probe = (
-        "<script>document.title = [document.documentElement.scrollWidth, innerWidth, "
-        "[...document.images].every(i => i.naturalWidth > 0)].join()</script>"
-    )
-    place = Path(output.path) / "probe.html"
-    place.write_text(page.replace("</body>", f"{probe}</body>").replace('loading="lazy"', ""))
+def test_a_browser_lays_the_page_out_without_a_sideways_scroll(tmp_path: Path, width: int) -> None:
+    page = page_of(with_long_names(tmp_path))
+    (tmp_path / "probe.html").write_text(page.replace("</body>", f"{PROBE}</body>"))
+    # a window of Chromium's has 500 pixels at least, a frame inside it as many as are asked for
+    place = tmp_path / "outer.html"
+    place.write_text(OUTER.format(width=width))
     run = subprocess.run(
         [
-            *(
-                str(CHROMIUM),
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                f"--window-size={max(width, 500)},900",
-            ),
-            *(f"--user-data-dir={place.parent / 'profile'}", "--dump-dom", place.as_uri()),
+            *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", place.as_uri()),
         ],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    title = re.search(r"<title>(\d+),(\d+),(\w+)</title>", run.stdout)
+    title = re.search(r"<title>(.*)</title>", run.stdout)
     assert title is not None
-    assert int(title[1]) <= int(title[2])
-    assert title[3] == "true"
+    found = json.loads(title[1])
+    assert (found["width"], found["wide"] <= width, found["names"]) == (width, True, len(LONG))
+    assert found["pictures"]
+    assert found["chips"] >= 3 * len(LONG)
+    assert found["beside"], "a name stands beside its swatch, however long it is"
+    assert found["inside"], "what is wider than its card scrolls inside it"
+    assert found["scrolls"] == (width == 390)
+    assert found["reached"], "the last column can be seen, and no name covers it"
+    assert found["first"], "names of rows stay, and leave room for numbers"
