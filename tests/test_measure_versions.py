@@ -6,6 +6,7 @@ from tests import measure_versions
 from tests.measure_versions import HERE, Case, main
 
 
+@pytest.mark.slow
 def test_a_checkout_gives_the_labels_of_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

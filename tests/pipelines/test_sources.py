@@ -352,13 +352,13 @@ def test_a_listing_that_was_cut_short_is_started_anew(tmp_path: Path) -> None:
             return None
 
         def records(self, skip: object = ()) -> object:
-            yield from (ImageRecord(f"{n}", "/", "broken", reason="-") for n in range(5000))
+            yield from (ImageRecord(f"{n}", "/", "broken", reason="-") for n in range(9000))
             raise KeyboardInterrupt
 
     output = Folder(str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
         prepare_manifest(output, Endless(), 2000)  # type: ignore[arg-type]
-    assert output.names("_manifest") == ["part-00000.pq", "part-00001.pq"]
+    assert output.names("_manifest") == [f"part-0000{number}.pq" for number in range(4)]
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").write_bytes(b"1")
     manifest = prepare_manifest(output, FolderSource(str(tmp_path / "images")), 2)
