@@ -1,6 +1,5 @@
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -109,19 +108,10 @@ def test_a_student_learns_from_the_labelled_pixels_alone() -> None:
     assert (predicted == (pixels[:, 0] > 127)).float().mean() > 0.9
 
 
-@pytest.fixture
-def one_torch_thread() -> Iterator[None]:
-    """Layers this small lose more to threads that wait for each other on a busy machine than they win by them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # four labelling runs, seven selections and eight students
 def test_a_student_of_pseudo_labels_beats_one_class_everywhere_and_the_table_is_printed(
-    ray_session: None, one_torch_thread: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = train_student.main(str(tmp_path / "student"), "48", "16", "100")
     floor = table.pop("one class everywhere")

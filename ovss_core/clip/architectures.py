@@ -77,7 +77,12 @@ def open_clip_name(name: str) -> str:
     """Return the name under which open_clip keeps an architecture; "demo" and slashes are ours to translate."""
     if name == DEMO:
         return DEMO_ARCHITECTURE
-    return name if name.startswith((LOCAL_FOLDER, HUB)) else name.replace("/", "-")
+    return name if is_place(name) else name.replace("/", "-")
+
+
+def is_place(name: str) -> bool:
+    """Say whether a model is named by where its files lie, a folder or the hub: they may change, and no name of open_clip's is one."""
+    return name.startswith((LOCAL_FOLDER, HUB))
 
 
 def architecture_names() -> list[str]:

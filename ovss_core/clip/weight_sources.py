@@ -8,9 +8,9 @@ from typing import Literal
 
 from ovss_core.clip.architectures import (
     DEMO,
-    HUB,
     LOCAL_FOLDER,
     architecture_names,
+    is_place,
     open_clip_name,
     weight_tags,
 )
@@ -56,7 +56,7 @@ def resolve_weights(name: str, pretrained: str) -> tuple[WeightSource, str]:
             f"--pretrained {pretrained!r} is a folder; give the file in it that holds the weights, or, for a folder "
             f"that open_clip saved, --model {LOCAL_FOLDER}{pretrained}"
         )
-    if name.startswith((HUB, LOCAL_FOLDER)):
+    if is_place(name):
         return "folder", pretrained
     tags = weight_tags(name)
     spelled = pretrained.lower().replace("-", "_")

@@ -15,13 +15,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from ovss_core.clip.architectures import (
-    HUB,
-    LOCAL_FOLDER,
-    architectures_like,
-    find_architecture,
-    open_clip_name,
-)
+from ovss_core.clip.architectures import architectures_like, find_architecture, is_place, open_clip_name
 from ovss_core.clip.demo import demo_weights_path, register_demo_model
 from ovss_core.clip.torchscript import is_torchscript
 from ovss_core.clip.weight_files import (
@@ -101,7 +95,7 @@ def load_tokenizer(config: ModelConfig) -> Callable[[list[str]], Tensor]:
     register_demo_model()
     name = open_clip_name(config.name)
     try:
-        tokenizer = _make_tokenizer(name) if name.startswith((LOCAL_FOLDER, HUB)) else _kept_tokenizer(name)
+        tokenizer = _make_tokenizer(name) if is_place(name) else _kept_tokenizer(name)
     except Exception as error:  # the hub's client raises what it likes
         raise WeightsError(
             f"cannot download the tokenizer of {config.name} ({_first_line(error)}); connect to the internet once, or "

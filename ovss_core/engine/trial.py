@@ -60,7 +60,7 @@ def choose_product(engine: SegmentationEngine) -> None:
         _LOG.info("a full batch has no room beside what else the card holds; the plain product is used")
 
 
-def milliseconds(run: Callable[[], Tensor], turns: int = 5, calls: int = 4) -> float:
+def milliseconds(run: Callable[[], object], turns: int = 5, calls: int = 4) -> float:
     """Return the median time of a call, by the device's own clock."""
     taken = []
     for _ in range(turns + 1):  # the first one warms up

@@ -9,30 +9,11 @@ compile them for a card that need not be there. Set ``OVSS_KERNELS=plain`` in th
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How a matrix product is cut into programs.
-
-    Attributes:
-        rows, columns: Of the result, for one program.
-        depth: Channels that are multiplied at once.
-        warps: Of a program.
-        stages: Steps of `depth` that are fetched ahead.
-    """
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
 
 
 @lru_cache

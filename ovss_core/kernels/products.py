@@ -6,13 +6,34 @@ product and a pass of its own are used.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ovss_core.kernels import Tile, use_kernel
+from ovss_core.kernels import use_kernel
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a matrix product is cut into programs.
+
+    Attributes:
+        rows, columns: Of the result, for one program.
+        depth: Channels that are multiplied at once.
+        warps: Of a program.
+        stages: Steps of `depth` that are fetched ahead.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
 
 TILES = Tile(128, 256, 64, 8, 3), Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(256, 128, 64, 8, 3)
 """What is tried: shapes that keep a Hopper card's matrix units busy, one or two programs a processor."""
@@ -40,6 +61,18 @@ def quick_gelu_product(
     return launch_quick_gelu_product(tokens, weight, bias, tile)
 
 
+@contextmanager
+def tiled(weight: Tensor, tile: Tile) -> Iterator[None]:
+    """Let products with such weights be cut in this way until the end of the block."""
+    kind = _kind(weight)
+    before = _chosen.get(kind)
+    _chosen[kind] = tile
+    try:
+        yield
+    finally:
+        _chosen[kind] = before
+
+
 def choose_tile(
     weight: Tensor, run: Callable[[], Tensor], time: Callable[[Callable[[], Tensor]], float]
 ) -> None:
@@ -60,21 +93,19 @@ def choose_tile(
     best, plain = None, time(run)
     least = plain * GAIN
     for tile in TILES:
-        _chosen[kind] = tile
         try:
-            found = run().float()
-            if not (found - expected).square().mean().sqrt() <= APART * expected.square().mean().sqrt():
-                _LOG.info("%s gives other numbers than the plain product", tile)
-                continue
-            taken = time(run)
+            with tiled(weight, tile):
+                found = run().float()
+                if not (found - expected).square().mean().sqrt() <= APART * expected.square().mean().sqrt():
+                    _LOG.info("%s gives other numbers than the plain product", tile)
+                    continue
+                taken = time(run)
         except Exception as error:  # whatever a compiler, a driver or a launch may raise
             _LOG.info("%s cannot be used: %s", tile, error)
             continue
-        finally:
-            _chosen[kind] = best
         if taken < least:
             best, least = tile, taken
-            _chosen[kind] = tile
+    _chosen[kind] = best
     _LOG.info(
         "QuickGELU in the product: %s, %.0f %% of the plain form's time",
         best,

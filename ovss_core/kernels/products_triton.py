@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ovss_core.kernels import Tile
+from ovss_core.kernels.products import Tile
 
 _NEIGHBORS = 8
 """Tiles of rows that programs work on at the same time, so that the weights they read stay in the card's cache."""

@@ -36,6 +36,7 @@ from pipelines.sources.fetch import ImageFetcher
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import Folder
 
+SHARD_SIZE = 256
 FRAGMENT_ROWS, UNIT_ROWS, ACTORS = 256, 1024, 64
 _FOLDER = 1000
 _SCHEMA = pa.schema(
@@ -127,7 +128,7 @@ def job_of(output: Folder, count: int) -> Job:
     return Job(output, source, [stage], _TABLE, unit_rows=UNIT_ROWS, fragment_rows=FRAGMENT_ROWS)
 
 
-def carry_out_phase(phase: str, place: str, count: int, shard_size: int = 256) -> dict[str, float]:
+def carry_out_phase(phase: str, place: str, count: int, shard_size: int = SHARD_SIZE) -> dict[str, float]:
     """Do one phase in this process.
 
     Args:
@@ -136,7 +137,8 @@ def carry_out_phase(phase: str, place: str, count: int, shard_size: int = 256) -
         shard_size: Images of a part.
 
     Returns:
-        ``seconds``, ``core_seconds`` of this process, ``peak_mb`` and ``after_mb`` (of memory, when it is over), and what else is of interest.
+        ``seconds``, ``core_seconds`` of this process, ``peak_mb`` and ``after_mb`` (of memory, when it is over), and what
+        else is of interest.
     """
     output = Folder(place)
     job, before = job_of(output, count), _resident_mb()
@@ -190,7 +192,7 @@ def finish_half(place: str) -> None:
 
 
 def measure(
-    count: int, root: str | None = None, shard_size: int = 256, phases: Sequence[str] = PHASES
+    count: int, root: str | None = None, shard_size: int = SHARD_SIZE, phases: Sequence[str] = PHASES
 ) -> dict[str, dict[str, float]]:
     """Run phases for so many images, each in a process of its own, and return what each took."""
     found = {}
@@ -225,7 +227,8 @@ def _resident_mb() -> float:
 def as_rows(count: int, found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Return a table's rows for people."""
     return [
-        f"| {count:,} | {phase} | {took['seconds']:.1f} | {took['core_seconds']:.1f} | {took['peak_mb']:,.0f} | {took['after_mb']:,.0f} | "
+        f"| {count:,} | {phase} | {took['seconds']:.1f} | {took['core_seconds']:.1f} | {took['peak_mb']:,.0f} | "
+        f"{took['after_mb']:,.0f} | "
         + (f"{took['fragments_a_minute']:,.0f} |" if "fragments_a_minute" in took else "|")
         for phase, took in found.items()
     ]
@@ -235,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser("python -m pipelines.benchmark.scale", description=__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[1_000_000], help="Sizes of the corpus.")
-    parser.add_argument("--shard-size", type=int, default=256, help="Images of a part.")
+    parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, help="Images of a part.")
     parser.add_argument("--last", choices=PHASES, default=PHASES[-1], help="The phase to end with.")
     parser.add_argument("--root", help="Folder for what is written meanwhile; about 30 bytes an image.")
     parser.add_argument(
@@ -247,9 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(carry_out_phase(given.phase, given.place, given.images[0], given.shard_size)))
         return 0
     phases = PHASES[: PHASES.index(given.last) + 1]
-    print(
-        "| images | phase | seconds | core-seconds | peak MB | MB after | fragments a minute |\n|---|---|---|---|---|---|---|"
-    )
+    print("| images | phase | seconds | core-seconds | peak MB | MB after | fragments a minute |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for count in given.images:
         print("\n".join(as_rows(count, measure(count, given.root, given.shard_size, phases))), flush=True)
     return 0

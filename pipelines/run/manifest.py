@@ -24,7 +24,7 @@ from pipelines.run.manifest_files import (
     PART,
     Manifest,
     ShardListing,
-    digest,
+    digest_of_ids,
     digest_of_list,
     part_file,
     part_name,
@@ -202,7 +202,7 @@ def _lists_the_same(output: Folder, source: Source, kept: Manifest) -> bool:
     remaining = (record.image_id for record in source.records())
     for part, images in kept.parts.items():
         ids = list(islice(remaining, images))
-        if digest_of_list(b"".join(map(digest, ids))) != kept.digests[part]:
+        if digest_of_ids(ids) != kept.digests[part]:
             return False
     return next(remaining, None) is None
 

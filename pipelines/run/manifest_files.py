@@ -6,7 +6,7 @@ that streams it is cut into chunks: images ``i`` of shard 3 with ``i // shard_si
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from operator import attrgetter
@@ -231,3 +231,8 @@ def digest(image_id: str) -> bytes:
 def digest_of_list(digests: bytes) -> str:
     """Return a short text that differs where a list holds other ids, from their digests one after the other."""
     return blake2b(digests, digest_size=8).hexdigest()
+
+
+def digest_of_ids(ids: Iterable[str]) -> str:
+    """Return `digest_of_list` of ids."""
+    return digest_of_list(b"".join(map(digest, ids)))

@@ -20,6 +20,7 @@ from pipelines.run.id_set import IdSet, Listed, digests_of
 from pipelines.run.manifest_files import (
     FOLDER,
     Manifest,
+    digest_of_ids,
     digest_of_list,
     part_file,
     read_listing,
@@ -35,7 +36,7 @@ from pipelines.storage import Folder, join_uri, redact
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
-_ADDED_AT_ONCE = 1 << 16
+_LISTS_TOGETHER = 256
 _LOST = "the list that said where this image lies was damaged, and the source does not hold it any more"
 
 
@@ -89,7 +90,7 @@ class KnownImages:
                     waiting.append(found)
                     known.digests[part] = digest_of_list(found.tobytes())
                 known.parts[part] = 0 if found is None else len(found)
-                if sum(map(len, waiting)) >= _ADDED_AT_ONCE:
+                if len(waiting) == _LISTS_TOGETHER:
                     known.ids.add(np.concatenate(waiting))
                     waiting.clear()
         known.ids.add(np.concatenate([np.empty(0, "S16"), *waiting]))
@@ -121,7 +122,7 @@ class KnownImages:
             del self.parts[part]
             if rows:
                 write_part(output, part, list(rows.values()))
-                self.digests[part] = digest_of_list(digests_of(list(rows)).tobytes())
+                self.digests[part] = digest_of_ids(rows)
                 self.parts[part] = len(rows)
             else:
                 output.remove(f"{DONE}/{part}.json")

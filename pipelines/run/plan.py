@@ -19,7 +19,7 @@ from pipelines.run.fragments import FRAGMENTS, finished_ids
 from pipelines.run.manifest_files import (
     Manifest,
     digest,
-    digest_of_list,
+    digest_of_ids,
     part_file,
     part_name,
     read_part,
@@ -189,7 +189,7 @@ def _check_list(output: Folder, manifest: Manifest, part: str, rows: pa.Table) -
     written = manifest.digests.get(part)
     if written is None and rows.num_rows == manifest.parts[part]:
         return
-    if written != digest_of_list(b"".join(map(digest, rows["image_id"].to_pylist()))):
+    if written != digest_of_ids(rows["image_id"].to_pylist()):
         raise DamagedFileError(output, part_file(part), "it lists other images than were written there")
 
 

@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-from pipelines.run.id_set import digests_of
 from pipelines.run.manifest import prepare_manifest, refresh_manifest
 from pipelines.run.manifest_files import (
     Manifest,
-    digest_of_list,
+    digest_of_ids,
     part_file,
     read_part,
     shard_file,
@@ -68,7 +67,7 @@ def _list_broken_anew(
             parts[part] = len(kept)
             if kept:
                 write_part(output, part, kept)
-                digests[part] = digest_of_list(digests_of([row.image_id for row in kept]).tobytes())
+                digests[part] = digest_of_ids(row.image_id for row in kept)
             else:
                 del parts[part]
                 for name in (part_file(part), finished_file(FAILED, part), finished_file(table.name, part)):

@@ -4,7 +4,6 @@ Microseconds a window, random weights in bfloat16, by the device's own clock; me
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
@@ -18,7 +17,8 @@ from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig
 from ovss_core.dense_heads import HeadOptions, build_head
-from ovss_core.kernels import Tile, products
+from ovss_core.engine.trial import milliseconds
+from ovss_core.kernels import products
 
 NORMS = ("ovss_core.kernels.norms",)
 HEAD = (
@@ -53,29 +53,6 @@ def sums_in_the_kernel() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def fused_product(weight: Tensor | None, tile: Tile) -> Iterator[None]:
-    """Let products that QuickGELU follows be the kernel's, cut as `tile` says."""
-    with patch.dict(products._chosen, {} if weight is None else {products._kind(weight): tile}):
-        yield
-
-
-def microseconds(run: Callable[[], object], windows: int, turns: int = 7, inner: int = 4) -> float:
-    """Return the median time of one call a window."""
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(turns):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(inner):
-            run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / inner * 1000 / windows)
-    return float(statistics.median(times))
-
-
 @torch.inference_mode()
 def measure(encoder: ImageEncoder, windows: int) -> None:
     """Print the table for batches of so many windows."""
@@ -85,7 +62,7 @@ def measure(encoder: ImageEncoder, windows: int) -> None:
     print(f"\nbatches of {windows} windows: microseconds a window")
 
     def show(name: str, run: Callable[[], object]) -> None:
-        print(f"{microseconds(run, windows):8.1f}  {name}", flush=True)
+        print(f"{1000 * milliseconds(run, turns=7) / windows:8.1f}  {name}", flush=True)
 
     def tower() -> Stream:
         stream = Stream(tokens)
@@ -102,6 +79,7 @@ def measure(encoder: ImageEncoder, windows: int) -> None:
         )
 
     tokens, block = encoder.embed(pixels), encoder.blocks[5]
+    weight = block.quick_gelu_weight
     query, key, value = block.query_key_value(tokens)
     flat = tokens.flatten(0, 1)
     wide = torch.empty(len(flat), encoder.width * 4, dtype=flat.dtype, device="cuda")
@@ -110,9 +88,10 @@ def measure(encoder: ImageEncoder, windows: int) -> None:
     show("flash attention, 12 times", lambda: [_flash(query, key, value) for _ in range(12)])
     show("silu in place, 12 times", lambda: [F.silu(wide, inplace=True) for _ in range(12)])
     show("12 blocks", tower)
-    for cut in products.TILES:
-        with fused_product(block.quick_gelu_weight, cut):
-            show(f"12 blocks, QuickGELU in the product, {cut}", tower)
+    if weight is not None:
+        for cut in products.TILES:
+            with products.tiled(weight, cut):
+                show(f"12 blocks, QuickGELU in the product, {cut}", tower)
     with without(NORMS):
         show("12 blocks without the kernel of norms", tower)
     total = torch.zeros(windows, 196, 196, device="cuda")
@@ -137,9 +116,10 @@ def measure(encoder: ImageEncoder, windows: int) -> None:
     with without(HEAD):
         show("SFP's head without kernels", lambda: head.features(encoder, kept))
     show("all", encode)
-    for cut in products.TILES:
-        with fused_product(block.quick_gelu_weight, cut):
-            show(f"all, QuickGELU in the product, {cut}", encode)
+    if weight is not None:
+        for cut in products.TILES:
+            with products.tiled(weight, cut):
+                show(f"all, QuickGELU in the product, {cut}", encode)
     with sums_in_the_kernel(), without([*NORMS, *HEAD[1:]]):
         show("all, kernels as before: the mean of attention alone", encode)
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -20,10 +20,11 @@ from ovss_core.engine.trial import choose_product
 from ovss_core.feature_purification.mitigation import repair_tokens
 from ovss_core.feature_purification.outliers import attention_outliers
 from ovss_core.feature_purification.similarity import Aggregation, guide_attention
-from ovss_core.kernels import Tile, products
+from ovss_core.kernels import products
 from ovss_core.kernels.attention import attend_with_mean
 from ovss_core.kernels.class_sums import add_class_sums
 from ovss_core.kernels.norms import add_norm
+from ovss_core.kernels.products import Tile
 from ovss_core.vocabulary import Vocabulary, VocabularyClass
 from pipelines.demonstration.scenes import render_scene
 

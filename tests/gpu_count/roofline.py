@@ -196,7 +196,7 @@ def price(model: str, windows: int, precision: Precision = "bfloat16", fused: bo
         encoder = ImageEncoder(encoder_of.to(GPU, DTYPES[precision]))
         weight = encoder.blocks[0].quick_gelu_weight
         if fused and weight is not None:
-            stack.enter_context(patch.dict(products._chosen, {products._kind(weight): products.TILES[0]}))
+            stack.enter_context(products.tiled(weight, products.TILES[0]))
         head = build_head("sfp", HeadOptions(purified=True))
         request = head.request(encoder.depth).with_mean_attention()
         pixels = torch.empty(windows, 3, 224, 224, device=GPU)

@@ -16,8 +16,9 @@ from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.engine import finite, labels
 from ovss_core.feature_purification import mitigation, outliers, similarity
 from ovss_core.images import pixels
-from ovss_core.kernels import Tile, attention, class_sums
+from ovss_core.kernels import attention, class_sums
 from ovss_core.kernels.evidence_triton import Active, Ranks
+from ovss_core.kernels.products import Tile
 from tests import evidence_forms, group_forms
 
 Enter = Callable[[int, Callable[..., Any]], Callable[..., Any]]

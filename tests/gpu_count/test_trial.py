@@ -15,7 +15,8 @@ from ovss_core import kernels
 from ovss_core.engine import trial
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.trial import trust_kernels
-from ovss_core.kernels import Tile, products
+from ovss_core.kernels import products
+from ovss_core.kernels.products import Tile
 from pipelines.benchmark.workload import Workload
 from tests.gpu_count.counting import labelling, workload_of
 from tests.gpu_count.pretended import GPU, Counts, pretended_gpu

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ovss_core.kernels import Tile, products
-from ovss_core.kernels.products import TILES, choose_tile
+from ovss_core.kernels import products
+from ovss_core.kernels.products import TILES, Tile, choose_tile
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
