@@ -220,11 +220,13 @@ class LabelEdits:
         bounds: x0, y0, x1, y1 in pixels of the image, end exclusive, in CPU memory; empty where an image has fewer edits.
         boxes: The same on the device.
         places: What each place of the image becomes inside the box.
+        counts: Edits of each image; those behind its last do nothing.
     """
 
     bounds: Int[np.ndarray, "edits images 4"]
     boxes: Int[Tensor, "edits images 4"]
     places: Int[Tensor, "edits images places"]
+    counts: Int[Tensor, " images"]
 
     @classmethod
     def of_regions(
@@ -258,6 +260,7 @@ class LabelEdits:
         tables = upload(
             {
                 "boxes": boxes,
+                "counts": count,
                 "order": order,
                 "row": edit * len(classes) + image,
                 "member_place": is_member.argmax(2),
@@ -272,7 +275,7 @@ class LabelEdits:
         places = (
             tables["places"].index_copy(0, tables["row"], renamed).view(*boxes.shape[:2], classes.shape[1])
         )
-        return cls(boxes, tables["boxes"], places)
+        return cls(boxes, tables["boxes"], places, tables["counts"])
 
     @cached_property
     def members(self) -> Bool[Tensor, "edits images places"]:
@@ -283,7 +286,9 @@ class LabelEdits:
 
     def of_images(self, part: slice) -> "LabelEdits":
         """Return the edits of some neighboring images."""
-        return LabelEdits(self.bounds[:, part], self.boxes[:, part], self.places[:, part])
+        return LabelEdits(
+            self.bounds[:, part], self.boxes[:, part], self.places[:, part], self.counts[part]
+        )
 
 
 def scale_boxes(

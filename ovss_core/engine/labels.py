@@ -100,7 +100,8 @@ class _Collector:
         self._pictures = None
         if config.confidence == "pixel":
             self._pictures = torch.empty(images, height, width, dtype=torch.uint8, device=device)
-        self.label_maps = torch.empty(images, height, width, dtype=dtype, device=device)
+        # a kernel writes nothing outside an image, and what lies there must be a class all the same
+        self.label_maps = torch.zeros(images, height, width, dtype=dtype, device=device)
         self._inside = None if all(size == stitcher.size for size in stitcher.sizes) else stitcher.inside
         self._pixels = torch.zeros(images, classes, dtype=torch.int64, device=device)
         self._sums = torch.zeros(images, classes, dtype=torch.float64, device=device)
@@ -110,7 +111,7 @@ class _Collector:
         images, height, width = self.label_maps.shape
         shape = images, rows.stop - rows.start, width
         own = shape[1] == height and not self._floor
-        label = self.label_maps if own else self.label_maps.new_empty(shape)
+        label = self.label_maps if own else self.label_maps.new_zeros(shape)
         score = torch.empty(shape, dtype=torch.float32, device=label.device)
         return label, score, torch.empty_like(score) if self.ranks else None
 
@@ -221,13 +222,14 @@ def _purified_on_device(
     """Do as `label_by_purified_maps`; of a map of pixels a class nothing is written."""
     from ovss_core.kernels.labels_triton import launch_purified
 
-    tables = (edits.boxes, edits.places, edits.members) if edits and len(edits.bounds) else None
+    tables = (edits.boxes, edits.places, edits.members, edits.counts) if edits and len(edits.bounds) else None
     for rows in _device_strips(stitcher, tiled):
         label, score, second = collector.tables(rows)
         launch_purified(
             stitcher.stitch_rows(tiled, rows),
-            stitcher.taps,
+            stitcher.shares,
             place_classes,
+            stitcher.areas,
             tables,
             rows.start,
             background,
@@ -453,9 +455,11 @@ def _probable_on_device(
         label, score, second = collector.tables(rows)
         launch_probable(
             stitcher.stitch_rows(tiled, rows),
-            stitcher.taps,
+            stitcher.shares,
             rule.phrase_class,
             allowed,
+            stitcher.areas,
+            rows.start,
             floor,
             rule.background,
             label,

@@ -54,18 +54,6 @@ def stitch_matrix(axis: AxisWindows, patches: int, output: int) -> Float[Tensor,
     return resized.float()
 
 
-@lru_cache(maxsize=512)
-def stitch_taps(axis: AxisWindows, patches: int, output: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is not zero in `stitch_matrix`: indices int32 and shares float32, both [output, taps].
-
-    Rows with fewer entries than the fullest end with shares of zero.
-    """
-    matrix = stitch_matrix(axis, patches, output).numpy()
-    most = int((matrix != 0).sum(1).max(initial=1))
-    indices = np.argsort(matrix == 0, axis=1, kind="stable")[:, :most]
-    return indices.astype(np.int32), np.take_along_axis(matrix, indices, 1)
-
-
 @dataclass(frozen=True)
 class Stitcher:
     """Stitches the patch maps of the windows of several images.
@@ -90,7 +78,6 @@ class Stitcher:
     @cached_property
     def _tables(self) -> dict[str, Tensor]:
         """My [images, height, grid height] and Mx [images, width, grid width], zero outside an image; where windows lie."""
-        heights, widths = (np.array(sides) for sides in zip(*self.sizes, strict=True))
         down = max(len(layout.vertical.starts) for layout in self.layouts)
         across = max(len(layout.horizontal.starts) for layout in self.layouts)
         windows = np.full((len(self.layouts), down, across), -1)
@@ -99,50 +86,54 @@ class Stitcher:
             shape = len(layout.vertical.starts), len(layout.horizontal.starts)
             row[: shape[0], : shape[1]] = first + np.arange(len(layout)).reshape(shape)
             first += len(layout)
-        return upload(
+        (vertical, vertical_of), (horizontal, horizontal_of) = self._matrices(0), self._matrices(1)
+        tables = upload(
             {
-                "vertical": self._matrices(0),
-                "horizontal": self._matrices(1),
+                "vertical": vertical,
+                "horizontal": horizontal,
+                "vertical_of": vertical_of,
+                "horizontal_of": horizontal_of,
                 "windows": windows.clip(min=0),
                 "nothing": windows < 0,
-                "inside": (np.arange(self.size[0]) < heights[:, None])[:, :, None]
-                & (np.arange(self.size[1]) < widths[:, None])[:, None, :]
-                if len(set(self.sizes)) > 1
-                else np.ones((1, 1, 1), bool),
+                "sizes": np.array(self.sizes),
             },
             self.device,
         )
+        for name in ("vertical", "horizontal"):
+            if len(tables[name]) < len(self.sizes):
+                tables[name] = tables[name][tables[f"{name}_of"]]
+        return tables
 
-    @cached_property
-    def taps(self) -> tuple[Int[Tensor, "images width taps"], Float[Tensor, "images width taps"]]:
-        """Columns of the grids that each column of a result lies between, and their shares; zero outside an image."""
-        parts = [
-            stitch_taps(layout.horizontal, self.grid[1], size[1])
-            for layout, size in zip(self.layouts, self.sizes, strict=True)
-        ]
-        shape = len(parts), self.size[1], max(indices.shape[1] for indices, _ in parts)
-        indices, shares = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-        for image, (index, share) in enumerate(parts):
-            place = image, slice(len(index)), slice(index.shape[1])
-            indices[place], shares[place] = index, share
-        tables = upload({"indices": indices, "shares": shares}, self.device)
-        return tables["indices"], tables["shares"]
-
-    def _matrices(self, axis: int) -> np.ndarray:
+    def _matrices(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the matrices of one axis and which one each image has: of images as large there is one, which travels once."""
         name = ("vertical", "horizontal")[axis]
-        matrices = [
-            stitch_matrix(getattr(layout, name), self.grid[axis], size[axis]).numpy()
-            for layout, size in zip(self.layouts, self.sizes, strict=True)
+        keys = [
+            (getattr(layout, name), size[axis]) for layout, size in zip(self.layouts, self.sizes, strict=True)
         ]
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        matrices = [stitch_matrix(windows, self.grid[axis], size).numpy() for windows, size in places]
         padded = np.zeros((len(matrices), self.size[axis], max(m.shape[1] for m in matrices)), np.float32)
         for row, matrix in zip(padded, matrices, strict=True):
             row[: matrix.shape[0], : matrix.shape[1]] = matrix
-        return padded
+        return padded, np.array([places[key] for key in keys])
+
+    @property
+    def shares(self) -> Float[Tensor, "images width columns"]:
+        """Shares of the columns of the grids in each column of a result; zero outside an image."""
+        return self._tables["horizontal"]
+
+    @property
+    def areas(self) -> Int[Tensor, "images 2"]:
+        """Height and width of each result."""
+        return self._tables["sizes"]
 
     @property
     def inside(self) -> Bool[Tensor, "images height width"]:
         """Which pixels of the padded results belong to each image."""
-        return self._tables["inside"].expand(len(self.sizes), *self.size)
+        heights, widths = self.areas[:, :, None].unbind(1)
+        height, width = self.size
+        rows = torch.arange(height, device=self.device) < heights
+        return rows[:, :, None] & (torch.arange(width, device=self.device) < widths)[:, None]
 
     def tile(
         self, maps: Float[Tensor, "windows maps patches"], empty: float = 0.0

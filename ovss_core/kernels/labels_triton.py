@@ -5,33 +5,64 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_MAPS, _PIXELS = 16, 128
-"""Maps and neighboring pixels that one program works on at once."""
+_MAPS, _PHRASES, _PIXELS, _COLUMNS, _LINES = 16, 32, 128, 64, 8
+"""Purified maps, or phrases, neighboring pixels and columns of the grids that one program works on at once, and the rows of
+pixels that it labels one after the other, by the same shares of the columns."""
 
 
 @triton.jit
-def _stitched(scores, indices, shares, first_map, maps, columns, taps, x, exists, MAPS: tl.constexpr):
-    """Return the scores of some maps at some pixels of a row: sums over the columns that a pixel lies between."""
+def _shares(across, columns, first, x, exists, COLUMNS: tl.constexpr):
+    """Return the shares that some columns of the grids have in some pixels of a row."""
+    column = first + tl.arange(0, COLUMNS)
+    return tl.load(
+        across + x[None, :] * columns + column[:, None],
+        mask=(column < columns)[:, None] & exists[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def _scored(scores, first_map, first, maps, columns, MAPS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return the scores of some maps of a row at some columns of the grids."""
     map_ = first_map + tl.arange(0, MAPS)
-    total = tl.zeros([MAPS, x.shape[0]], tl.float32)
-    for tap in range(taps):
-        index = tl.load(indices + x * taps + tap, mask=exists, other=0)
-        share = tl.load(shares + x * taps + tap, mask=exists, other=0.0)
-        total += share[None, :] * tl.load(
-            scores + map_[:, None] * columns + index[None, :],
-            mask=(map_ < maps)[:, None] & exists[None, :],
-            other=0.0,
-        )
-    return total
+    column = first + tl.arange(0, COLUMNS)
+    return tl.load(
+        scores + map_[:, None] * columns + column[None, :],
+        mask=(map_ < maps)[:, None] & (column < columns)[None, :],
+        other=0.0,
+    )
 
 
 @triton.jit
-def _opened(scores, indices, shares, height, width, maps, columns, taps, PIXELS: tl.constexpr):
-    """Return a program's image, its pixels' columns, and where its tables begin."""
-    image = tl.program_id(0).to(tl.int64)
-    x = tl.program_id(2) * PIXELS + tl.arange(0, PIXELS)
-    scores += (image * height + tl.program_id(1)) * maps * columns
-    return image, x, scores, indices + image * width * taps, shares + image * width * taps
+def _stitched(
+    scores,
+    across,
+    shares,
+    first_map,
+    maps,
+    columns,
+    x,
+    exists,
+    MAPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Return the scores of some maps at some pixels of a row: products of tables, by three in TF32 as exact as float32.
+
+    Each pixel lies between few columns, so most of a product is zeros; to look those few up takes ten times as long.
+
+    Args:
+        shares: Of all columns, if they fit into a tile (WHOLE).
+    """
+    if WHOLE:
+        total = tl.dot(_scored(scores, first_map, 0, maps, columns, MAPS, COLUMNS), shares, input_precision="tf32x3")
+    else:
+        total = tl.zeros([MAPS, x.shape[0]], tl.float32)
+        for first in range(0, columns, COLUMNS):
+            table = _scored(scores, first_map, first, maps, columns, MAPS, COLUMNS)
+            some = _shares(across, columns, first, x, exists, COLUMNS)
+            total = tl.dot(table, some, total, input_precision="tf32x3")
+    return total
 
 
 @triton.jit
@@ -51,12 +82,13 @@ def _renamed(place, table, boxes, renamed, maps, x, y, claimed):
 @triton.jit
 def purified_kernel(
     scores,
-    indices,
-    shares,
+    across,
     names,
+    sizes,
     boxes,
     renamed,
     members,
+    edits,
     labels,
     confidences,
     seconds,
@@ -65,89 +97,106 @@ def purified_kernel(
     width,
     maps,
     columns,
-    taps,
-    edits,
     top,
     background,
+    EDITS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     RANKS: tl.constexpr,
     MAPS: tl.constexpr,
     PIXELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    LINES: tl.constexpr,
 ):
-    """Label some pixels of a row by the largest map, and let the winners of boxes take what is theirs."""
-    image, x, scores, indices, shares = _opened(
-        scores, indices, shares, height, width, maps, columns, taps, PIXELS
-    )
-    exists = x < width
-    best = tl.zeros([PIXELS], tl.float32) - 1.0
-    second = tl.zeros([PIXELS], tl.float32) - 1.0
-    place = tl.zeros([PIXELS], tl.int32)
-    wrong = tl.zeros([PIXELS], tl.int32)
-    for first in range(0, maps, MAPS):
-        number = first + tl.arange(0, MAPS)
-        used = tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
-        values = _stitched(scores, indices, shares, first, maps, columns, taps, x, exists, MAPS)
-        wrong += tl.sum((values != values).to(tl.int32), 0)
-        values = tl.where(used[:, None], values, -1.0)  # below any score, so that nobody never wins
-        largest = tl.max(values, 0)
-        # of equals the first
-        here = tl.min(tl.where(values == largest[None, :], number[:, None], maps), 0)
+    """Label some pixels of some rows by the largest map, and let the winners of boxes take what is theirs."""
+    image = tl.program_id(0).to(tl.int64)
+    x = tl.program_id(2) * PIXELS + tl.arange(0, PIXELS)
+    exists = x < tl.load(sizes + image * 2 + 1)
+    across += image * width * columns
+    shares = _shares(across, columns, 0, x, exists, COLUMNS)
+    first_line = tl.program_id(1) * LINES
+    last_line = tl.minimum(tl.minimum(first_line + LINES, height), tl.load(sizes + image * 2) - top)
+    own_edits = tl.load(edits + image) if EDITS else 0
+    for line in range(first_line, last_line):
+        row = scores + (image * height + line) * maps * columns
+        best = tl.zeros([PIXELS], tl.float32) - 1.0
+        second = tl.zeros([PIXELS], tl.float32) - 1.0
+        place = tl.zeros([PIXELS], tl.int32)
+        wrong = tl.zeros([PIXELS], tl.int32)
+        for first in range(0, maps, MAPS):
+            number = first + tl.arange(0, MAPS)
+            used = tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
+            if tl.max(used.to(tl.int32), 0) > 0:  # most images keep fewer words than the one that keeps most
+                values = _stitched(row, across, shares, first, maps, columns, x, exists, MAPS, COLUMNS, WHOLE)
+                wrong += tl.sum((values != values).to(tl.int32), 0)
+                values = tl.where(used[:, None], values, -1.0)  # below any score, so that nobody never wins
+                largest = tl.max(values, 0)
+                # of equals the first
+                here = tl.min(tl.where(values == largest[None, :], number[:, None], maps), 0)
+                if RANKS:
+                    others = tl.max(tl.where(number[:, None] == here[None, :], -1.0, values), 0)
+                    second = tl.maximum(tl.maximum(second, others), tl.minimum(best, largest))
+                place = tl.where(largest > best, here, place)
+                best = tl.maximum(largest, best)
+        best = tl.maximum(best, 0.0)
+        first_place = place
+        y = top + line
+        if EDITS:
+            touched = 0
+            claimed = exists & (best > 0)
+            for edit in range(own_edits):
+                inside, place = _renamed(place, edit * images + image, boxes, renamed, maps, x, y, claimed)
+                touched = tl.maximum(touched, tl.max(inside.to(tl.int32), 0))
+            if RANKS:
+                if touched > 0:  # a group that was settled counts as one class: where it won no member is a rival
+                    second = tl.zeros([PIXELS], tl.float32) - 1.0
+                    for first in range(0, maps, MAPS):
+                        number = first + tl.arange(0, MAPS)
+                        used = tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
+                        if tl.max(used.to(tl.int32), 0) > 0:
+                            values = _stitched(
+                                row, across, shares, first, maps, columns, x, exists, MAPS, COLUMNS, WHOLE
+                            )
+                            rival = used[:, None] & (number[:, None] != first_place[None, :])
+                            now = first_place
+                            for edit in range(own_edits):
+                                table = edit * images + image
+                                inside, new = _renamed(now, table, boxes, renamed, maps, x, y, claimed)
+                                won = inside & (
+                                    tl.load(members + table * maps + now, mask=inside, other=0) != 0
+                                )
+                                member = (
+                                    tl.load(members + table * maps + number, mask=number < maps, other=0) != 0
+                                )
+                                rival = rival & ~(won[None, :] & member[:, None])
+                                now = new
+                            second = tl.maximum(second, tl.max(tl.where(rival, values, -1.0), 0))
         if RANKS:
-            others = tl.max(tl.where(number[:, None] == here[None, :], -1.0, values), 0)
-            second = tl.maximum(tl.maximum(second, others), tl.minimum(best, largest))
-        place = tl.where(largest > best, here, place)
-        best = tl.maximum(largest, best)
-    best = tl.maximum(best, 0.0)
-    first_place = place
-    touched = 0
-    y = top + tl.program_id(1)
-    for edit in range(edits):
-        inside, place = _renamed(
-            place, edit * images + image, boxes, renamed, maps, x, y, exists & (best > 0)
-        )
-        touched = tl.maximum(touched, tl.max(inside.to(tl.int32), 0))
-    if RANKS:
-        if touched > 0:  # a group that was settled counts as one class: where it won no member is a rival
-            second = tl.zeros([PIXELS], tl.float32) - 1.0
-            for first in range(0, maps, MAPS):
-                number = first + tl.arange(0, MAPS)
-                used = tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
-                values = _stitched(scores, indices, shares, first, maps, columns, taps, x, exists, MAPS)
-                rival = used[:, None] & (number[:, None] != first_place[None, :])
-                now = first_place
-                for edit in range(edits):
-                    table = edit * images + image
-                    inside, new = _renamed(now, table, boxes, renamed, maps, x, y, exists & (best > 0))
-                    won = inside & (tl.load(members + table * maps + now, mask=inside, other=0) != 0)
-                    member = tl.load(members + table * maps + number, mask=number < maps, other=0) != 0
-                    rival = rival & ~(won[None, :] & member[:, None])
-                    now = new
-                second = tl.maximum(second, tl.max(tl.where(rival, values, -1.0), 0))
-        second = tl.maximum(second, 0.0)
-    name = tl.load(names + image * maps + place, mask=exists & (place < maps), other=0)
-    name = tl.maximum(name, 0)
-    if RESIDUAL:
-        residual = 1.0 - best >= best
-        name = tl.where(residual, background, name)
+            second = tl.maximum(second, 0.0)
+        name = tl.load(names + image * maps + place, mask=exists & (place < maps), other=0)
+        name = tl.maximum(name, 0)
+        if RESIDUAL:
+            residual = 1.0 - best >= best
+            name = tl.where(residual, background, name)
+            if RANKS:
+                second = tl.where(residual, best, tl.maximum(second, 1.0 - best))
+            best = tl.where(residual, 1.0 - best, best)
+        # where a score is no number the confidence is none, and so the sums show it
+        best = tl.where(wrong > 0, float("nan"), best)
+        target = (image * height + line) * width + x
+        tl.store(labels + target, name.to(labels.dtype.element_ty), mask=exists)
+        tl.store(confidences + target, best, mask=exists)
         if RANKS:
-            second = tl.where(residual, best, tl.maximum(second, 1.0 - best))
-        best = tl.where(residual, 1.0 - best, best)
-    # where a score is no number the confidence is none, and so the sums show it
-    best = tl.where(wrong > 0, float("nan"), best)
-    target = (image * height + tl.program_id(1)) * width + x
-    tl.store(labels + target, name.to(labels.dtype.element_ty), mask=exists)
-    tl.store(confidences + target, best, mask=exists)
-    if RANKS:
-        tl.store(seconds + target, second, mask=exists)
+            tl.store(seconds + target, second, mask=exists)
 
 
 @triton.jit
 def probable_kernel(
     scores,
-    indices,
-    shares,
+    across,
     classes,
     allowed,
+    sizes,
     labels,
     confidences,
     seconds,
@@ -155,7 +204,7 @@ def probable_kernel(
     width,
     maps,
     columns,
-    taps,
+    top,
     floor,
     background,
     EVERYONE: tl.constexpr,
@@ -163,55 +212,77 @@ def probable_kernel(
     RANKS: tl.constexpr,
     MAPS: tl.constexpr,
     PIXELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    LINES: tl.constexpr,
 ):
-    """Label some pixels of a row by the most probable of the phrases that are allowed; all count in the softmax."""
-    image, x, scores, indices, shares = _opened(
-        scores, indices, shares, height, width, maps, columns, taps, PIXELS
-    )
-    exists = x < width
-    peak = tl.zeros([PIXELS], tl.float32) + float("-inf")
-    total = tl.zeros([PIXELS], tl.float32)
-    best = tl.zeros([PIXELS], tl.float32) + float("-inf")
-    second = tl.zeros([PIXELS], tl.float32) + float("-inf")
-    phrase = tl.zeros([PIXELS], tl.int32)
-    winner = tl.zeros([PIXELS], tl.int32) - 1
-    for first in range(0, maps, MAPS):
-        number = first + tl.arange(0, MAPS)
-        values = _stitched(scores, indices, shares, first, maps, columns, taps, x, exists, MAPS)
-        values = tl.where((number < maps)[:, None], values, float("-inf"))
-        larger = tl.maximum(peak, tl.max(values, 0))
-        total = total * tl.exp(peak - larger) + tl.sum(tl.exp(values - larger[None, :]), 0)
-        peak = larger
-        if not EVERYONE:
-            takes = tl.load(allowed + image * maps + number, mask=number < maps, other=0) != 0
-            values = tl.where(takes[:, None], values, float("-inf"))
-        largest = tl.max(values, 0)
-        here = tl.min(tl.where(values == largest[None, :], number[:, None], maps), 0)
-        if RANKS:  # the best of each tile, and its best of another class, tell the best of two classes
-            class_ = tl.load(classes + number, mask=number < maps, other=-1).to(tl.int32)
-            found = tl.load(classes + here, mask=exists & (here < maps), other=-1).to(tl.int32)
-            others = tl.max(tl.where(class_[:, None] == found[None, :], float("-inf"), values), 0)
-            apart = tl.where(largest > best, tl.maximum(best, others), tl.maximum(second, largest))
-            second = tl.where(found == winner, tl.maximum(second, others), apart)
-            winner = tl.where(largest > best, found, winner)
-        phrase = tl.where(largest > best, here, phrase)
-        best = tl.maximum(largest, best)
-    probability = tl.exp(best - peak) / total
-    name = tl.load(classes + phrase, mask=exists & (phrase < maps), other=0)
-    if FLOOR:
-        name = tl.where(probability < floor, background, name)
-    target = (image * height + tl.program_id(1)) * width + x
-    tl.store(labels + target, name.to(labels.dtype.element_ty), mask=exists)
-    tl.store(confidences + target, probability, mask=exists)
-    if RANKS:
-        tl.store(seconds + target, probability * tl.exp(second - best), mask=exists)
+    """Label some pixels of some rows by the most probable of the phrases that are allowed; all count in the softmax."""
+    image = tl.program_id(0).to(tl.int64)
+    x = tl.program_id(2) * PIXELS + tl.arange(0, PIXELS)
+    exists = x < tl.load(sizes + image * 2 + 1)
+    across += image * width * columns
+    shares = _shares(across, columns, 0, x, exists, COLUMNS)
+    first_line = tl.program_id(1) * LINES
+    last_line = tl.minimum(tl.minimum(first_line + LINES, height), tl.load(sizes + image * 2) - top)
+    for line in range(first_line, last_line):
+        row = scores + (image * height + line) * maps * columns
+        peak = tl.zeros([PIXELS], tl.float32) + float("-inf")
+        total = tl.zeros([PIXELS], tl.float32)
+        best = tl.zeros([PIXELS], tl.float32) + float("-inf")
+        second = tl.zeros([PIXELS], tl.float32) + float("-inf")
+        phrase = tl.zeros([PIXELS], tl.int32)
+        winner = tl.zeros([PIXELS], tl.int32) - 1
+        for first in range(0, maps, MAPS):
+            number = first + tl.arange(0, MAPS)
+            values = _stitched(row, across, shares, first, maps, columns, x, exists, MAPS, COLUMNS, WHOLE)
+            values = tl.where((number < maps)[:, None], values, float("-inf"))
+            larger = tl.maximum(peak, tl.max(values, 0))
+            total = total * tl.exp(peak - larger) + tl.sum(tl.exp(values - larger[None, :]), 0)
+            peak = larger
+            if not EVERYONE:
+                takes = tl.load(allowed + image * maps + number, mask=number < maps, other=0) != 0
+                values = tl.where(takes[:, None], values, float("-inf"))
+            largest = tl.max(values, 0)
+            here = tl.min(tl.where(values == largest[None, :], number[:, None], maps), 0)
+            if RANKS:  # the best of each tile, and its best of another class, tell the best of two classes
+                class_ = tl.load(classes + number, mask=number < maps, other=-1).to(tl.int32)
+                found = tl.load(classes + here, mask=exists & (here < maps), other=-1).to(tl.int32)
+                others = tl.max(tl.where(class_[:, None] == found[None, :], float("-inf"), values), 0)
+                apart = tl.where(largest > best, tl.maximum(best, others), tl.maximum(second, largest))
+                second = tl.where(found == winner, tl.maximum(second, others), apart)
+                winner = tl.where(largest > best, found, winner)
+            phrase = tl.where(largest > best, here, phrase)
+            best = tl.maximum(largest, best)
+        probability = tl.exp(best - peak) / total
+        name = tl.load(classes + phrase, mask=exists & (phrase < maps), other=0)
+        if FLOOR:
+            name = tl.where(probability < floor, background, name)
+        target = (image * height + line) * width + x
+        tl.store(labels + target, name.to(labels.dtype.element_ty), mask=exists)
+        tl.store(confidences + target, probability, mask=exists)
+        if RANKS:
+            tl.store(seconds + target, probability * tl.exp(second - best), mask=exists)
+
+
+def _cut(height: int, width: int, columns: int) -> tuple[tuple[int, int], dict[str, int | bool]]:
+    """Return how many programs share rows and pixels, and how they cut."""
+    across = max(16, min(_COLUMNS, triton.next_power_of_2(columns)))
+    programs = triton.cdiv(height, _LINES), triton.cdiv(width, _PIXELS)
+    return programs, {
+        "PIXELS": _PIXELS,
+        "COLUMNS": across,
+        "WHOLE": columns <= across,
+        "LINES": _LINES,
+        "num_warps": 4,
+    }
 
 
 def launch_purified(
     scores: Tensor,
-    taps: tuple[Tensor, Tensor],
+    across: Tensor,
     names: Tensor,
-    edits: tuple[Tensor, Tensor, Tensor] | None,
+    sizes: Tensor,
+    edits: tuple[Tensor, Tensor, Tensor, Tensor] | None,
     top: int,
     background: int | None,
     labels: Tensor,
@@ -222,28 +293,30 @@ def launch_purified(
 
     Args:
         scores: Maps whose rows are those of the images already, contiguous [images, height, maps, columns].
-        taps: Columns that each pixel of a row lies between, and their shares, [images, width, taps].
+        across: Shares of the columns in each pixel of a row, contiguous [images, width, columns].
         names: Class of each map [images, maps]; below 0 in unused places.
-        edits: Boxes [edits, images, 4], what each map becomes inside [edits, images, maps], and which maps are of the
-            group there.
+        sizes: Height and width of each image [images, 2]; what lies outside is not written.
+        edits: Boxes [edits, images, 4], what each map becomes inside [edits, images, maps], which maps are of the
+            group there, and how many edits each image has [images].
         top: Row of the images that the first row is.
         background: Class that takes what no map claims; None if there is none.
         labels, confidences: Contiguous [images, height, width]; written into.
         seconds: The same for the best score of another class; None where nobody asks.
     """
     images, height, maps, columns = scores.shape
-    indices, shares = taps
-    width = indices.shape[1]
+    width = across.shape[1]
     names = names.contiguous()
-    boxes, renamed, members = edits if edits else (names, names, names)
-    purified_kernel[(images, height, triton.cdiv(width, _PIXELS))](
+    boxes, renamed, members, counts = edits if edits else (names, names, names, names)
+    (rows, pixels), cut = _cut(height, width, columns)
+    purified_kernel[(images, rows, pixels)](
         scores,
-        indices,
-        shares,
+        across,
         names,
+        sizes,
         boxes.contiguous(),
         renamed.contiguous(),
         members.contiguous().view(torch.int8) if edits else members,
+        counts,
         labels,
         confidences,
         confidences if seconds is None else seconds,
@@ -252,23 +325,23 @@ def launch_purified(
         width,
         maps,
         columns,
-        indices.shape[2],
-        len(boxes) if edits else 0,
         top,
         -1 if background is None else background,
+        EDITS=edits is not None,
         RESIDUAL=background is not None,
         RANKS=seconds is not None,
         MAPS=_MAPS,
-        PIXELS=_PIXELS,
-        num_warps=4,
+        **cut,
     )
 
 
 def launch_probable(
     scores: Tensor,
-    taps: tuple[Tensor, Tensor],
+    across: Tensor,
     classes: Tensor,
     allowed: Tensor | None,
+    sizes: Tensor,
+    top: int,
     floor: float,
     background: int | None,
     labels: Tensor,
@@ -278,22 +351,22 @@ def launch_probable(
     """Label rows of images by scaled cosines; see `labels.label_by_probability`.
 
     Args:
-        scores, taps, labels, confidences, seconds: As in `launch_purified`.
+        scores, across, sizes, top, labels, confidences, seconds: As in `launch_purified`.
         classes: Class of each phrase.
         allowed: Phrases that may win [images, phrases]; None lets all.
         floor: Probability below which a pixel is background.
         background: Class of such pixels; None if there is none.
     """
     images, height, maps, columns = scores.shape
-    indices, shares = taps
-    width = indices.shape[1]
+    width = across.shape[1]
     has_floor = floor > 0 and background is not None
-    probable_kernel[(images, height, triton.cdiv(width, _PIXELS))](
+    (rows, pixels), cut = _cut(height, width, columns)
+    probable_kernel[(images, rows, pixels)](
         scores,
-        indices,
-        shares,
+        across,
         classes,
         classes if allowed is None else allowed.contiguous().view(torch.int8),
+        sizes,
         labels,
         confidences,
         confidences if seconds is None else seconds,
@@ -301,13 +374,12 @@ def launch_probable(
         width,
         maps,
         columns,
-        indices.shape[2],
+        top,
         floor,
         background if background is not None else -1,
         EVERYONE=allowed is None,
         FLOOR=has_floor,
         RANKS=seconds is not None,
-        MAPS=_MAPS,
-        PIXELS=_PIXELS,
-        num_warps=4,
+        MAPS=_PHRASES,
+        **cut,
     )

@@ -189,7 +189,7 @@ def _edits(stitcher: Stitcher) -> LabelEdits:
         [[[3, 2, 30, 25], [0, 0, 20, 30], [0, 0, 0, 0]], [[10, 5, 15, 9], [0, 0, 0, 0], [0, 0, 0, 0]]]
     )
     places = torch.tensor([[[2, 1, 2], [2, 1, 2], [0, 1, 2]], [[0, 0, 2], [0, 1, 2], [0, 1, 2]]])
-    return LabelEdits(boxes, torch.from_numpy(boxes), places)
+    return LabelEdits(boxes, torch.from_numpy(boxes), places, torch.tensor([2, 1, 0]))
 
 
 def test_inside_a_box_the_winner_takes_the_largest_score_of_its_group() -> None:
@@ -281,7 +281,8 @@ def test_a_group_that_was_settled_counts_as_one_class_for_the_margin() -> None:
     stitcher = _stitcher(SIZES)
     tiled, classes = _purified(stitcher, 3), torch.tensor([[0, 1, 2]] * 3)
     boxes = np.array([[[3, 2, 30, 25], [0, 0, 20, 30], [0, 0, 0, 0]]])
-    edits = LabelEdits(boxes, torch.from_numpy(boxes), torch.tensor([[[2, 1, 2], [0, 0, 2], [0, 1, 2]]]))
+    places = torch.tensor([[[2, 1, 2], [0, 0, 2], [0, 1, 2]]])
+    edits = LabelEdits(boxes, torch.from_numpy(boxes), places, torch.tensor([1, 1, 0]))
     found = label_by_purified_maps(tiled, classes, 3, None, stitcher, edits, UNSURE)
     groups = [(0, 2, 2), (0, 1, 0), (0, 0, 0)]
     stitched = stitcher.stitch(tiled).double().numpy()

@@ -118,33 +118,31 @@ def _guidance(
     return _shares(aggregation, patches), guided.to(patches.dtype)
 
 
-def _stitched(scores: Tensor, taps: tuple[Tensor, Tensor]) -> Tensor:
+def _stitched(scores: Tensor, across: Tensor) -> Tensor:
     """Return [images, maps, height, width]."""
-    indices, shares = taps
-    across = torch.zeros(len(scores), scores.shape[3], indices.shape[1])
-    across.scatter_add_(1, indices.long().transpose(1, 2), shares.transpose(1, 2))
-    return (scores @ across[:, None]).transpose(1, 2)
+    return (scores @ across[:, None].mT).transpose(1, 2)
 
 
 def _purified(
     scores: Tensor,
-    taps: tuple[Tensor, Tensor],
+    across: Tensor,
     names: Tensor,
-    edits: tuple[Tensor, Tensor, Tensor] | None,
+    _: Tensor,
+    edits: tuple[Tensor, Tensor, Tensor, Tensor] | None,
     top: int,
     background: int | None,
     found: Tensor,
     confidences: Tensor,
     seconds: Tensor | None,
 ) -> None:
-    values = _stitched(scores, taps).masked_fill((names < 0)[:, :, None, None], -1)
+    values = _stitched(scores, across).masked_fill((names < 0)[:, :, None, None], -1)
     best, place = values.max(1)
     best = best.clamp_min(0)
     values.scatter_(1, place[:, None], -1)
     if edits is not None:
         bounds = edits[0].numpy()
         everything = slice(top, top + scores.shape[1])
-        labels._rename(place, best > 0, LabelEdits(bounds, *edits[:2]), everything, values)
+        labels._rename(place, best > 0, LabelEdits(bounds, *edits[:2], edits[3]), everything, values)
     second = values.amax(1).clamp_min(0)
     name = names.clamp_min(0).gather(1, place.flatten(1)).view_as(place)
     if background is not None:
@@ -159,16 +157,18 @@ def _purified(
 
 def _probable(
     scores: Tensor,
-    taps: tuple[Tensor, Tensor],
+    across: Tensor,
     classes: Tensor,
     allowed: Tensor | None,
+    _: Tensor,
+    top: int,
     floor: float,
     background: int | None,
     found: Tensor,
     confidences: Tensor,
     seconds: Tensor | None,
 ) -> None:
-    logits = _stitched(scores, taps)
+    logits = _stitched(scores, across)
     able = logits if allowed is None else logits.masked_fill(~allowed[:, :, None, None], -torch.inf)
     best, phrase = able.max(1)
     probability = (best - logits.logsumexp(1)).exp()

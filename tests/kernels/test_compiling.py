@@ -54,12 +54,13 @@ for weighs in (True, False):
     build(guidance_triton.similarity_kernel,
           {"WEIGHS": weighs, "CUTS": True, "ROWS": 64, "COLUMNS": 256, "STEP": 64}, patches="*bf16")
 build(guidance_triton.guidance_kernel, {"CUTS": True, "ROWS": 16, "COLUMNS": 256}, 4)
-build(labels_triton.purified_kernel, {"RESIDUAL": True, "RANKS": True, "MAPS": 16, "PIXELS": 128}, 4,
-      scores="*fp32", indices="*i32", shares="*fp32", names="*i64", boxes="*i64", renamed="*i64", members="*i8", labels="*u8",
-      confidences="*fp32", seconds="*fp32", width="i32")
-build(labels_triton.probable_kernel, {"EVERYONE": False, "FLOOR": True, "RANKS": True, "MAPS": 16, "PIXELS": 128}, 4,
-      scores="*fp32", indices="*i32", shares="*fp32", classes="*i64", allowed="*i8", labels="*u8",
-      confidences="*fp32", seconds="*fp32", floor="fp32")
+LABELS = dict.fromkeys("scores across confidences seconds".split(), "*fp32") | dict.fromkeys(
+    "names sizes boxes renamed edits classes".split(), "*i64") | dict.fromkeys("members allowed".split(), "*i8") | {
+    "labels": "*u8", "floor": "fp32", "width": "i32"}
+for whole in (True, False):
+    cut = {"PIXELS": 128, "COLUMNS": 64, "WHOLE": whole, "LINES": 8}
+    build(labels_triton.purified_kernel, {"EDITS": True, "RESIDUAL": True, "RANKS": True, "MAPS": 16, **cut}, 4, **LABELS)
+    build(labels_triton.probable_kernel, {"EVERYONE": False, "FLOOR": True, "RANKS": True, "MAPS": 32, **cut}, 4, **LABELS)
 build(class_sums_triton.class_sums_kernel, {"MASKED": True, "BLOCK": 4096},
       label="*i64", inside="*i1", pixels="*i64", sums="*fp64")
 build(parts_triton.parts_kernel, {"PLACES": 256, "DIAGONAL": True, "UNION": True}, 2,

@@ -25,24 +25,24 @@ CLASSES = torch.tensor([[1, 4, 5], [2, 6, -1]])
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     from ovss_core.kernels import labels_triton
 
-    monkeypatch.setattr(labels_triton, "_MAPS", 2)
-    monkeypatch.setattr(labels_triton, "_PIXELS", 8)
+    for name, size in {"_MAPS": 2, "_PHRASES": 2, "_PIXELS": 8, "_LINES": 2}.items():
+        monkeypatch.setattr(labels_triton, name, size)
 
 
-def _stitcher() -> Stitcher:
+def _stitcher(columns: int = 2) -> Stitcher:
     layouts = tuple(WindowLayout.of(*size, WindowConfig(size=16, stride=8)) for size in RESIZED)
-    return Stitcher(layouts, (2, 2), SIZES)
+    return Stitcher(layouts, (2, columns), SIZES)
 
 
-def _maps(count: int) -> torch.Tensor:
+def _maps(count: int, columns: int = 2) -> torch.Tensor:
     windows = sum(map(len, _stitcher().layouts))
-    return torch.rand(windows, count, 4, generator=torch.Generator().manual_seed(count))
+    return torch.rand(windows, count, 2 * columns, generator=torch.Generator().manual_seed(count))
 
 
 def _edits() -> LabelEdits:
     boxes = np.array([[[1, 1, 7, 5], [0, 0, 5, 6]], [[2, 2, 5, 4], [0, 0, 0, 0]]])
     places = torch.tensor([[[2, 1, 2], [1, 1, 2]], [[0, 0, 2], [0, 1, 2]]])
-    return LabelEdits(boxes, torch.from_numpy(boxes), places)  # the second lies in the first
+    return LabelEdits(boxes, torch.from_numpy(boxes), places, torch.tensor([2, 1]))  # the second lies in the first
 
 
 def _assert_equal(found: Labels, expected: Labels) -> None:
@@ -86,6 +86,22 @@ def test_labels_by_probability_equal_the_plain_form(
     expected = label_by_probability(tiled, rule, stitcher, config)
     monkeypatch.setattr(labels, "use_kernel", lambda tensor: True)
     _assert_equal(label_by_probability(tiled, rule, stitcher, config), expected)
+
+
+def test_more_columns_of_the_grids_than_a_program_holds_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovss_core.kernels import labels_triton
+
+    stitcher = _stitcher(12)
+    tiled, rule = 0.1 * stitcher.tile(_maps(3, 12)), PhraseRule(torch.tensor([0, 1, 2]), 3, None)
+    plain = (
+        label_by_purified_maps(tiled, CLASSES, 7, None, stitcher, _edits(), MARGINS),
+        label_by_probability(tiled, rule, stitcher, MARGINS),
+    )
+    monkeypatch.setattr(labels, "use_kernel", lambda tensor: True)
+    monkeypatch.setattr(labels_triton, "_COLUMNS", 16)
+    assert stitcher.shares.shape[2] > 16
+    _assert_equal(label_by_purified_maps(tiled, CLASSES, 7, None, stitcher, _edits(), MARGINS), plain[0])
+    _assert_equal(label_by_probability(tiled, rule, stitcher, MARGINS), plain[1])
 
 
 def test_a_score_that_is_no_number_shows_in_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
