@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 _ALIGNMENT = 16
+_LARGE = 1 << 20
+"""Bytes of an upload from which on to order two streams costs less than the copy takes."""
 
 
 def upload(
@@ -46,13 +48,25 @@ def upload(
             flat[place : place + part.nbytes] = part.reshape(-1).view(np.uint8)
             place += part.nbytes
         start += size
-    sent = block.to(device, non_blocking=True)
+    sent = _sent(block, torch.device(device))
     return {
         name: piece[: sum(part.nbytes for part in table)]
         .view(torch.from_numpy(table[0]).dtype)
         .view(sum(len(part) for part in table), *table[0].shape[1:])
         for piece, (name, table) in zip(sent.split(sizes), parts.items(), strict=True)
     }
+
+
+def _sent(block: Tensor, device: torch.device) -> Tensor:
+    """Send a block of pinned memory; a large one while the device works on what is queued, and not behind it."""
+    if len(block) < _LARGE or device.type != "cuda" or not torch.cuda.device_count():
+        return block.to(device, non_blocking=True)
+    working, sending = torch.cuda.current_stream(device), _side_stream(device, "uploads")
+    with torch.cuda.stream(sending):
+        sent = block.to(device, non_blocking=True)
+    working.wait_stream(sending)
+    sent.record_stream(working)
+    return sent
 
 
 class Download:
@@ -98,12 +112,12 @@ def beside(device: torch.device) -> Iterator[None]:
     if device.type != "cuda" or not torch.cuda.is_available():
         yield
         return
-    with torch.cuda.stream(_side_stream(device)):
+    with torch.cuda.stream(_side_stream(device, "beside")):
         yield
 
 
 @lru_cache(maxsize=16)
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 

@@ -286,9 +286,7 @@ class LabelEdits:
 
     def of_images(self, part: slice) -> "LabelEdits":
         """Return the edits of some neighboring images."""
-        return LabelEdits(
-            self.bounds[:, part], self.boxes[:, part], self.places[:, part], self.counts[part]
-        )
+        return LabelEdits(self.bounds[:, part], self.boxes[:, part], self.places[:, part], self.counts[part])
 
 
 def scale_boxes(

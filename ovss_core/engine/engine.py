@@ -432,15 +432,14 @@ class SegmentationEngine:
     ) -> tuple[EncoderTrace, Float[Tensor, "windows 3 height width"]]:
         """Run both towers over some windows of a wave; returns their pixels as well, normalized."""
         with self._timed("windows"):
-            cut = wave.pixels.cut_windows(part)
-            pixels = normalize(cut, *self.normalization)
+            pixels = wave.pixels.cut_normalized(part, *self.normalization, self.encoder.dtype)
         with self._timed("encoder"):
             trace = self.encoder.trace(pixels, request)
         if wave.regions is not None:
             trace.regions = WindowRegions(wave.regions.ids[part], wave.regions.count)
         if self.proxy and request.proxy:
             with self._timed("proxy"):
-                seen = wave.proxy_pixels.cut_windows(part) if wave.proxy_pixels else cut
+                seen = (wave.proxy_pixels or wave.pixels).cut_windows(part)
                 trace.proxy = self.proxy.features(normalize(seen, *self.proxy.normalization), request.proxy)
         return trace, pixels
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ovss_core.images.resize import channel_levels, normalize
 from ovss_core.images.windows import WindowLayout
 from ovss_core.kernels import use_kernel
 from ovss_core.transfer import upload
@@ -84,6 +85,24 @@ class ImagePixels:
 
             return launch_windows(*table, self.window_size)
         return windows_of(*table, self.window_size)
+
+    def cut_normalized(
+        self, part: slice, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+    ) -> Float[Tensor, "windows 3 height width"]:
+        """Cut some windows out and normalize them as `resize.normalize` does.
+
+        Args:
+            part: Which windows.
+            mean, std: Of each channel, in [0, 1].
+            dtype: What a tower reads them in; a GPU makes nothing else, a CPU leaves them in float32.
+        """
+        if use_kernel(self.pixels):
+            from ovss_core.kernels.pixels_triton import launch_planes
+
+            table = self.pixels, self.window_first[part], self.window_width[part]
+            levels = (channel_levels(tuple(values), self.pixels.device) for values in (mean, std))
+            return launch_planes(*table, self.window_size, *levels, dtype)
+        return normalize(self.cut_windows(part), mean, std)
 
     def cut_regions(
         self, image: Int[Tensor, " regions"], corners: Int[Tensor, "regions 4"], side: int

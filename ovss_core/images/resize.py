@@ -71,7 +71,7 @@ def resize_bilinear(
 
 
 @lru_cache(maxsize=16)
-def _gray_levels(values: tuple[float, ...], device: torch.device) -> Tensor:
+def channel_levels(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Turn shares of white into gray levels, rounded to three decimals as the code of both papers has them."""
     with torch.inference_mode(
         False
@@ -92,6 +92,6 @@ def normalize(
         std: Standard deviation of each channel, in the same unit.
     """
     pixels = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
-    center, spread = (_gray_levels(tuple(values), pixels.device) for values in (mean, std))
+    center, spread = (channel_levels(tuple(values), pixels.device) for values in (mean, std))
     planes = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
     return planes.sub_(center).div_(spread)

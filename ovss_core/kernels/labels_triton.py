@@ -55,7 +55,9 @@ def _stitched(
         shares: Of all columns, if they fit into a tile (WHOLE).
     """
     if WHOLE:
-        total = tl.dot(_scored(scores, first_map, 0, maps, columns, MAPS, COLUMNS), shares, input_precision="tf32x3")
+        total = tl.dot(
+            _scored(scores, first_map, 0, maps, columns, MAPS, COLUMNS), shares, input_precision="tf32x3"
+        )
     else:
         total = tl.zeros([MAPS, x.shape[0]], tl.float32)
         for first in range(0, columns, COLUMNS):
@@ -148,7 +150,9 @@ def purified_kernel(
                 inside, place = _renamed(place, edit * images + image, boxes, renamed, maps, x, y, claimed)
                 touched = tl.maximum(touched, tl.max(inside.to(tl.int32), 0))
             if RANKS:
-                if touched > 0:  # a group that was settled counts as one class: where it won no member is a rival
+                if (
+                    touched > 0
+                ):  # a group that was settled counts as one class: where it won no member is a rival
                     second = tl.zeros([PIXELS], tl.float32) - 1.0
                     for first in range(0, maps, MAPS):
                         number = first + tl.arange(0, MAPS)

@@ -22,6 +22,21 @@ def windows_kernel(pixels, first, row_pixels, windows, height, width, BLOCK: tl.
 
 
 @triton.jit
+def planes_kernel(pixels, first, row_pixels, center, spread, planes, height, width, BLOCK: tl.constexpr):
+    """Copy some pixels of a window, and normalize them channel by channel."""
+    window = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < height * width
+    y = place // width
+    start = tl.load(first + window) + y.to(tl.int64) * tl.load(row_pixels + window) + place % width
+    planes += window * 3 * height * width
+    for channel in tl.static_range(3):
+        level = tl.load(pixels + start * 3 + channel, mask=inside, other=0).to(tl.float32)
+        value = tl.div_rn(level - tl.load(center + channel), tl.load(spread + channel))
+        tl.store(planes + channel * height * width + place, value.to(planes.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _sampled(begin, end, place, side):
     """Return both samples of output places along an axis, and the share of the second."""
     length = end - begin
@@ -78,6 +93,31 @@ def launch_windows(
             pixels, window_first, window_width, windows, height, width, BLOCK=_BLOCK, num_warps=4
         )
     return windows
+
+
+def launch_planes(
+    pixels: Tensor,
+    window_first: Tensor,
+    window_width: Tensor,
+    size: tuple[int, int],
+    center: Tensor,
+    spread: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Run `planes_kernel`; see `ImagePixels.cut_normalized`.
+
+    Args:
+        center, spread: Of the three channels, in gray levels.
+    """
+    height, width = size
+    planes = torch.empty(len(window_first), 3, height, width, dtype=dtype, device=pixels.device)
+    if len(planes):
+        planes_kernel[(len(planes), triton.cdiv(height * width, _BLOCK))](
+            *(pixels, window_first, window_width, center, spread, planes, height, width),
+            BLOCK=_BLOCK,
+            num_warps=4,
+        )
+    return planes
 
 
 def launch_regions(

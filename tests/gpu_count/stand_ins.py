@@ -40,7 +40,11 @@ def stand_ins(enter: Enter) -> dict[str, SimpleNamespace]:
         "labels_triton": {"launch_purified": (1, _purified), "launch_probable": (1, _probable)},
         "class_sums_triton": {"launch_class_sums": (1, class_sums.add_class_sums)},
         "parts_triton": {"launch_union": (1, _union), "launch_parts": (1, _parts)},
-        "pixels_triton": {"launch_windows": (1, pixels.windows_of), "launch_regions": (1, pixels.regions_of)},
+        "pixels_triton": {
+            "launch_windows": (1, pixels.windows_of),
+            "launch_planes": (1, _planes),
+            "launch_regions": (1, pixels.regions_of),
+        },
         "affinity_triton": {"launch_balance": (2, _balance)},
         "evidence_triton": {
             "launch_statistics": (1, evidence_forms.statistics),
@@ -116,6 +120,19 @@ def _guidance(
 ) -> tuple[Tensor, Tensor]:
     aggregation, guided = similarity.guide_attention(patches, found, grid, not cut_first)
     return _shares(aggregation, patches), guided.to(patches.dtype)
+
+
+def _planes(
+    table: Tensor,
+    first: Tensor,
+    width: Tensor,
+    size: tuple[int, int],
+    center: Tensor,
+    spread: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    cut = pixels.windows_of(table, first, width, size).movedim(-1, -3)
+    return ((cut.float() - center) / spread).to(dtype)
 
 
 def _stitched(scores: Tensor, across: Tensor) -> Tensor:

@@ -67,6 +67,8 @@ build(parts_triton.parts_kernel, {"PLACES": 256, "DIAGONAL": True, "UNION": True
       regions="*i8", labels="*i32", corners="*i32", union="*i8")
 build(pixels_triton.windows_kernel, {"BLOCK": 1024}, 4, pixels="*u8", first="*i64", row_pixels="*i64", windows="*u8",
       width="i32")
+build(pixels_triton.planes_kernel, {"BLOCK": 1024}, 4, pixels="*u8", first="*i64", row_pixels="*i64", center="*fp32",
+      spread="*fp32", planes="*bf16", width="i32")
 build(pixels_triton.regions_kernel, {"SAMPLES": 256}, 4, pixels="*u8", first="*i64", row_pixels="*i64", image="*i64",
       corners="*i64", regions="*u8")
 AFFINITY = dict.fromkeys("attention row_scale column_scale transfer".split(), "*fp32")
@@ -113,6 +115,7 @@ KERNELS = {
     "class_sums_kernel",
     "parts_kernel",
     "windows_kernel",
+    "planes_kernel",
     "regions_kernel",
     "balance_kernel",
     "transfer_kernel",

@@ -42,7 +42,9 @@ def _maps(count: int, columns: int = 2) -> torch.Tensor:
 def _edits() -> LabelEdits:
     boxes = np.array([[[1, 1, 7, 5], [0, 0, 5, 6]], [[2, 2, 5, 4], [0, 0, 0, 0]]])
     places = torch.tensor([[[2, 1, 2], [1, 1, 2]], [[0, 0, 2], [0, 1, 2]]])
-    return LabelEdits(boxes, torch.from_numpy(boxes), places, torch.tensor([2, 1]))  # the second lies in the first
+    return LabelEdits(
+        boxes, torch.from_numpy(boxes), places, torch.tensor([2, 1])
+    )  # the second lies in the first
 
 
 def _assert_equal(found: Labels, expected: Labels) -> None:
@@ -88,7 +90,9 @@ def test_labels_by_probability_equal_the_plain_form(
     _assert_equal(label_by_probability(tiled, rule, stitcher, config), expected)
 
 
-def test_more_columns_of_the_grids_than_a_program_holds_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_columns_of_the_grids_than_a_program_holds_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from ovss_core.kernels import labels_triton
 
     stitcher = _stitcher(12)

@@ -8,6 +8,7 @@ import torch
 from ovss_core.class_purification.refinement import ROUNDS, balance, spread
 from ovss_core.engine.finite import finite_rows, sound_windows
 from ovss_core.images.pixels import regions_of, windows_of
+from ovss_core.images.resize import CLIP_MEAN, CLIP_STD, channel_levels, normalize
 from tests.kernels.where import MARKS, launched
 
 pytest.importorskip("triton")
@@ -29,6 +30,19 @@ def test_balanced_attention_and_its_transfer_matrix_equal_the_two_vectors(patche
     maps = torch.rand(3, 5, patches, generator=chance)
     formed = spread(replace(expected, transfer=transfer), maps)
     torch.testing.assert_close(formed, spread(expected, maps), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter cuts bfloat16 off
+def test_windows_are_normalized_as_by_the_plain_form(dtype: torch.dtype) -> None:
+    from ovss_core.kernels.pixels_triton import launch_planes
+
+    pixels = torch.randint(
+        0, 256, (20 * 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(7)
+    )
+    first, width = torch.tensor([0, 3 * 30 + 14]), torch.tensor([30, 30])
+    levels = (channel_levels(values, pixels.device) for values in (CLIP_MEAN, CLIP_STD))
+    planes = launched(launch_planes)(pixels, first, width, (15, 16), *levels, dtype)
+    assert torch.equal(planes, normalize(windows_of(pixels, first, width, (15, 16))).to(dtype))
 
 
 def test_windows_and_regions_are_cut_as_by_the_plain_forms() -> None:
