@@ -15,7 +15,7 @@ from torch import Tensor
 
 _ALIGNMENT = 16
 _LARGE = 1 << 20
-"""Bytes of an upload from which on to order two streams costs less than the copy takes."""
+"""Bytes of a copy from which on to order two streams costs less than it takes."""
 
 
 def upload(
@@ -69,6 +69,19 @@ def _sent(block: Tensor, device: torch.device) -> Tensor:
     return sent
 
 
+@contextmanager
+def _while_it_works(joined: Tensor) -> Iterator[None]:
+    """Let a large copy back, once its source is there, keep nothing waiting that is queued behind."""
+    if len(joined) < _LARGE or joined.device.type != "cuda" or not torch.cuda.device_count():
+        yield
+        return
+    fetching = _side_stream(joined.device, "downloads")
+    fetching.wait_stream(torch.cuda.current_stream(joined.device))
+    joined.record_stream(fetching)
+    with torch.cuda.stream(fetching):
+        yield
+
+
 class Download:
     """Tensors on their way to CPU memory in one copy.
 
@@ -84,10 +97,11 @@ class Download:
             return
         joined = torch.cat([_as_bytes(tensor) for tensor in tensors])
         self._landed = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        self._landed.copy_(joined, non_blocking=True)
-        if torch.cuda.is_available():
-            self._event = torch.cuda.Event()
-            self._event.record()
+        with _while_it_works(joined):
+            self._landed.copy_(joined, non_blocking=True)
+            if torch.cuda.is_available():
+                self._event = torch.cuda.Event()
+                self._event.record()
 
     def wait(self) -> list[np.ndarray]:
         """Return the tensors as arrays, in order."""

@@ -1,12 +1,14 @@
 """The kernels of `engine.labels`: from scores on windows' grids to one class a pixel, with no map of pixels a class."""
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_MAPS, _PHRASES, _PIXELS, _COLUMNS, _LINES = 16, 32, 128, 64, 8
-"""Purified maps, or phrases, neighboring pixels and columns of the grids that one program works on at once, and the rows of
+_MEMBER = 1 << 16
+_MAPS, _MORE_MAPS, _PHRASES, _PIXELS, _COLUMNS, _LINES = 16, 32, 32, 128, 64, 16
+"""Purified maps (more, where an image keeps more), or phrases, neighboring pixels and columns of the grids that one program works on at once, and the rows of
 pixels that it labels one after the other, by the same shares of the columns."""
 
 
@@ -68,17 +70,28 @@ def _stitched(
 
 
 @triton.jit
-def _renamed(place, table, boxes, renamed, maps, x, y, claimed):
-    """Return which claimed pixels of a row lie in a box, and what their places become there.
+def _renamed(place, edit, boxes, renamed, maps, x, y, claimed):
+    """Let one edit rename what is claimed of a row of pixels.
 
     Args:
-        table: Which box, and which row of `renamed`.
+        edit: Which one, of all images'.
+        renamed: What each place becomes, and 1 << 16 more where it is a member of the group.
+
+    Returns:
+        The places afterwards, and where the group won.
     """
-    box = boxes + table * 4
+    box = boxes + edit * 4
     reaches = (y >= tl.load(box + 1)) & (y < tl.load(box + 3))
     inside = claimed & (x >= tl.load(box)) & (x < tl.where(reaches, tl.load(box + 2), 0))
-    new = tl.load(renamed + table * maps + place, mask=inside, other=0)
-    return inside, tl.where(inside, new.to(tl.int32), place)
+    new = tl.load(renamed + edit * maps + place, mask=inside, other=0)
+    return tl.where(inside, new & 0xFFFF, place), new >= 0x10000
+
+
+@triton.jit
+def _is_rival(used, number, first_place, banned, MAPS: tl.constexpr):
+    """Say which maps of a tile are other classes' than the one that a pixel's score is of."""
+    bit = (banned[None, :] >> tl.arange(0, MAPS)[:, None]) & 1
+    return used[:, None] & (number[:, None] != first_place[None, :]) & (bit == 0)
 
 
 @triton.jit
@@ -99,18 +112,23 @@ def purified_kernel(
     width,
     maps,
     columns,
+    tiles,
     top,
     background,
     EDITS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     RANKS: tl.constexpr,
     MAPS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     PIXELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WHOLE: tl.constexpr,
     LINES: tl.constexpr,
 ):
-    """Label some pixels of some rows by the largest map, and let the winners of boxes take what is theirs."""
+    """Label some pixels of some rows by the largest map, and let the winners of boxes take what is theirs.
+
+    `members` has a bit for each map of a tile: whether an edit's group counts it.
+    """
     image = tl.program_id(0).to(tl.int64)
     x = tl.program_id(2) * PIXELS + tl.arange(0, PIXELS)
     exists = x < tl.load(sizes + image * 2 + 1)
@@ -118,13 +136,23 @@ def purified_kernel(
     shares = _shares(across, columns, 0, x, exists, COLUMNS)
     first_line = tl.program_id(1) * LINES
     last_line = tl.minimum(tl.minimum(first_line + LINES, height), tl.load(sizes + image * 2) - top)
-    own_edits = tl.load(edits + image) if EDITS else 0
+    if EDITS:
+        own_edits = tl.load(edits + image)
+        # where boxes lie is looked up once for all rows: few rows of few programs are in one
+        box = boxes + (tl.arange(0, EDITS) * images + image) * 4
+        is_own = tl.arange(0, EDITS) < own_edits
+        left = tl.load(box, mask=is_own, other=0)
+        right = tl.load(box + 2, mask=is_own, other=0)
+        is_near = is_own & (left < (tl.program_id(2) + 1) * PIXELS) & (right > tl.program_id(2) * PIXELS)
+        upper = tl.load(box + 1, mask=is_near, other=0)
+        lower = tl.load(box + 3, mask=is_near, other=0)
     for line in range(first_line, last_line):
         row = scores + (image * height + line) * maps * columns
         best = tl.zeros([PIXELS], tl.float32) - 1.0
         second = tl.zeros([PIXELS], tl.float32) - 1.0
         place = tl.zeros([PIXELS], tl.int32)
         wrong = tl.zeros([PIXELS], tl.int32)
+        values = tl.zeros([MAPS, PIXELS], tl.float32)
         for first in range(0, maps, MAPS):
             number = first + tl.arange(0, MAPS)
             used = tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
@@ -141,40 +169,43 @@ def purified_kernel(
                 place = tl.where(largest > best, here, place)
                 best = tl.maximum(largest, best)
         best = tl.maximum(best, 0.0)
-        first_place = place
         y = top + line
         if EDITS:
-            touched = 0
-            claimed = exists & (best > 0)
-            for edit in range(own_edits):
-                inside, place = _renamed(place, edit * images + image, boxes, renamed, maps, x, y, claimed)
-                touched = tl.maximum(touched, tl.max(inside.to(tl.int32), 0))
-            if RANKS:
-                if (
-                    touched > 0
-                ):  # a group that was settled counts as one class: where it won no member is a rival
-                    second = tl.zeros([PIXELS], tl.float32) - 1.0
-                    for first in range(0, maps, MAPS):
-                        number = first + tl.arange(0, MAPS)
-                        used = tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
-                        if tl.max(used.to(tl.int32), 0) > 0:
-                            values = _stitched(
-                                row, across, shares, first, maps, columns, x, exists, MAPS, COLUMNS, WHOLE
-                            )
-                            rival = used[:, None] & (number[:, None] != first_place[None, :])
-                            now = first_place
-                            for edit in range(own_edits):
-                                table = edit * images + image
-                                inside, new = _renamed(now, table, boxes, renamed, maps, x, y, claimed)
-                                won = inside & (
-                                    tl.load(members + table * maps + now, mask=inside, other=0) != 0
+            if tl.max((is_near & (upper <= y) & (y < lower)).to(tl.int32), 0) > 0:
+                claimed = exists & (best > 0)
+                first_place = place
+                touched = 0
+                banned = tl.zeros([PIXELS], tl.int32)
+                for edit in range(own_edits):
+                    own = edit * images + image
+                    place, won = _renamed(place, own, boxes, renamed, maps, x, y, claimed)
+                    touched = tl.maximum(touched, tl.max(won.to(tl.int32), 0))
+                    if RANKS and ONE_TILE:
+                        banned |= tl.where(won, tl.load(members + own), 0)
+                if RANKS:  # noqa: SIM102  # what is known when it is compiled does not mix with what is not
+                    if touched > 0:
+                        # a group that was settled counts as one class: where it won no member is a rival
+                        if ONE_TILE:
+                            number = tl.arange(0, MAPS)
+                            used = tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
+                            rival = _is_rival(used, number, first_place, banned, MAPS)
+                            second = tl.max(tl.where(rival, values, -1.0), 0)
+                        else:
+                            second = tl.zeros([PIXELS], tl.float32) - 1.0
+                            for first in range(0, maps, MAPS):
+                                number = first + tl.arange(0, MAPS)
+                                used = tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
+                                values = _stitched(
+                                    row, across, shares, first, maps, columns, x, exists, MAPS, COLUMNS, WHOLE
                                 )
-                                member = (
-                                    tl.load(members + table * maps + number, mask=number < maps, other=0) != 0
-                                )
-                                rival = rival & ~(won[None, :] & member[:, None])
-                                now = new
-                            second = tl.maximum(second, tl.max(tl.where(rival, values, -1.0), 0))
+                                banned = tl.zeros([PIXELS], tl.int32)
+                                now = first_place
+                                for edit in range(own_edits):
+                                    own = edit * images + image
+                                    now, won = _renamed(now, own, boxes, renamed, maps, x, y, claimed)
+                                    banned |= tl.where(won, tl.load(members + own * tiles + first // MAPS), 0)
+                                rival = _is_rival(used, number, first_place, banned, MAPS)
+                                second = tl.maximum(second, tl.max(tl.where(rival, values, -1.0), 0))
         if RANKS:
             second = tl.maximum(second, 0.0)
         name = tl.load(names + image * maps + place, mask=exists & (place < maps), other=0)
@@ -310,16 +341,26 @@ def launch_purified(
     images, height, maps, columns = scores.shape
     width = across.shape[1]
     names = names.contiguous()
-    boxes, renamed, members, counts = edits if edits else (names, names, names, names)
     (rows, pixels), cut = _cut(height, width, columns)
+    tile = _MAPS if maps <= _MAPS else _MORE_MAPS
+    tiles = triton.cdiv(maps, tile)
+    boxes = renamed = bits = counts = names
+    most = 0
+    if edits:
+        boxes, becomes, members, counts = edits
+        renamed = torch.add(becomes.int(), members, alpha=_MEMBER)
+        bit = torch.ones(tile, dtype=torch.int32, device=names.device).cumsum(0, dtype=torch.int32) - 1
+        apart = F.pad(members, (0, tiles * tile - maps)).unflatten(2, (tiles, tile))
+        bits = (apart.int() << bit).sum(3, dtype=torch.int32)
+        most = max(triton.next_power_of_2(len(boxes)), 2)
     purified_kernel[(images, rows, pixels)](
         scores,
         across,
         names,
         sizes,
         boxes.contiguous(),
-        renamed.contiguous(),
-        members.contiguous().view(torch.int8) if edits else members,
+        renamed,
+        bits,
         counts,
         labels,
         confidences,
@@ -329,12 +370,14 @@ def launch_purified(
         width,
         maps,
         columns,
+        tiles,
         top,
         -1 if background is None else background,
-        EDITS=edits is not None,
+        EDITS=most,
         RESIDUAL=background is not None,
         RANKS=seconds is not None,
-        MAPS=_MAPS,
+        MAPS=tile,
+        ONE_TILE=tiles == 1,
         **cut,
     )
 

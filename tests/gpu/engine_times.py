@@ -9,6 +9,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,9 +38,12 @@ def measure(workload: Workload, batches: Sequence[int | None], turns: int) -> No
             engine = _engine(workload, host, purify, classes, batch)
             prepared = _prepared(engine, workload)
             found = engine.segment(prepared)
-            seconds = [seconds_of(lambda: engine.segment(prepared)) for _ in range(turns)]
+            seconds = [seconds_of(partial(engine.segment, prepared)) for _ in range(turns)]
             kept = statistics.mean(len(image.kept) for image in found)
-            boxes = statistics.mean(sum(len(group.boxes) for group in image.groups) for image in found)
+            boxes = statistics.mean(
+                sum(box.winner is not None for group in image.groups for box in group.boxes)
+                for image in found
+            )
             rates = ", ".join(f"{len(prepared) / taken:.0f}" for taken in sorted(seconds))
             print(
                 f"{host:9} {purify:6} {classes:5} words, windows by {engine.window_batch:3}: {rates} images/s; "

@@ -55,11 +55,12 @@ for weighs in (True, False):
           {"WEIGHS": weighs, "CUTS": True, "ROWS": 64, "COLUMNS": 256, "STEP": 64}, patches="*bf16")
 build(guidance_triton.guidance_kernel, {"CUTS": True, "ROWS": 16, "COLUMNS": 256}, 4)
 LABELS = dict.fromkeys("scores across confidences seconds".split(), "*fp32") | dict.fromkeys(
-    "names sizes boxes renamed edits classes".split(), "*i64") | dict.fromkeys("members allowed".split(), "*i8") | {
-    "labels": "*u8", "floor": "fp32", "width": "i32"}
-for whole in (True, False):
-    cut = {"PIXELS": 128, "COLUMNS": 64, "WHOLE": whole, "LINES": 8}
-    build(labels_triton.purified_kernel, {"EDITS": True, "RESIDUAL": True, "RANKS": True, "MAPS": 16, **cut}, 4, **LABELS)
+    "names sizes boxes edits classes".split(), "*i64") | dict.fromkeys("renamed members".split(), "*i32") | {
+    "labels": "*u8", "floor": "fp32", "width": "i32", "allowed": "*i8"}
+for whole, maps in ((True, 16), (False, 32)):
+    cut = {"PIXELS": 128, "COLUMNS": 64, "WHOLE": whole, "LINES": 16}
+    build(labels_triton.purified_kernel,
+          {"EDITS": 8, "RESIDUAL": True, "RANKS": True, "MAPS": maps, "ONE_TILE": whole, **cut}, 4, **LABELS)
     build(labels_triton.probable_kernel, {"EVERYONE": False, "FLOOR": True, "RANKS": True, "MAPS": 32, **cut}, 4, **LABELS)
 build(class_sums_triton.class_sums_kernel, {"MASKED": True, "BLOCK": 4096},
       label="*i64", inside="*i1", pixels="*i64", sums="*fp64")

@@ -21,11 +21,11 @@ MARGINS = LabelConfig()
 CLASSES = torch.tensor([[1, 4, 5], [2, 6, -1]])
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[2, 4], ids=["several tiles", "one tile"])
+def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovss_core.kernels import labels_triton
 
-    for name, size in {"_MAPS": 2, "_PHRASES": 2, "_PIXELS": 8, "_LINES": 2}.items():
+    for name, size in {"_MAPS": request.param, "_MORE_MAPS": 2, "_PHRASES": 2, "_PIXELS": 8, "_LINES": 2}.items():
         monkeypatch.setattr(labels_triton, name, size)
 
 
