@@ -11,7 +11,9 @@ from ovss_core.engine import proposal
 from ovss_core.engine.engine import SegmentationEngine
 from pipelines.label import stages
 from pipelines.label.stages import FinishStage, LabelStage, ProposeStage, SegmentStage
+from pipelines.label.word_use import OwnWords
 from tests.gpu_count.pretended import GPU, pretended_gpu
+from tests.pipelines.test_own_words import COMMON, OWN, known, settings
 from tests.pipelines.test_stages import assert_masks, config, masks, photographs, table, text
 
 IMAGES = 3
@@ -87,3 +89,19 @@ def test_the_second_stage_begins_a_batch_before_it_awaits_the_one_before(
     order, rows = run(FinishStage, proposed, steps)
     assert order == "unpacked stage-2 unpacked stage-2 labels unpacked stage-2 labels labels"
     assert_masks(masks(rows), labelled)
+
+
+def test_images_with_words_of_their_own_get_their_labels_from_the_engine_for_these(steps: list[str]) -> None:
+    batch = table(photographs(), own_words=pa.array(OWN, pa.list_(pa.string())))
+    own = OwnWords("besides", len(COMMON))
+    with pretended_gpu():
+        stage = SegmentStage(settings(), known(), str(GPU), own_words=own)
+        steps.clear()
+        rows = stage(batch)["result"].to_pylist()
+    parts = steps.count("decisions")
+    assert parts > steps.count("stage-1")  # a wave is encoded as a whole
+    assert steps.count("labels") == parts
+    assert steps[-2:] == ["labels"] * 2  # one is awaited later than the other is begun
+    expected = SegmentStage(settings(), known(), "cpu", own_words=own)(batch)["result"].to_pylist()
+    assert [row["vocabulary"] for row in rows] == [row["vocabulary"] for row in expected]
+    assert_masks(masks(rows), masks(expected))
