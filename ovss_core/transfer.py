@@ -5,9 +5,11 @@ that is queued. So the tables of a batch travel as one block of pinned memory, a
 next batch has been queued.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,16 @@ from torch import Tensor
 _ALIGNMENT = 16
 _LARGE = 1 << 20
 """Bytes of a copy from which on to order two streams costs less than it takes."""
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+Awaited = TypeVar("Awaited", covariant=True)
+
+
+class Pending(Protocol[Awaited]):
+    """Work that a device has been given, and whose results come later."""
+
+    def wait(self) -> Awaited:
+        """Return the results as soon as they are there."""
 
 
 def upload(
@@ -91,9 +103,9 @@ class Download:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._kinds = [(tensor.shape, tensor.dtype) for tensor in tensors]
-        self._tensors = tensors
+        self._there = list(tensors) if tensors[0].device.type == "cpu" else None
         self._event: torch.cuda.Event | None = None
-        if tensors[0].device.type == "cpu":
+        if self._there is not None:
             return
         joined = torch.cat([_as_bytes(tensor) for tensor in tensors])
         self._landed = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
@@ -105,8 +117,8 @@ class Download:
 
     def wait(self) -> list[np.ndarray]:
         """Return the tensors as arrays, in order."""
-        if self._tensors[0].device.type == "cpu":
-            return [tensor.numpy() for tensor in self._tensors]
+        if self._there is not None:
+            return [tensor.numpy() for tensor in self._there]
         if self._event is not None:
             self._event.synchronize()
         arrays, start = [], 0
@@ -115,6 +127,32 @@ class Download:
             arrays.append(self._landed[start : start + size].clone().view(dtype).view(shape).numpy())
             start += size
         return arrays
+
+
+def await_later(
+    begun: Iterable[tuple[Key, Pending[Value]]], device: torch.device
+) -> Iterator[tuple[Key, Value]]:
+    """Await one after another; on a GPU each when the next one has been begun, so that it always has work.
+
+    A CPU has done the work when it was begun: nothing is held back there. What was awaited is not referred to any more.
+
+    Args:
+        begun: What is begun when it is asked for, each with what it belongs to.
+        device: Where the work is done.
+    """
+    ahead = 0 if device.type == "cpu" else 1
+    waiting: deque[tuple[Key, Pending[Value]]] = deque()
+    for entry in begun:
+        waiting.append(entry)
+        del entry
+        if len(waiting) > ahead:
+            yield _await(*waiting.popleft())
+    while waiting:
+        yield _await(*waiting.popleft())
+
+
+def _await(key: Key, pending: Pending[Value]) -> tuple[Key, Value]:
+    return key, pending.wait()
 
 
 @contextmanager

@@ -45,7 +45,7 @@ from ovss_core.dense_heads.scoring import (
 from ovss_core.engine.agreement import best_classes, disagreement, lattice
 from ovss_core.engine.crops import cut_whole_images, encode_crops
 from ovss_core.engine.facts import known
-from ovss_core.engine.finish import Finisher
+from ovss_core.engine.finish import BegunLabels, Finisher
 from ovss_core.engine.finite import finite_rows, raise_first, sound_windows
 from ovss_core.engine.heads import build_heads, mean_features, request_together
 from ovss_core.engine.kept_words import scores_of_kept_words
@@ -59,7 +59,7 @@ from ovss_core.proxies.tower import ProxyTower
 from ovss_core.regions import RegionMap
 from ovss_core.regions.region_map import count_in_windows
 from ovss_core.results import Segmentation
-from ovss_core.transfer import Download, upload
+from ovss_core.transfer import Download, await_later, upload
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WAVE_BATCHES, WAVE_WINDOWS = 4, 512
@@ -293,20 +293,21 @@ class SegmentationEngine:
     def segment_each(self, images: Sequence[np.ndarray | PreparedImage]) -> list[Segmentation | ImageError]:
         """Do as `segment`; an image whose features or scores are not finite has the error in its place."""
         results: dict[int, Segmentation | ImageError] = {}
-        for wave, proposals in self.propose_all(self.gather(images)):
-            results.update(zip(wave.places, self.finish(proposals), strict=True))
+        for wave, labelled in self.label_all(self.gather(images)):
+            results.update(zip(wave.places, labelled, strict=True))
         return [results[place] for place in range(len(images))]
 
     def propose_all(self, waves: Iterable[Wave]) -> Iterator[tuple[Wave, Proposals]]:
         """Run stage 1 on wave after wave; the CPU awaits one while the device works on the next."""
-        before: tuple[Wave, PendingProposals] | None = None
-        for wave in waves:
-            queued = wave, self.propose(wave)
-            if before:
-                yield before[0], before[1].wait()
-            before = queued
-        if before:
-            yield before[0], before[1].wait()
+        return await_later(((wave, self.propose(wave)) for wave in waves), self.device)
+
+    def label_all(self, waves: Iterable[Wave]) -> Iterator[tuple[Wave, list[Segmentation | ImageError]]]:
+        """Run both stages on wave after wave.
+
+        When the labels of a wave are awaited, the device has stage 2 of the next wave and stage 1 of the one after it.
+        """
+        proposed = self.propose_all(waves)
+        return await_later(((wave, self.begin(proposals)) for wave, proposals in proposed), self.device)
 
     def prepare(self, image: np.ndarray, regions: RegionMap | None = None) -> PreparedImage:
         """Resize a decoded image (uint8 RGB [height, width, 3]) for windows; safe to call from threads.
@@ -652,14 +653,18 @@ class SegmentationEngine:
             wave.placement.images.index,
         )
 
-    @torch.inference_mode()
     def finish(self, proposals: Proposals) -> list[Segmentation | ImageError]:
         """Encode the crops, pick winners and assign labels at the images' sizes (stage 2).
 
         An image whose features or scores are not finite has the error in its place.
         """
+        return self.begin(proposals).wait()
+
+    @torch.inference_mode()
+    def begin(self, proposals: Proposals) -> "PendingLabels":
+        """Give the device all of stage 2; the labels are not waited for."""
         with self._timed("finish"):
-            return self.finisher.finish(proposals)
+            return PendingLabels(self, self.finisher.begin(proposals))
 
     @contextmanager
     def _products_as_exact_as_the_tower(self) -> Iterator[None]:
@@ -764,6 +769,24 @@ class PendingProposals:
             crops=self._crops(decisions.regions),
             facts=facts,
         )
+
+
+@dataclass(frozen=True)
+class PendingLabels:
+    """Labels of a batch that are on their way to CPU memory.
+
+    Attributes:
+        engine: What gives them.
+        begun: What the device was given.
+    """
+
+    engine: SegmentationEngine
+    begun: BegunLabels
+
+    def wait(self) -> list[Segmentation | ImageError]:
+        """Return the labels as soon as they are there; an image that is not finite has an error in its place."""
+        with self.engine._timed("finish"):
+            return self.engine.finisher.wait(self.begun)
 
 
 def _keep_something(decisions: Decisions) -> Decisions:

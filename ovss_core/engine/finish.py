@@ -1,7 +1,7 @@
 """Stage 2 for a batch of images: winners of the ambiguous regions, and labels at each image's own size."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,25 @@ from ovss_core.vocabulary_filter.car import FilteredWords, FilterWords, WordFilt
 CROPS_PER_WINDOW = 4  # a crop has about a quarter of a window's tokens
 _Decided = tuple[ScoredClasses, ScoredClasses, tuple[AmbiguityGroup, ...]]
 """Kept and removed classes, and ambiguous groups."""
+
+
+@dataclass(frozen=True)
+class BegunLabels:
+    """What the device was given to do for a batch of images, and what else their labels are made of.
+
+    Attributes:
+        proposals: Of the images, without maps.
+        parts: Which images each of `downloads` holds.
+        downloads: Their label maps, with counts and sums by class.
+        winners: Of each region that has an area the winner's position, and whether its crop is finite; with purification.
+        unseen: Images for which CaR's pictures of words were not finite.
+    """
+
+    proposals: Proposals
+    parts: list[slice]
+    downloads: list[Download]
+    winners: Download | None
+    unseen: frozenset[int]
 
 
 class _Labeled(NamedTuple):
@@ -150,22 +169,36 @@ class Finisher:
             batch,
         )
 
-    def finish(self, proposals: Proposals) -> list[Segmentation | ImageError]:
-        """Label the images of one batch; one whose features or scores are not finite has an error in its place."""
-        unseen: set[int] = set()
+    def begin(self, proposals: Proposals) -> BegunLabels:
+        """Launch all that labels the images of one batch; only refiners and CaR wait inside."""
+        unseen: frozenset[int] = frozenset()
         if self._filter is not None and proposals.guides is not None and proposals.decisions is None:
             words = self._filter.filter(proposals.guides)
             proposals = self._filtered(proposals, words)
-            unseen = {image for image, found in enumerate(words) if not found.finite}
+            unseen = frozenset(image for image, found in enumerate(words) if not found.finite)
         if proposals.decisions is None:
-            labeled, decided = self._finish_phrases(proposals), None
-        else:
-            labeled, decided = self._finish_purified(proposals, proposals.decisions)
+            return self._begin_phrases(proposals, unseen)
+        return self._begin_purified(proposals, proposals.decisions, unseen)
+
+    def wait(self, begun: BegunLabels) -> list[Segmentation | ImageError]:
+        """Return the labels of the images; one whose features or scores are not finite has an error in its place."""
+        proposals, decided = begun.proposals, None
+        labeled = [
+            found
+            for part, download in zip(begun.parts, begun.downloads, strict=True)
+            for found in self._present(download, proposals.sizes[part])
+        ]
+        if begun.winners is not None and proposals.decisions is not None:
+            winners, finite = begun.winners.wait()
+            regions = proposals.decisions.regions
+            for image in set(regions.image[regions.has_area][~finite].tolist()):
+                labeled[image] = not_finite(CROPS)
+            decided = self._describe(proposals, proposals.decisions, winners)
         outcomes: list[Segmentation | ImageError] = []
         for image, (found, sound) in enumerate(zip(labeled, proposals.sound_images, strict=True)):
             if not sound:
                 outcomes.append(not_finite(WINDOWS))
-            elif image in unseen:
+            elif image in begun.unseen:
                 outcomes.append(not_finite(PICTURES))
             elif isinstance(found, ImageError):
                 outcomes.append(found)
@@ -243,7 +276,7 @@ class Finisher:
         candidates = upload({"members": members}, device)["members"]
         return pick_winners(features, self._descriptions, candidates), finite_rows(features)
 
-    def _finish_phrases(self, proposals: Proposals) -> list[_Labeled | ImageError]:
+    def _begin_phrases(self, proposals: Proposals, unseen: frozenset[int]) -> BegunLabels:
         chunks, downloads = self._chunks(proposals.sizes, len(self._phrases)), []
         for part in chunks:
             maps = proposals.maps[proposals.windows_of(part)].to(self._encoder.device)
@@ -253,15 +286,11 @@ class Finisher:
             refined = self._refined(proposals, part, tiled, stitcher, self._phrases)
             labels = label_by_probability(tiled, self._rule, stitcher, self._config.labels, refined)
             downloads.append(Download(_tables(labels)))
-        return [
-            found
-            for part, download in zip(chunks, downloads, strict=True)
-            for found in self._present(download, proposals.sizes[part])
-        ]
+        return BegunLabels(proposals.without_maps(), chunks, downloads, None, unseen)
 
-    def _finish_purified(
-        self, proposals: Proposals, decisions: Decisions
-    ) -> tuple[list[_Labeled | ImageError], list[_Decided]]:
+    def _begin_purified(
+        self, proposals: Proposals, decisions: Decisions, unseen: frozenset[int]
+    ) -> BegunLabels:
         device = self._encoder.device
         own = proposals.phrases
         named = decisions.classes if own is None else self._phrase_class[own]
@@ -304,16 +333,7 @@ class Finisher:
                 rule = self._rule.of_images(classes[part] if refined is None else classes[part, :count])
                 labels = label_by_probability(tiled, rule, stitcher, config, refined, mine)
             downloads.append(Download(_tables(labels)))
-        found = [
-            image
-            for part, download in zip(chunks, downloads, strict=True)
-            for image in self._present(download, proposals.sizes[part])
-        ]
-        won, finite_crops = decided.wait()
-        areas = decisions.regions.image[decisions.regions.has_area]
-        unsound = set(areas[~finite_crops].tolist())
-        labeled = [not_finite(CROPS) if image in unsound else result for image, result in enumerate(found)]
-        return labeled, self._describe(proposals, decisions, won)
+        return BegunLabels(proposals.without_maps(), chunks, downloads, decided, unseen)
 
     def _chunks(self, sizes: Sequence[tuple[int, int]], maps: int) -> list[slice]:
         """Split a batch into what is labelled at once; refined images go one by one."""

@@ -1,7 +1,7 @@
 """What stage 1 hands to stage 2 about a batch of images, and its form as Arrow rows where a process ends."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -120,6 +120,10 @@ class Proposals:
         """Return the windows of some neighboring images."""
         ends = np.cumsum([0, *self.window_counts])
         return slice(int(ends[images.start]), int(ends[images.stop]))
+
+    def without_maps(self) -> "Proposals":
+        """Return the same without what lies on the device."""
+        return replace(self, maps=torch.empty(0, 0, 0), crops=None, guides=None)
 
     def to_rows(self) -> list[dict[str, memoryview]]:
         """Return one row of `COLUMNS` an image, for `from_rows`; nothing is copied once it is in CPU memory.

@@ -14,7 +14,6 @@ _ROW_TILE = 1 << 14
 _MOST_STAGES = 3
 _STEP = 64
 """Channels that are multiplied at once."""
-_ALIGNMENT = 16
 
 
 @triton.jit
@@ -101,7 +100,6 @@ def similarity_kernel(
     totals,
     patches_window,
     patches_token,
-    weights_row,
     count,
     channels,
     cut,
@@ -138,15 +136,14 @@ def similarity_kernel(
     left = tl.load(inverse + window * count + row, mask=row < count, other=0.0)
     right = tl.load(inverse + window * count + column, mask=column < count, other=0.0)
     cosine = product * left[:, None] * right[None, :]
-    weights += window * count * weights_row
+    weights += window * count * count
     cosines += window * count * count
     place = row[:, None] * count + column[None, :]
     inside = (row < count)[:, None] & (column < count)[None, :]
     kept = tl.where(cosine >= cut, cosine, 0.0)
     if WEIGHS:
         weight = kept / (tl.sum(kept, 1) + 1e-6)[:, None]
-        there = row[:, None] * weights_row + column[None, :]
-        tl.store(weights + there, weight.to(weights.dtype.element_ty), mask=inside)
+        tl.store(weights + place, weight.to(weights.dtype.element_ty), mask=inside)
     else:
         tl.store(cosines + place, cosine, mask=inside)
         if CUTS:
@@ -161,7 +158,6 @@ def guidance_kernel(
     totals,
     weights,
     attention,
-    weights_row,
     count,
     cut,
     gain,
@@ -176,18 +172,17 @@ def guidance_kernel(
     known = column < count
     mean = tl.sum(tl.load(totals + window * count + column, mask=known, other=0.0), 0) / count / count
     place = (window * count + row[:, None]) * count + column[None, :]
-    there = (window * count + row[:, None]) * weights_row + column[None, :]
     inside = (row < count)[:, None] & known[None, :]
     cosine = tl.load(cosines + place, mask=inside, other=0.0)
     kept = tl.where(cosine >= cut, cosine, 0.0)
     weight = kept / (tl.sum(kept, 1) + 1e-6)[:, None]
-    tl.store(weights + there, weight.to(weights.dtype.element_ty), mask=inside)
+    tl.store(weights + place, weight.to(weights.dtype.element_ty), mask=inside)
     score = gain * ((kept if CUTS else cosine) - mean)
     seen = known[None, :] & ((score >= 0) | (row[:, None] == column[None, :]) | (row[:, None] >= count))
     score = tl.where(seen, score, float("-inf"))
     share = tl.exp(score - tl.max(score, 1)[:, None])
     attended = share / tl.sum(share, 1)[:, None]
-    tl.store(attention + there, attended.to(attention.dtype.element_ty), mask=inside)
+    tl.store(attention + place, attended.to(attention.dtype.element_ty), mask=inside)
 
 
 def launch_outliers(
@@ -245,7 +240,8 @@ def launch_repair(
 def launch_weights(patches: Tensor, cut: float) -> Tensor:
     """Return the weights by which patches average those like them, in the patches' own number format."""
     patches, inverse = launch_repair(patches, None, (1, patches.shape[1]), True)
-    weights = _map_of(patches)
+    windows, count, _ = patches.shape
+    weights = patches.new_empty(windows, count, count)
     _launch_similarity(patches, inverse, None, weights, None, cut, True)
     return weights
 
@@ -268,7 +264,7 @@ def launch_guidance(
     cosines = torch.empty(windows, count, count, dtype=torch.float32, device=patches.device)
     totals = torch.empty(windows, count, dtype=torch.float32, device=patches.device)
     _launch_similarity(patches, inverse, cosines, None, totals, cut, cut_first)
-    weights, attention = _map_of(patches), _map_of(patches)
+    weights, attention = patches.new_empty(cosines.shape), patches.new_empty(cosines.shape)
     columns = max(triton.next_power_of_2(count), 16)
     rows = max(1, _TILE // columns)
     guidance_kernel[(windows, triton.cdiv(count, rows))](
@@ -276,7 +272,6 @@ def launch_guidance(
         totals,
         weights,
         attention,
-        weights.stride(1),
         count,
         cut,
         gain,
@@ -286,13 +281,6 @@ def launch_guidance(
         num_warps=4,
     )
     return weights, attention
-
-
-def _map_of(patches: Tensor) -> Tensor:
-    """Return room for a map of patches on patches, whose rows begin where matrix units read fastest: 16 bytes apart."""
-    windows, count, _ = patches.shape
-    row = -(-count * patches.element_size() // _ALIGNMENT) * _ALIGNMENT // patches.element_size()
-    return patches.new_empty(windows, count, row)[:, :, :count]
 
 
 def _launch_similarity(
@@ -316,7 +304,6 @@ def _launch_similarity(
         patches if weights is None else weights,
         inverse if totals is None else totals,
         *patches.stride()[:2],
-        0 if weights is None else weights.stride(1),
         count,
         channels,
         cut,

@@ -10,12 +10,12 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import blake2b
-from itertools import groupby
+from itertools import groupby, starmap
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from PIL import Image
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import SegmenterConfig
-from ovss_core.engine.engine import PendingProposals, PreparedImage, SegmentationEngine, Wave
+from ovss_core.engine.engine import PendingLabels, PendingProposals, PreparedImage, SegmentationEngine, Wave
 from ovss_core.engine.finite import WINDOWS, not_finite
 from ovss_core.engine.proposal import Proposals, size_in
 from ovss_core.engine.trial import trust_kernels
@@ -35,6 +35,7 @@ from ovss_core.images.decode import EncodedImage
 from ovss_core.images.windows import WindowLayout, group_alike
 from ovss_core.regions import RegionMap
 from ovss_core.results import Segmentation
+from ovss_core.transfer import await_later
 from pipelines.faults import Failure, process_sound
 from pipelines.label.batches import PREFIX, Batch, Entry, pairs
 from pipelines.label.image_column import Item, OddValue, image_items, to_pixels
@@ -54,9 +55,13 @@ _WAVE, _WAVE_ON_GPU = 16, 64
 """Images that the engine is given at once: on GPUs as many as fill the windows of its wave."""
 _WAVES_AHEAD = 2
 """Waves whose images are decoded while the engine has another; no more, as a call may hold any number of images."""
-_PIXELS_AT_ONCE = 1 << 26
+_PIXELS_AT_ONCE, _PIXELS_AT_ONCE_ON_GPU = 1 << 26, 1 << 24
+"""Pixels of the images that stage 2 labels at once: on GPUs so few that a call has several batches, as one is begun before
+the labels of the one before it are awaited."""
 Given = TypeVar("Given")
 Prepared = TypeVar("Prepared")
+_Proposed = tuple[Sequence[int], Proposals, Offer | None]
+"""Places of images in a call, their proposals, and what they were offered."""
 
 
 class _WithRegions(NamedTuple):
@@ -71,6 +76,15 @@ class _WithWords(NamedTuple):
 
     image: Any
     words: Any
+
+
+class _PendingRows(NamedTuple):
+    """Rows of proposals that threads compress, and failures in the places of others."""
+
+    rows: list[Future[dict[str, Any]] | Failure]
+
+    def wait(self) -> list[dict[str, Any] | Failure]:
+        return [row if isinstance(row, Failure) else row.result() for row in self.rows]
 
 
 class LabelStage:
@@ -257,10 +271,8 @@ class LabelStage:
         }
         return rows.replace(dropped, columns)
 
-    def _propose(
-        self, items: Sequence[Item], outcomes: dict[int, Any]
-    ) -> Iterator[tuple[tuple[int, ...], Proposals, Offer | None]]:
-        """Yield the proposals of the items, with their places and what they were offered; decoding goes ahead in threads.
+    def _propose(self, items: Sequence[Item], outcomes: dict[int, Any]) -> Iterator[_Proposed]:
+        """Yield the proposals of the items, wave by wave; decoding goes ahead in threads.
 
         Args:
             items: Images.
@@ -288,21 +300,22 @@ class LabelStage:
 
     def _each(self, waves: Iterator[Wave], offered: Mapping[int, Offer]) -> Iterator[tuple[Wave, Proposals]]:
         """Do as the engine's `propose_all`: a wave is encoded as a whole, and purified by what its images are offered."""
-        assert self.offers is not None
-        before: tuple[Wave, PendingProposals] | None = None
+        return await_later(self._queued(waves, offered), self.engine.device)
+
+    def _queued(
+        self, waves: Iterator[Wave], offered: Mapping[int, Offer]
+    ) -> Iterator[tuple[Wave, PendingProposals]]:
         for wave in waves:
             whole = EncodedWave(wave, self.engine.encode(wave))
             end = 0
             for offer, same in groupby([offered[place] for place in wave.places]):
                 first, end = end, end + len(list(same))
                 part = whole.part(slice(first, end), self.engine)
-                engine = self.offers.engine(offer, self.engine)
-                queued = part.wave, engine.propose_encoded(part.wave, part.encoded, engine.room)
-                if before:
-                    yield before[0], before[1].wait()
-                before = queued
-        if before:
-            yield before[0], before[1].wait()
+                engine = self._engine(offer)
+                yield part.wave, engine.propose_encoded(part.wave, part.encoded, engine.room)
+
+    def _engine(self, offer: Offer | None) -> SegmentationEngine:
+        return self.engine if self.offers is None or offer is None else self.offers.engine(offer, self.engine)
 
     def _waves(self, items: Sequence[Any], order: Sequence[int], outcomes: dict[int, Any]) -> Iterator[Wave]:
         waiting, start = time.perf_counter(), 0
@@ -317,17 +330,27 @@ class LabelStage:
                 yield replace(wave, places=tuple(places[position] for position in wave.places))
             waiting, start = time.perf_counter(), start + len(found)
 
-    def _finish(
-        self, places: Sequence[int], proposals: Proposals, offer: Offer | None, outcomes: dict[int, Any]
+    def _finish(self, batches: Iterable[_Proposed], outcomes: dict[int, Any]) -> None:
+        """Label the images of batch after batch, and turn them into rows."""
+        for (places, engine), found in await_later(starmap(self._begin, batches), self.engine.device):
+            self._make_rows(places, engine, found, outcomes)
+
+    def _begin(
+        self, places: Sequence[int], proposals: Proposals, offer: Offer | None
+    ) -> tuple[tuple[Sequence[int], SegmentationEngine], PendingLabels]:
+        engine = self._engine(offer)
+        return (places, engine), engine.begin(proposals)
+
+    def _make_rows(
+        self,
+        places: Sequence[int],
+        engine: SegmentationEngine,
+        found: Sequence[Segmentation | ImageError],
+        outcomes: dict[int, Any],
     ) -> None:
-        """Label the images of one batch, and turn them into rows."""
-        engine = self.engine
-        if self.offers is not None and offer is not None:
-            engine = self.offers.engine(offer, self.engine)
-        found = dict(zip(places, engine.finish(proposals), strict=True))
         start = time.perf_counter()
         labelled: dict[int, Segmentation] = {}
-        for place, result in found.items():
+        for place, result in zip(places, found, strict=True):
             if isinstance(result, ImageError):
                 outcomes[place] = Failure.of(self.name, result)
             else:
@@ -372,12 +395,23 @@ class ProposeStage(LabelStage):
     def work(self, items: Sequence[Item]) -> list[Any]:
         """Turn image files into rows of `PROPOSAL`."""
         outcomes: dict[int, Any] = {}
-        for places, proposals, offer in self._propose(items, outcomes):
-            offered = self.offers.pack(offer) if self.offers is not None and offer is not None else None
-            rows = self._threads.map(pack, ({**row, "own_words": offered} for row in proposals.to_rows()))
-            for place, row, sound in zip(places, rows, proposals.sound_images, strict=True):
-                outcomes[place] = row if sound else Failure.of(self.name, not_finite(WINDOWS))
+        begun = starmap(self._begin_packing, self._propose(items, outcomes))
+        for places, packed in await_later(begun, self.engine.device):
+            outcomes.update(zip(places, packed, strict=True))
         return [outcomes[place] for place in range(len(items))]
+
+    def _begin_packing(
+        self, places: Sequence[int], proposals: Proposals, offer: Offer | None
+    ) -> tuple[Sequence[int], _PendingRows]:
+        offered = self.offers.pack(offer) if self.offers is not None and offer is not None else None
+        return places, _PendingRows(
+            [
+                self._threads.submit(pack, {**row, "own_words": offered})
+                if sound
+                else Failure.of(self.name, not_finite(WINDOWS))
+                for row, sound in zip(proposals.to_rows(), proposals.sound_images, strict=True)
+            ]
+        )
 
 
 class FinishStage(LabelStage):
@@ -389,15 +423,17 @@ class FinishStage(LabelStage):
     def work(self, items: Sequence[dict[str, Any]]) -> list[Any]:
         """Turn rows of `PROPOSAL` into label rows."""
         outcomes: dict[int, Any] = {}
+        self._finish(self._unpacked(items), outcomes)
+        return [outcomes[place] for place in range(len(items))]
+
+    def _unpacked(self, items: Sequence[dict[str, Any]]) -> Iterator[_Proposed]:
         offered = None
         if self.offers is not None:
             offered = self.offers.unpack(item["own_words"] for item in items)
         for places in _batches(items, self.engine, offered):
             rows = self._threads.map(unpack, [items[place] for place in places])
-            proposals = self.engine.proposals_of_rows(list(rows))
             offer = None if offered is None else offered[places[0]]
-            self._finish(places, proposals, offer, outcomes)
-        return [outcomes[place] for place in range(len(items))]
+            yield places, self.engine.proposals_of_rows(list(rows)), offer
 
 
 class SegmentStage(LabelStage):
@@ -406,8 +442,7 @@ class SegmentStage(LabelStage):
     def work(self, items: Sequence[Item]) -> list[Any]:
         """Turn image files into label rows."""
         outcomes: dict[int, Any] = {}
-        for places, proposals, offer in self._propose(items, outcomes):
-            self._finish(places, proposals, offer, outcomes)
+        self._finish(self._propose(items, outcomes), outcomes)
         return [outcomes[place] for place in range(len(items))]
 
 
@@ -442,9 +477,10 @@ def _batches(
     """
     resized = [WindowLayout.of(*size_in(item, "resized"), engine.config.windows) for item in items]
     pixels = [math.prod(size_in(item, "size")) for item in items]
+    most = _PIXELS_AT_ONCE_ON_GPU if engine.device.type == "cuda" else _PIXELS_AT_ONCE
     sizes = [layout.window_size for layout in resized]
     alike = sizes if offered is None else list(zip(sizes, offered, strict=True))
-    return group_alike(alike, pixels, _PIXELS_AT_ONCE)
+    return group_alike(alike, pixels, most)
 
 
 def _proposals(rows: Batch, payload: str) -> list[Any]:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from ovss_core.regions import RegionMap
 from pipelines.benchmark.workload import Workload
 from tests.gpu_count.__main__ import main
 from tests.gpu_count.counting import CountedCall, count_call, labelling, workload_of
-from tests.gpu_count.pretended import GPU, pretended_gpu
+from tests.gpu_count.pretended import GPU, Counts, pretended_gpu
 from tests.tiny_towers import DINO, add_tiny_families
 
 CLASSES = 150
@@ -67,6 +68,43 @@ def test_the_pretended_gpu_gives_the_labels_of_the_cpu(workload: Workload, batch
         assert (ours.label_map == theirs.label_map).mean() > 0.9999
         assert [entry.index for entry in ours.kept] == [entry.index for entry in theirs.kept]
         assert ours.groups == theirs.groups
+
+
+def test_labels_are_awaited_when_stage_1_of_the_wave_after_the_next_is_queued(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(labelling(window_batch=1), model=workload.config.model)  # an image fills a wave
+    queued: list[int] = []
+    with pretended_gpu() as gpu:
+        clip = replace(workload.clip, model=deepcopy(workload.clip.model))
+        engine = SegmentationEngine(config, clip, workload.text(CLASSES), GPU)
+        monkeypatch.setattr(
+            torch.cuda.Event, "synchronize", lambda event: queued.append(gpu.counts.operations)
+        )
+
+        def queued_when_awaiting(images: int) -> list[int]:
+            queued.clear()
+            gpu.counts = Counts()
+            engine.segment([workload.pictures[0]] * images)
+            return queued.copy()
+
+        queued_when_awaiting(4)  # fills what is remembered between calls
+        propose, label_maps, winners = queued_when_awaiting(1)
+        finish = label_maps - propose
+        assert winners == label_maps
+        assert queued_when_awaiting(4) == [
+            waves * propose + labelled * finish
+            for waves, labelled, downloads in [
+                (2, 0, 1),  # decisions of the first wave
+                (3, 1, 1),  # of the second
+                (3, 2, 2),  # labels of the first: stage 2 of the second and stage 1 of the third are queued
+                (4, 2, 1),
+                (4, 3, 2),
+                (4, 3, 1),
+                (4, 4, 4),  # of the last two
+            ]
+            for _ in range(downloads)
+        ]
 
 
 @pytest.mark.parametrize("variant", ["released", "paper"])
