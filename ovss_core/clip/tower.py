@@ -11,6 +11,7 @@ from ovss_core.clip.blocks import KeptAttention, Stream, TransformerBlock
 from ovss_core.clip.positions import Resampling, resample_positions
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
 from ovss_core.errors import ModelError
+from ovss_core.kernels import use_kernel
 from ovss_core.kernels.norms import add_norm, layer_norm
 
 
@@ -38,6 +39,7 @@ class ImageEncoder:
         self.width = int(visual.class_embedding.shape[0])
         self.output_dim = int(visual.proj.shape[1])
         self._positions: dict[tuple[tuple[int, int], Resampling], Tensor] = {}
+        self._starts: dict[tuple[tuple[int, int], Resampling], Tensor] = {}
 
     @property
     def depth(self) -> int:
@@ -71,6 +73,8 @@ class ImageEncoder:
     ) -> Float[Tensor, "windows tokens channels"]:
         """Return the tokens that enter block 1: patches and class token with positions, after ln_pre."""
         grid, size = self.grid_of((windows.shape[2], windows.shape[3])), self.patch_size
+        if use_kernel(windows) and self._visual.conv1.bias is None and not windows.requires_grad:
+            return self._embed_on_device(windows, grid, resampling)
         # the convolution's stride is its size, so it is one product; as such it is fast in bfloat16, and exact float32
         cells = windows[..., : grid[0] * size, : grid[1] * size].to(self.dtype)
         cells = cells.unflatten(3, (grid[1], size)).unflatten(2, (grid[0], size))
@@ -79,6 +83,19 @@ class ImageEncoder:
         first = self._visual.class_embedding.to(self.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([first, patches], 1) + self._positions_for(grid, resampling)
         return layer_norm(tokens, self._visual.ln_pre)
+
+    def _embed_on_device(self, windows: Tensor, grid: tuple[int, int], resampling: Resampling) -> Tensor:
+        """Do as `embed`: a product with a row of zeros for the class token, which comes with the positions."""
+        from ovss_core.kernels.pixels_triton import launch_patches
+
+        cells = launch_patches(windows.to(self.dtype), grid, self.patch_size)
+        patches = F.linear(cells, self._visual.conv1.weight.flatten(1))
+        key = (grid, resampling)
+        if key not in self._starts:
+            starts = self._positions_for(grid, resampling).clone()
+            starts[0] += self._visual.class_embedding.to(self.dtype)
+            self._starts[key] = starts
+        return add_norm(patches, self._starts[key].expand_as(patches), self._visual.ln_pre)[1]
 
     def trace(self, windows: Float[Tensor, "windows 3 height width"], request: TraceRequest) -> EncoderTrace:
         """Run blocks 1 to L-1 and keep what `request` names.

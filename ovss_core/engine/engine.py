@@ -663,7 +663,7 @@ class SegmentationEngine:
     @torch.inference_mode()
     def begin(self, proposals: Proposals) -> "PendingLabels":
         """Give the device all of stage 2; the labels are not waited for."""
-        with self._timed("finish"):
+        with self._timed("finish"), self._products_as_exact_as_the_tower():
             return PendingLabels(self, self.finisher.begin(proposals))
 
     @contextmanager

@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 _MEMBER = 1 << 16
+_WARPS = 4
 _MAPS, _MORE_MAPS, _PHRASES, _PIXELS, _COLUMNS, _LINES = 16, 32, 32, 128, 64, 16
 """Purified maps (more, where an image keeps more), or phrases, neighboring pixels and columns of the grids that one program works on at once, and the rows of
 pixels that it labels one after the other, by the same shares of the columns."""
@@ -48,8 +49,9 @@ def _stitched(
     MAPS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """Return the scores of some maps at some pixels of a row: products of tables, by three in TF32 as exact as float32.
+    """Return the scores of some maps at some pixels of a row, by a product of tables.
 
     Each pixel lies between few columns, so most of a product is zeros; to look those few up takes ten times as long.
 
@@ -58,14 +60,14 @@ def _stitched(
     """
     if WHOLE:
         total = tl.dot(
-            _scored(scores, first_map, 0, maps, columns, MAPS, COLUMNS), shares, input_precision="tf32x3"
+            _scored(scores, first_map, 0, maps, columns, MAPS, COLUMNS), shares, input_precision=PRECISION
         )
     else:
         total = tl.zeros([MAPS, x.shape[0]], tl.float32)
         for first in range(0, columns, COLUMNS):
             table = _scored(scores, first_map, first, maps, columns, MAPS, COLUMNS)
             some = _shares(across, columns, first, x, exists, COLUMNS)
-            total = tl.dot(table, some, total, input_precision="tf32x3")
+            total = tl.dot(table, some, total, input_precision=PRECISION)
     return total
 
 
@@ -123,6 +125,7 @@ def purified_kernel(
     PIXELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
     LINES: tl.constexpr,
 ):
     """Label some pixels of some rows by the largest map, and let the winners of boxes take what is theirs.
@@ -157,7 +160,9 @@ def purified_kernel(
             number = first + tl.arange(0, MAPS)
             used = tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
             if tl.max(used.to(tl.int32), 0) > 0:  # most images keep fewer words than the one that keeps most
-                values = _stitched(row, across, shares, first, maps, columns, x, exists, MAPS, COLUMNS, WHOLE)
+                values = _stitched(
+                    row, across, shares, first, maps, columns, x, exists, MAPS, COLUMNS, WHOLE, PRECISION
+                )
                 wrong += tl.sum((values != values).to(tl.int32), 0)
                 values = tl.where(used[:, None], values, -1.0)  # below any score, so that nobody never wins
                 largest = tl.max(values, 0)
@@ -170,7 +175,7 @@ def purified_kernel(
                 best = tl.maximum(largest, best)
         best = tl.maximum(best, 0.0)
         y = top + line
-        if EDITS:
+        if EDITS:  # noqa: SIM102  # what is known when it is compiled does not mix with what is not
             if tl.max((is_near & (upper <= y) & (y < lower)).to(tl.int32), 0) > 0:
                 claimed = exists & (best > 0)
                 first_place = place
@@ -194,9 +199,22 @@ def purified_kernel(
                             second = tl.zeros([PIXELS], tl.float32) - 1.0
                             for first in range(0, maps, MAPS):
                                 number = first + tl.arange(0, MAPS)
-                                used = tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
+                                used = (
+                                    tl.load(names + image * maps + number, mask=number < maps, other=-1) >= 0
+                                )
                                 values = _stitched(
-                                    row, across, shares, first, maps, columns, x, exists, MAPS, COLUMNS, WHOLE
+                                    row,
+                                    across,
+                                    shares,
+                                    first,
+                                    maps,
+                                    columns,
+                                    x,
+                                    exists,
+                                    MAPS,
+                                    COLUMNS,
+                                    WHOLE,
+                                    PRECISION,
                                 )
                                 banned = tl.zeros([PIXELS], tl.int32)
                                 now = first_place
@@ -249,6 +267,7 @@ def probable_kernel(
     PIXELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
     LINES: tl.constexpr,
 ):
     """Label some pixels of some rows by the most probable of the phrases that are allowed; all count in the softmax."""
@@ -269,7 +288,9 @@ def probable_kernel(
         winner = tl.zeros([PIXELS], tl.int32) - 1
         for first in range(0, maps, MAPS):
             number = first + tl.arange(0, MAPS)
-            values = _stitched(row, across, shares, first, maps, columns, x, exists, MAPS, COLUMNS, WHOLE)
+            values = _stitched(
+                row, across, shares, first, maps, columns, x, exists, MAPS, COLUMNS, WHOLE, PRECISION
+            )
             values = tl.where((number < maps)[:, None], values, float("-inf"))
             larger = tl.maximum(peak, tl.max(values, 0))
             total = total * tl.exp(peak - larger) + tl.sum(tl.exp(values - larger[None, :]), 0)
@@ -299,7 +320,7 @@ def probable_kernel(
             tl.store(seconds + target, probability * tl.exp(second - best), mask=exists)
 
 
-def _cut(height: int, width: int, columns: int) -> tuple[tuple[int, int], dict[str, int | bool]]:
+def _cut(height: int, width: int, columns: int) -> tuple[tuple[int, int], dict[str, int | str]]:
     """Return how many programs share rows and pixels, and how they cut."""
     across = max(16, min(_COLUMNS, triton.next_power_of_2(columns)))
     programs = triton.cdiv(height, _LINES), triton.cdiv(width, _PIXELS)
@@ -307,8 +328,10 @@ def _cut(height: int, width: int, columns: int) -> tuple[tuple[int, int], dict[s
         "PIXELS": _PIXELS,
         "COLUMNS": across,
         "WHOLE": columns <= across,
+        # as torch's own products here; three in TF32 are as exact as float32
+        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
         "LINES": _LINES,
-        "num_warps": 4,
+        "num_warps": _WARPS,
     }
 
 

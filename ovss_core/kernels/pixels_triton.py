@@ -1,4 +1,4 @@
-"""The kernels of `images.pixels`: windows and regions out of a table of pixels, each in one pass."""
+"""The kernels of `images.pixels`, windows and regions out of a table of pixels, and of a tower's patches; each in one pass."""
 
 import torch
 import triton
@@ -34,6 +34,22 @@ def planes_kernel(pixels, first, row_pixels, center, spread, planes, height, wid
         level = tl.load(pixels + start * 3 + channel, mask=inside, other=0).to(tl.float32)
         value = tl.div_rn(level - tl.load(center + channel), tl.load(spread + channel))
         tl.store(planes + channel * height * width + place, value.to(planes.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def patches_kernel(planes, patches, height, width, rows, columns, SIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """Lay the pixels of a window's patches side by side, channel by channel, behind a row of zeros."""
+    window = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    numbers = 3 * SIDE * SIDE
+    inside = place < (1 + rows * columns) * numbers
+    patch = place // numbers - 1
+    channel = place % numbers // (SIDE * SIDE)
+    y = patch // columns * SIDE + place % (SIDE * SIDE) // SIDE
+    x = patch % columns * SIDE + place % SIDE
+    start = planes + window * 3 * height * width
+    value = tl.load(start + (channel * height + y) * width + x, mask=inside & (patch >= 0), other=0.0)
+    tl.store(patches + window * (1 + rows * columns) * numbers + place, value, mask=inside)
 
 
 @triton.jit
@@ -118,6 +134,25 @@ def launch_planes(
             num_warps=4,
         )
     return planes
+
+
+def launch_patches(planes: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Return the pixels of each window's patches [windows, 1 + patches, 3 * side * side], channel first; the first row is 0.
+
+    Args:
+        planes: Normalized windows [windows, 3, height, width].
+        grid: Rows and columns of patches.
+        side: Of a patch.
+    """
+    planes = planes.contiguous()
+    windows, _, height, width = planes.shape
+    rows = 1 + grid[0] * grid[1]
+    patches = planes.new_empty(windows, rows, 3 * side * side)
+    if len(patches):
+        patches_kernel[(windows, triton.cdiv(patches[0].numel(), _BLOCK))](
+            planes, patches, height, width, *grid, SIDE=side, BLOCK=_BLOCK, num_warps=4
+        )
+    return patches
 
 
 def launch_regions(

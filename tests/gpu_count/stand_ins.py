@@ -43,6 +43,7 @@ def stand_ins(enter: Enter) -> dict[str, SimpleNamespace]:
         "pixels_triton": {
             "launch_windows": (1, pixels.windows_of),
             "launch_planes": (1, _planes),
+            "launch_patches": (1, _patches),
             "launch_regions": (1, pixels.regions_of),
         },
         "affinity_triton": {"launch_balance": (2, _balance)},
@@ -133,6 +134,12 @@ def _planes(
 ) -> Tensor:
     cut = pixels.windows_of(table, first, width, size).movedim(-1, -3)
     return ((cut.float() - center) / spread).to(dtype)
+
+
+def _patches(planes: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    height, width = grid[0] * side, grid[1] * side
+    cut = functional.unfold(planes[:, :, :height, :width].float(), side, stride=side)
+    return functional.pad(cut.mT, (0, 0, 1, 0)).to(planes.dtype)
 
 
 def _stitched(scores: Tensor, across: Tensor) -> Tensor:

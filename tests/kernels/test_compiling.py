@@ -58,7 +58,7 @@ LABELS = dict.fromkeys("scores across confidences seconds".split(), "*fp32") | d
     "names sizes boxes edits classes".split(), "*i64") | dict.fromkeys("renamed members".split(), "*i32") | {
     "labels": "*u8", "floor": "fp32", "width": "i32", "allowed": "*i8"}
 for whole, maps in ((True, 16), (False, 32)):
-    cut = {"PIXELS": 128, "COLUMNS": 64, "WHOLE": whole, "LINES": 16}
+    cut = {"PIXELS": 128, "COLUMNS": 64, "WHOLE": whole, "PRECISION": "tf32x3" if whole else "tf32", "LINES": 16}
     build(labels_triton.purified_kernel,
           {"EDITS": 8, "RESIDUAL": True, "RANKS": True, "MAPS": maps, "ONE_TILE": whole, **cut}, 4, **LABELS)
     build(labels_triton.probable_kernel, {"EVERYONE": False, "FLOOR": True, "RANKS": True, "MAPS": 32, **cut}, 4, **LABELS)
@@ -70,6 +70,7 @@ build(pixels_triton.windows_kernel, {"BLOCK": 1024}, 4, pixels="*u8", first="*i6
       width="i32")
 build(pixels_triton.planes_kernel, {"BLOCK": 1024}, 4, pixels="*u8", first="*i64", row_pixels="*i64", center="*fp32",
       spread="*fp32", planes="*bf16", width="i32")
+build(pixels_triton.patches_kernel, {"SIDE": 16, "BLOCK": 1024}, 4, planes="*bf16", patches="*bf16", width="i32")
 build(pixels_triton.regions_kernel, {"SAMPLES": 256}, 4, pixels="*u8", first="*i64", row_pixels="*i64", image="*i64",
       corners="*i64", regions="*u8")
 AFFINITY = dict.fromkeys("attention row_scale column_scale transfer".split(), "*fp32")
@@ -117,6 +118,7 @@ KERNELS = {
     "parts_kernel",
     "windows_kernel",
     "planes_kernel",
+    "patches_kernel",
     "regions_kernel",
     "balance_kernel",
     "transfer_kernel",

@@ -25,7 +25,13 @@ CLASSES = torch.tensor([[1, 4, 5], [2, 6, -1]])
 def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovss_core.kernels import labels_triton
 
-    for name, size in {"_MAPS": request.param, "_MORE_MAPS": 2, "_PHRASES": 2, "_PIXELS": 8, "_LINES": 2}.items():
+    for name, size in {
+        "_MAPS": request.param,
+        "_MORE_MAPS": 2,
+        "_PHRASES": 2,
+        "_PIXELS": 8,
+        "_LINES": 2,
+    }.items():
         monkeypatch.setattr(labels_triton, name, size)
 
 

@@ -45,6 +45,15 @@ def test_windows_are_normalized_as_by_the_plain_form(dtype: torch.dtype) -> None
     assert torch.equal(planes, normalize(windows_of(pixels, first, width, (15, 16))).to(dtype))
 
 
+def test_patches_are_laid_side_by_side_behind_a_row_of_zeros() -> None:
+    from ovss_core.kernels.pixels_triton import launch_patches
+
+    planes = torch.randn(2, 3, 10, 13, generator=torch.Generator().manual_seed(1))
+    patches = launched(launch_patches)(planes, (2, 3), 4)
+    assert not patches[:, 0].any()
+    assert torch.equal(patches[:, 1:], torch.nn.functional.unfold(planes[:, :, :8, :12], 4, stride=4).mT)
+
+
 def test_windows_and_regions_are_cut_as_by_the_plain_forms() -> None:
     from ovss_core.kernels.pixels_triton import launch_regions, launch_windows
 
