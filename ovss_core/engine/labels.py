@@ -13,7 +13,7 @@ from ovss_core.config import LabelConfig
 from ovss_core.engine.refined import RefinedScores
 from ovss_core.images.stitch import Stitcher
 from ovss_core.kernels import use_kernel
-from ovss_core.kernels.class_sums import add_class_sums
+from ovss_core.kernels.class_sums import add_class_sums, add_margin_sums
 from ovss_core.results import SURE_MARGIN, ignore_index
 
 CPU_BUDGET, DEVICE_BUDGET = 1_000_000, 1 << 28
@@ -124,10 +124,15 @@ class _Collector:
         inside = None if self._inside is None else self._inside[:, rows]
         counted = inside
         if second is not None:
-            margin = (confidence - second).clamp_(0, 1)
-            self._add_margin(rows, confidence, margin, inside)
-            if self._floor > 0:
-                unsure = (margin * 255).round_() < 255 * self._floor  # as a reader of the picture finds it
+            tables = self._scores, self._margins, self._sure
+            add_margin_sums(confidence, second, inside, SURE_MARGIN, *tables)
+            levels = None  # of the margin, as a reader of the picture finds it
+            if self._pictures is not None or self._floor > 0:
+                levels = (confidence - second).clamp_(0, 1).mul_(255).round_()
+            if self._pictures is not None and levels is not None:
+                self._pictures[:, rows] = levels.to(torch.uint8)
+            if self._floor > 0 and levels is not None:
+                unsure = levels < 255 * self._floor
                 counted = ~unsure if inside is None else inside & ~unsure
                 # a place that is not counted may have any class below the number of classes
                 self.label_maps[:, rows] = label.masked_fill(unsure, self._ignore).to(self.label_maps.dtype)
@@ -136,16 +141,6 @@ class _Collector:
         if label is not self.label_maps:
             self.label_maps[:, rows] = label.to(self.label_maps.dtype)
         add_class_sums(label, confidence, counted, self._pixels, self._sums)
-
-    def _add_margin(self, rows: slice, score: Tensor, margin: Tensor, inside: Tensor | None) -> None:
-        if self._pictures is not None:
-            self._pictures[:, rows] = (margin * 255).round_().to(torch.uint8)
-        sure = margin >= SURE_MARGIN
-        if inside is not None:
-            score, margin, sure = torch.where(inside, score, 0), torch.where(inside, margin, 0), sure & inside
-        self._scores += score.sum((1, 2), dtype=torch.float64)
-        self._margins += margin.sum((1, 2), dtype=torch.float64)
-        self._sure += sure.sum((1, 2))
 
     def labels(self) -> Labels:
         margins = Margins(self._scores, self._margins, self._sure, self._pictures) if self.ranks else None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ovss_core.feature_purification.mitigation import repair_tokens
 from ovss_core.kernels import use_kernel
+from ovss_core.kernels.averages import average
 
 SIMILARITY_CUT = 0.4
 SIMILARITY_GAIN = 3.0
@@ -41,7 +42,7 @@ class Aggregation:
         self, patches: Float[Tensor, "windows patches width"]
     ) -> Float[Tensor, "windows patches width"]:
         """Average the patches."""
-        return self.weights @ patches if self.shares else aggregate(self.weights, patches)
+        return average(self.weights, patches) if self.shares else aggregate(self.weights, patches)
 
 
 def guide_attention(

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovss_core.kernels import shared_memory, use_kernel
+from ovss_core.kernels.averages import average
 
 MOST_TOKENS = 1024
 """Beyond these some rows of a map do not fit into a processor's registers; flash attention's sums need no whole rows."""
@@ -125,12 +126,12 @@ def _attend_in_few_passes(
     columns = given.transpose(1, 2).flatten(2)
     shared = shared.to(value.dtype)
     if not terms:
-        alone: Tensor = (shared @ columns).unflatten(2, (heads, depth)).transpose(1, 2)
+        alone: Tensor = average(shared, columns).unflatten(2, (heads, depth)).transpose(1, 2)
         return alone
     attended = F.scaled_dot_product_attention(terms[0], terms[0], value, scale=scale)
     for term in terms[1:]:
         attended = attended + F.scaled_dot_product_attention(term, term, value, scale=scale)
-    joined = torch.baddbmm(attended.transpose(1, 2).flatten(2), shared, columns, beta=share)
+    joined = average(shared, columns, attended.transpose(1, 2).flatten(2), share)
     apart: Tensor = joined.unflatten(2, (heads, depth)).transpose(1, 2)
     return apart
 

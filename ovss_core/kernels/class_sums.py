@@ -1,4 +1,4 @@
-"""Pixels and confidence of each class, summed over label maps."""
+"""Pixels and confidence of each class, and how sure labels are, summed over label maps."""
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
@@ -37,3 +37,36 @@ def add_class_sums(
     confidence = confidence.double() if inside is None else torch.where(inside, confidence.double(), 0)
     pixels.view(-1).index_add_(0, column.flatten(), ones.flatten())
     sums.view(-1).index_add_(0, column.flatten(), confidence.flatten())
+
+
+def add_margin_sums(
+    confidence: Float[Tensor, "images height width"],
+    second: Float[Tensor, "images height width"],
+    inside: Bool[Tensor, "images height width"] | None,
+    least: float,
+    scores: Float[Tensor, " images"],
+    margins: Float[Tensor, " images"],
+    sure: Int[Tensor, " images"],
+) -> None:
+    """Add up each image's confidence, how far it is ahead of the second best score, and the pixels where that is enough.
+
+    Args:
+        confidence: Of each pixel's class.
+        second: The best score of another class.
+        inside: Which pixels count; None takes all.
+        least: A margin from which on a pixel is sure.
+        scores, margins, sure: float64, float64 and int64; written into.
+    """
+    if use_kernel(confidence):
+        from ovss_core.kernels.class_sums_triton import launch_margin_sums
+
+        launch_margin_sums(confidence, second, inside, least, scores, margins, sure)
+        return
+    margin = (confidence - second).clamp_(0, 1)
+    is_sure = margin >= least
+    if inside is not None:
+        confidence, margin = torch.where(inside, confidence, 0), torch.where(inside, margin, 0)
+        is_sure &= inside
+    scores += confidence.sum((1, 2), dtype=torch.float64)
+    margins += margin.sum((1, 2), dtype=torch.float64)
+    sure += is_sure.sum((1, 2))

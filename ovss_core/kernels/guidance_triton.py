@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ovss_core.kernels import shared_memory
+from ovss_core.kernels.averages import STEP, room_for_map
 
 _TILE = 1 << 12
 """Numbers of tokens that one program repairs."""
@@ -136,14 +137,16 @@ def similarity_kernel(
     left = tl.load(inverse + window * count + row, mask=row < count, other=0.0)
     right = tl.load(inverse + window * count + column, mask=column < count, other=0.0)
     cosine = product * left[:, None] * right[None, :]
-    weights += window * count * count
+    weights += window * count * COLUMNS
     cosines += window * count * count
     place = row[:, None] * count + column[None, :]
     inside = (row < count)[:, None] & (column < count)[None, :]
     kept = tl.where(cosine >= cut, cosine, 0.0)
     if WEIGHS:
         weight = kept / (tl.sum(kept, 1) + 1e-6)[:, None]
-        tl.store(weights + place, weight.to(weights.dtype.element_ty), mask=inside)
+        # columns behind the last are 0, which pads the rows
+        padded = row[:, None] * COLUMNS + column[None, :]
+        tl.store(weights + padded, weight.to(weights.dtype.element_ty), mask=(row < count)[:, None])
     else:
         tl.store(cosines + place, cosine, mask=inside)
         if CUTS:
@@ -172,17 +175,19 @@ def guidance_kernel(
     known = column < count
     mean = tl.sum(tl.load(totals + window * count + column, mask=known, other=0.0), 0) / count / count
     place = (window * count + row[:, None]) * count + column[None, :]
+    # columns behind the last are 0, which pads the rows
+    padded = (window * count + row[:, None]) * COLUMNS + column[None, :]
     inside = (row < count)[:, None] & known[None, :]
     cosine = tl.load(cosines + place, mask=inside, other=0.0)
     kept = tl.where(cosine >= cut, cosine, 0.0)
     weight = kept / (tl.sum(kept, 1) + 1e-6)[:, None]
-    tl.store(weights + place, weight.to(weights.dtype.element_ty), mask=inside)
+    tl.store(weights + padded, weight.to(weights.dtype.element_ty), mask=(row < count)[:, None])
     score = gain * ((kept if CUTS else cosine) - mean)
     seen = known[None, :] & ((score >= 0) | (row[:, None] == column[None, :]) | (row[:, None] >= count))
     score = tl.where(seen, score, float("-inf"))
     share = tl.exp(score - tl.max(score, 1)[:, None])
     attended = share / tl.sum(share, 1)[:, None]
-    tl.store(attention + place, attended.to(attention.dtype.element_ty), mask=inside)
+    tl.store(attention + padded, attended.to(attention.dtype.element_ty), mask=(row < count)[:, None])
 
 
 def launch_outliers(
@@ -240,10 +245,9 @@ def launch_repair(
 def launch_weights(patches: Tensor, cut: float) -> Tensor:
     """Return the weights by which patches average those like them, in the patches' own number format."""
     patches, inverse = launch_repair(patches, None, (1, patches.shape[1]), True)
-    windows, count, _ = patches.shape
-    weights = patches.new_empty(windows, count, count)
+    weights = room_for_map(patches)
     _launch_similarity(patches, inverse, None, weights, None, cut, True)
-    return weights
+    return weights[:, :, : patches.shape[1]]
 
 
 def launch_guidance(
@@ -264,8 +268,8 @@ def launch_guidance(
     cosines = torch.empty(windows, count, count, dtype=torch.float32, device=patches.device)
     totals = torch.empty(windows, count, dtype=torch.float32, device=patches.device)
     _launch_similarity(patches, inverse, cosines, None, totals, cut, cut_first)
-    weights, attention = patches.new_empty(cosines.shape), patches.new_empty(cosines.shape)
-    columns = max(triton.next_power_of_2(count), 16)
+    weights, attention = room_for_map(patches), room_for_map(patches)
+    columns = weights.shape[2]
     rows = max(1, _TILE // columns)
     guidance_kernel[(windows, triton.cdiv(count, rows))](
         cosines,
@@ -280,7 +284,7 @@ def launch_guidance(
         COLUMNS=columns,
         num_warps=4,
     )
-    return weights, attention
+    return weights[:, :, :count], attention[:, :, :count]
 
 
 def _launch_similarity(
@@ -293,7 +297,7 @@ def _launch_similarity(
     cut_first: bool,
 ) -> None:
     windows, count, channels = patches.shape
-    columns = max(triton.next_power_of_2(count), 16)
+    columns = max(triton.next_power_of_2(count), STEP)
     rows = min(max(_ROW_TILE // columns, 16), 64)
     step = _STEP if patches.element_size() <= 2 else _STEP // 2
     stage = (rows + columns) * step * patches.element_size()

@@ -49,6 +49,7 @@ ALIGNED, UNALIGNED = 8, 4.0
 PROGRAMS: Mapping[str, Callable[[Any], float]] = {
     "head_mean": lambda given: 2 * given.heads * given.ROWS * given.COLUMNS * given.DEPTH,
     "similarity": lambda given: 2 * given.ROWS * given.COLUMNS * given.channels,
+    "average": lambda given: 2 * given.ROWS * given.COLUMNS * -(-given.count // given.STEP) * given.STEP,
     "quick_gelu_product": lambda given: 2 * given.ROWS * given.COLUMNS * given.width,
 }
 """Products of one program of each kernel that multiplies matrices, from its arguments."""

@@ -16,7 +16,7 @@ from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.engine import finite, labels
 from ovss_core.feature_purification import mitigation, outliers, similarity
 from ovss_core.images import pixels
-from ovss_core.kernels import attention, class_sums
+from ovss_core.kernels import attention, averages, class_sums
 from ovss_core.kernels.evidence_triton import Active, Ranks
 from ovss_core.kernels.products import Tile
 from tests import evidence_forms, group_forms
@@ -37,8 +37,12 @@ def stand_ins(enter: Enter) -> dict[str, SimpleNamespace]:
             "launch_weights": (2, _weights),
             "launch_guidance": (3, _guidance),
         },
+        "averages_triton": {"launch_average": (1, _average)},
         "labels_triton": {"launch_purified": (1, _purified), "launch_probable": (1, _probable)},
-        "class_sums_triton": {"launch_class_sums": (1, class_sums.add_class_sums)},
+        "class_sums_triton": {
+            "launch_class_sums": (1, class_sums.add_class_sums),
+            "launch_margin_sums": (1, class_sums.add_margin_sums),
+        },
         "parts_triton": {"launch_union": (1, _union), "launch_parts": (1, _parts)},
         "pixels_triton": {
             "launch_windows": (1, pixels.windows_of),
@@ -121,6 +125,10 @@ def _guidance(
 ) -> tuple[Tensor, Tensor]:
     aggregation, guided = similarity.guide_attention(patches, found, grid, not cut_first)
     return _shares(aggregation, patches), guided.to(patches.dtype)
+
+
+def _average(weights: Tensor, patches: Tensor, added: Tensor | None, share: float) -> Tensor:
+    return averages.average(weights, patches, added, share)
 
 
 def _planes(

@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from ovss_core.kernels import (
-    affinity_triton, attention_triton, class_sums_triton, evidence_triton, finite_triton, groups_triton, guidance_triton,
+    affinity_triton, attention_triton, averages_triton, class_sums_triton, evidence_triton, finite_triton, groups_triton, guidance_triton,
     labels_triton, norms_triton, parts_triton, pixels_triton, products_triton
 )
 from ovss_core.kernels.products import TILES
@@ -53,6 +53,9 @@ build(guidance_triton.repair_kernel,
 for weighs in (True, False):
     build(guidance_triton.similarity_kernel,
           {"WEIGHS": weighs, "CUTS": True, "ROWS": 64, "COLUMNS": 256, "STEP": 64}, patches="*bf16")
+for adds in (True, False):
+    build(averages_triton.average_kernel, {"ADDS": adds, "WIDE": 256, "ROWS": 64, "COLUMNS": 128, "STEP": 32}, 4, patches="*bf16",
+          weights="*bf16", added="*bf16", result="*bf16", share="fp32")
 build(guidance_triton.guidance_kernel, {"CUTS": True, "ROWS": 16, "COLUMNS": 256}, 4)
 LABELS = dict.fromkeys("scores across confidences seconds".split(), "*fp32") | dict.fromkeys(
     "names sizes boxes edits classes".split(), "*i64") | dict.fromkeys("renamed members".split(), "*i32") | {
@@ -64,6 +67,8 @@ for whole, maps in ((True, 16), (False, 32)):
     build(labels_triton.probable_kernel, {"EVERYONE": False, "FLOOR": True, "RANKS": True, "MAPS": 32, **cut}, 4, **LABELS)
 build(class_sums_triton.class_sums_kernel, {"MASKED": True, "BLOCK": 4096},
       label="*i64", inside="*i1", pixels="*i64", sums="*fp64")
+build(class_sums_triton.margin_sums_kernel, {"MASKED": True, "BLOCK": 4096}, confidence="*fp32", second="*fp32",
+      inside="*i1", scores="*fp64", margins="*fp64", sure="*i64", least="fp32")
 build(parts_triton.parts_kernel, {"PLACES": 256, "DIAGONAL": True, "UNION": True}, 2,
       regions="*i8", labels="*i32", corners="*i32", union="*i8")
 build(pixels_triton.windows_kernel, {"BLOCK": 1024}, 4, pixels="*u8", first="*i64", row_pixels="*i64", windows="*u8",
@@ -115,6 +120,8 @@ KERNELS = {
     "purified_kernel",
     "probable_kernel",
     "class_sums_kernel",
+    "margin_sums_kernel",
+    "average_kernel",
     "parts_kernel",
     "windows_kernel",
     "planes_kernel",

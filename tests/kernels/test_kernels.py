@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from ovss_core.class_purification import regions as regions_module
 from ovss_core.class_purification.regions import box_union
-from ovss_core.kernels.class_sums import add_class_sums
+from ovss_core.kernels.class_sums import add_class_sums, add_margin_sums
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
@@ -75,6 +75,24 @@ def test_class_sums_equal_the_plain_form(masked: bool) -> None:
     launch_class_sums(label, confidence, inside, *found)
     assert torch.equal(found[0], expected[0])
     assert torch.allclose(found[1], expected[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_margin_sums_equal_the_plain_form(masked: bool) -> None:
+    from ovss_core.kernels.class_sums_triton import launch_margin_sums
+
+    chance = torch.Generator().manual_seed(4)
+    confidence, second = torch.rand(2, 2, 70, 90, generator=chance)
+    inside = torch.rand(confidence.shape, generator=chance) < 0.7 if masked else None
+    expected, found = (
+        (*torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)) for _ in range(2)
+    )
+    add_margin_sums(confidence, second, inside, 0.2, *expected)
+    launch_margin_sums(confidence, second, inside, 0.2, *found)
+    assert 0 < expected[2][0] < confidence[0].numel() / 2
+    assert torch.equal(found[2], expected[2])
+    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-6)
 
 
 def test_the_forms_of_a_gpu_without_triton_give_the_same_boxes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from ovss_core.class_purification.refinement import ROUNDS, balance, spread
 from ovss_core.engine.finite import finite_rows, sound_windows
 from ovss_core.images.pixels import regions_of, windows_of
 from ovss_core.images.resize import CLIP_MEAN, CLIP_STD, channel_levels, normalize
+from ovss_core.kernels.averages import room_for_map
 from tests.kernels.where import MARKS, launched
 
 pytest.importorskip("triton")
@@ -68,6 +69,23 @@ def test_windows_and_regions_are_cut_as_by_the_plain_forms() -> None:
     for side in (8, 19):
         ours = launched(launch_regions)(pixels, first, width, image, corners, side)
         assert torch.equal(ours, regions_of(pixels, first, width, image, corners, side))
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_averages_by_padded_maps_equal_the_products(adds: bool) -> None:
+    from ovss_core.kernels.averages_triton import launch_average
+
+    chance = torch.Generator().manual_seed(2)
+    tokens = torch.randn(2, 41, 136, generator=chance).half()
+    table = room_for_map(tokens[:, 1:]).zero_()
+    table[:, :, :40] = torch.rand(2, 40, 40, generator=chance) / 40
+    added = torch.randn(2, 40, 136, generator=chance).half() if adds else None
+    found = launched(lambda *given: launch_average(given[0][:, :, :40], given[1][:, 1:], given[2], 0.25))(
+        table, tokens, added
+    )
+    expected = table[:, :, :40].float() @ tokens[:, 1:].float()
+    expected = expected if added is None else expected + 0.25 * added.float()
+    torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_windows_that_hold_something_else_than_numbers_are_told() -> None:
