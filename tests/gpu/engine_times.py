@@ -28,7 +28,7 @@ SETTINGS = (
     ("sfp", "freecp", 21),
     ("sfp", "freecp", 150),
 )
-_LONGEST_NAME = 90
+_LONGEST_NAME, _PROFILED = 90, 512
 
 
 def measure(workload: Workload, batches: Sequence[int | None], turns: int) -> None:
@@ -55,7 +55,7 @@ def measure(workload: Workload, batches: Sequence[int | None], turns: int) -> No
 def show_kernels(workload: Workload, batch: int | None, rows: int) -> None:
     """Print where the device's time goes with SFP, FreeCP and 150 words."""
     engine = _engine(workload, "sfp", "freecp", 150, batch)
-    prepared = _prepared(engine, workload)
+    prepared = _prepared(engine, workload)[:_PROFILED]
     engine.segment(prepared)
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as taken:
         engine.segment(prepared)
