@@ -13,14 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovss_core.class_purification.winners import LabelEdits
+from ovss_core.config import LabelConfig, WindowConfig
 from ovss_core.engine.engine import Encoded, SegmentationEngine
+from ovss_core.engine.labels import Labels, label_by_purified_maps
 from ovss_core.errors import ImageError
+from ovss_core.images.stitch import Stitcher
+from ovss_core.images.windows import WindowLayout
 from ovss_core.kernels import give_up, plain_forms, use_kernel
 from ovss_core.kernels.products import choose_tile
 
 _LOG = logging.getLogger(__name__)
-_FEATURES, _ATTENTION, _SCORES, _LABELS = 0.02, 0.05, 0.02, 0.05
-"""How far the forms may differ: unit features, attention as a share of itself, scores, and the share of pixels."""
+_FEATURES, _ATTENTION, _SCORES, _LABELS, _TIES = 0.02, 0.05, 0.02, 0.05, 0.01
+"""How far the forms may differ: unit features, attention as a share of itself, scores, and the share of pixels; and counts
+and sums of labels inside boxes as a share of themselves."""
 
 
 def trust_kernels(engine: SegmentationEngine) -> SegmentationEngine:
@@ -95,6 +101,8 @@ def _fault(engine: SegmentationEngine) -> str:
         return ""
     except Exception as error:  # whatever a compiler, a driver or a launch may raise
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if fault := _label_fault(engine.device):
+        return fault
     with plain_forms():
         same = plain.propose_encoded(wave, encoded, None).wait()
         [other] = plain.finish(proposals)
@@ -113,6 +121,44 @@ def _fault(engine: SegmentationEngine) -> str:
         if differing > _LABELS
         else ""
     )
+
+
+@torch.inference_mode()
+def _label_fault(device: torch.device) -> str:
+    """Say what is wrong with labels inside boxes, which the picture may have none of: few maps, and more than a tile holds."""
+    layouts = tuple(WindowLayout.of(*size, WindowConfig(size=64, stride=32)) for size in ((64, 96), (96, 96)))
+    stitcher = Stitcher(layouts, (4, 4), ((150, 200), (170, 160)), device)
+    chance = torch.Generator().manual_seed(0)
+    for places in (5, 40):
+        maps = torch.rand(sum(map(len, layouts)), places, 16, generator=chance).to(device)
+        classes = torch.arange(places, device=device).expand(2, -1)
+        boxes = np.array([[[20, 10, 140, 130], [0, 0, 160, 90]], [[30, 30, 90, 80], [0, 0, 0, 0]]])
+        renamed = torch.arange(places, device=device).repeat(2, 2, 1)
+        renamed[0, :, :3], renamed[1, 0, 2:5] = 1, 4
+        counts = torch.tensor([2, 1], device=device)
+        edits = LabelEdits(boxes, torch.from_numpy(boxes).to(device), renamed, counts)
+        asked = stitcher.tile(maps), classes, places, None, stitcher, edits, LabelConfig()
+        try:
+            found = label_by_purified_maps(*asked)
+        except torch.OutOfMemoryError:
+            return ""
+        except Exception as error:  # whatever a compiler, a driver or a launch may raise
+            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        with plain_forms():
+            expected = label_by_purified_maps(*asked)
+        tables = (found.pixels, expected.pixels), *_margins(found, expected)
+        if any(
+            _gap(ours.double(), theirs.double()) > _TIES * theirs.double().abs().mean()
+            for ours, theirs in tables
+        ):
+            return f"labels of {places} maps differ inside boxes from those of the plain forms"
+    return ""
+
+
+def _margins(ours: Labels, theirs: Labels) -> list[tuple[Tensor, Tensor]]:
+    if ours.margins is None or theirs.margins is None:
+        return []
+    return [(ours.margins.sums, theirs.margins.sums), (ours.margins.scores, theirs.margins.scores)]
 
 
 def _encoded_fault(ours: Encoded, theirs: Encoded) -> str:

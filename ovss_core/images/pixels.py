@@ -100,8 +100,8 @@ class ImagePixels:
             from ovss_core.kernels.pixels_triton import launch_planes
 
             table = self.pixels, self.window_first[part], self.window_width[part]
-            levels = (channel_levels(tuple(values), self.pixels.device) for values in (mean, std))
-            return launch_planes(*table, self.window_size, *levels, dtype)
+            center, spread = (channel_levels(tuple(values), self.pixels.device) for values in (mean, std))
+            return launch_planes(*table, self.window_size, center, spread, dtype)
         return normalize(self.cut_windows(part), mean, std)
 
     def cut_regions(

@@ -64,7 +64,7 @@ def show_kernels(workload: Workload, batch: int | None, rows: int) -> None:
     count: dict[str, int] = defaultdict(int)
     spans = []
     for event in taken.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             name = event.name[:_LONGEST_NAME]
             total[name] += event.time_range.elapsed_us()
             count[name] += 1

@@ -60,6 +60,10 @@ def _twice(launch: Callable[..., Any]) -> Callable[..., Any]:
     return twice
 
 
+def _without_edits(launch: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: launch(*arguments[:4], None, *arguments[5:])
+
+
 def test_kernels_that_work_are_used_and_the_trial_leaves_nothing_behind(
     engine: SegmentationEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -82,6 +86,7 @@ def test_kernels_that_work_are_used_and_the_trial_leaves_nothing_behind(
         ),
         ("norms_triton", "launch_add_norm", _turned, "features differ from those of the plain forms"),
         ("attention_triton", "launch_mean_with_sums", _twice, "attention differs from that"),
+        ("labels_triton", "launch_purified", _without_edits, "labels of 5 maps differ inside boxes"),
     ],
 )
 def test_kernels_that_do_not_work_are_left_out_and_the_labels_are_those_of_the_cpu(
