@@ -63,7 +63,7 @@ def upload(
     sent = _sent(block, torch.device(device))
     return {
         name: piece[: sum(part.nbytes for part in table)]
-        .view(torch.from_numpy(table[0]).dtype)
+        .view(torch.from_numpy(np.empty(0, table[0].dtype)).dtype)
         .view(sum(len(part) for part in table), *table[0].shape[1:])
         for piece, (name, table) in zip(sent.split(sizes), parts.items(), strict=True)
     }
@@ -117,14 +117,20 @@ class Download:
 
     def wait(self) -> list[np.ndarray]:
         """Return the tensors as arrays, in order."""
+        views = self.views()
+        return views if self._there is not None else [view.copy() for view in views]
+
+    def views(self) -> list[np.ndarray]:
+        """Do as `wait` without a copy more, for whoever soon lets the arrays go: they keep all the pinned memory."""
         if self._there is not None:
             return [tensor.numpy() for tensor in self._there]
         if self._event is not None:
             self._event.synchronize()
-        arrays, start = [], 0
+        landed, arrays, start = self._landed.numpy(), [], 0
         for shape, dtype in self._kinds:
             size = shape.numel() * dtype.itemsize
-            arrays.append(self._landed[start : start + size].clone().view(dtype).view(shape).numpy())
+            kind = torch.empty(0, dtype=dtype).numpy().dtype
+            arrays.append(landed[start : start + size].view(kind).reshape(tuple(shape)))
             start += size
         return arrays
 

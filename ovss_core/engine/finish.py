@@ -365,7 +365,7 @@ class Finisher:
 
     def _present(self, download: Download, sizes: Sequence[tuple[int, int]]) -> list[_Labeled | ImageError]:
         """Await label maps and counts, and list the classes of each image."""
-        maps, pixels, sums, *margins = download.wait()
+        maps, pixels, sums, *margins = download.views()  # what is kept of them is copied
         names, dtype = self._vocabulary.names, self._vocabulary.mask_dtype
         found: list[_Labeled | ImageError] = []
         for image, (height, width) in enumerate(sizes):
