@@ -7,10 +7,11 @@ import triton.language as tl
 from torch import Tensor
 
 _MEMBER = 1 << 16
+"""What is added to a place in `renamed` to say that it is a member of the group."""
 _WARPS = 4
 _MAPS, _MORE_MAPS, _PHRASES, _PIXELS, _COLUMNS, _LINES = 16, 32, 32, 128, 64, 16
-"""Purified maps (more, where an image keeps more), or phrases, neighboring pixels and columns of the grids that one program works on at once, and the rows of
-pixels that it labels one after the other, by the same shares of the columns."""
+"""Purified maps (more, where an image keeps more) or phrases, neighboring pixels, and columns of the grids that one program
+works on at once; and the rows of pixels that it labels one after the other, by the same shares of the columns."""
 
 
 @triton.jit
@@ -53,7 +54,7 @@ def _stitched(
 ):
     """Return the scores of some maps at some pixels of a row, by a product of tables.
 
-    Each pixel lies between few columns, so most of a product is zeros; to look those few up takes ten times as long.
+    Each pixel lies between few columns, so most of a product is zeros; to look those few up took longer on an H200.
 
     Args:
         shares: Of all columns, if they fit into a tile (WHOLE).
