@@ -19,6 +19,9 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.forked_workers import local_ray
+from tests.shape_checks import check_packages
+
+check_packages()
 
 # Triton decides when a kernel is defined whether it will be interpreted; no test is collected before this file is read
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
