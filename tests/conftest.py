@@ -21,8 +21,6 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.forked_workers import local_ray
 from tests.shape_checks import check_packages
 
-check_packages()
-
 # Triton decides when a kernel is defined whether it will be interpreted; no test is collected before this file is read
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
@@ -33,6 +31,11 @@ ONE_RAY = "one-ray"
 def piece_of(nodeid: str) -> str:
     """Return the name of the piece of work that a test belongs to: what shares the Ray is one, every other test its own."""
     return ONE_RAY if ONE_RAY in nodeid.partition("[")[2] else nodeid
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check shapes in what tests import from here on; Ray's workers import this file too, and check none."""
+    check_packages()
 
 
 class OneRayScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
