@@ -1,5 +1,6 @@
 """What tests share: one Ray instance a session, and images made on the spot."""
 
+import gc
 import io
 import os
 import random
@@ -13,16 +14,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.forked_workers import local_ray
-from tests.shape_checks import check_packages
-
-# Triton decides when a kernel is defined whether it will be interpreted; no test is collected before this file is read
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 ONE_RAY = "one-ray"
 """In the name of every test that uses `ray_session`, the only thing about a test that xdist's scheduler is told."""
@@ -34,8 +30,21 @@ def piece_of(nodeid: str) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check shapes in what tests import from here on; Ray's workers import this file too, and check none."""
+    """Prepare a process that runs tests; the one that hands them out is waited for, and needs no torch."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    gc.disable()  # what is imported stays, and to look through it again and again took a tenth of collecting the tests
+    import torch
+
+    from tests.shape_checks import check_packages
+
+    # Triton decides when a kernel is defined whether it will be interpreted
+    os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
     check_packages()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 class OneRayScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
@@ -64,6 +73,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Start every test from the same random numbers and threads, whichever ran before it in this process."""
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
