@@ -85,6 +85,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def ray_session() -> Iterator[None]:
     """One small local Ray for all tests that need it."""
     os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # what tests wait for
+    # nobody reads how much memory each process takes, nor what workers print
+    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+    os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "10")
     # as in a run, where a new worker costs more than an idle one
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
@@ -92,6 +95,7 @@ def ray_session() -> Iterator[None]:
         "pipelines.label.stages",
         "pipelines.evaluate.stage",
         "pipelines.derive.export",
+        "tests.ready_workers",
         num_cpus=4,
         num_gpus=0,
         include_dashboard=False,
