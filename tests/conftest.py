@@ -1,5 +1,6 @@
 """What tests share: one Ray instance a session, and images made on the spot."""
 
+import gc
 import io
 import os
 import random
@@ -13,15 +14,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.forked_workers import local_ray
-
-# Triton decides when a kernel is defined whether it will be interpreted; no test is collected before this file is read
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 ONE_RAY = "one-ray"
 """In the name of every test that uses `ray_session`, the only thing about a test that xdist's scheduler is told."""
@@ -30,6 +27,24 @@ ONE_RAY = "one-ray"
 def piece_of(nodeid: str) -> str:
     """Return the name of the piece of work that a test belongs to: what shares the Ray is one, every other test its own."""
     return ONE_RAY if ONE_RAY in nodeid.partition("[")[2] else nodeid
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare a process that runs tests; the one that hands them out is waited for, and needs no torch."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    gc.disable()  # what is imported stays, and to look through it again and again took a tenth of collecting the tests
+    import torch
+
+    from tests.shape_checks import check_packages
+
+    # Triton decides when a kernel is defined whether it will be interpreted
+    os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+    check_packages()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 class OneRayScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
@@ -58,6 +73,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Start every test from the same random numbers and threads, whichever ran before it in this process."""
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -68,6 +85,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def ray_session() -> Iterator[None]:
     """One small local Ray for all tests that need it."""
     os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # what tests wait for
+    # nobody reads how much memory each process takes, nor what workers print
+    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+    os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "10")
     # as in a run, where a new worker costs more than an idle one
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
@@ -75,6 +95,7 @@ def ray_session() -> Iterator[None]:
         "pipelines.label.stages",
         "pipelines.evaluate.stage",
         "pipelines.derive.export",
+        "tests.ready_workers",
         num_cpus=4,
         num_gpus=0,
         include_dashboard=False,

@@ -5,18 +5,36 @@ So the Ray of `local_ray` starts this file as its worker, which hands its argume
 of that goes on as Ray's own worker would. Where no server answers, this process itself becomes the worker.
 """
 
+import atexit
 import json
 import os
 import runpy
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 FOLDER = "OVSS_TEST_WORKERS"
 """Where the server's socket lies. Set to nothing from outside, every worker is a fresh process."""
+
+
+LATE = (
+    "pydantic.v1.fields",
+    "pyarrow.json",
+    "ray._common.pydantic_compat",
+    "ray._private.arrow_serialization",
+    "ray.dag.compiled_dag_node",
+    "ray.data._internal.execution.operators.actor_pool_map_operator",
+    "ray.data._internal.issue_detection",
+    "ray.data._internal.planner.plan_udf_map_op",
+    "PIL.GifImagePlugin",
+    "PIL.JpegImagePlugin",
+    "PIL.PpmImagePlugin",
+)
+"""What a worker of Ray Data imports on its way, from its first object to its end: more than half of what it computed."""
 
 
 @contextmanager
@@ -82,8 +100,13 @@ def serve(requests: socket.socket, modules: Sequence[str]) -> None:
 
     for module in ("ray._private.workers.default_worker", "ray.data", *modules):
         import_module(module)
+    for module in LATE:
+        with suppress(ImportError):  # another Ray may have another way
+            import_module(module)
     assert os.listdir("/proc/self/task") == [str(os.getpid())], "a fork keeps one thread alone"  # noqa: PTH208
     gc.freeze()
+    for end in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        end.atexit = False  # torch's take apart what it has registered
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with DefaultSelector() as ready:
@@ -120,7 +143,12 @@ def take_place(request: socket.socket) -> None:
         Config.initialize("")  # Ray read its settings from the environment of the server
         sys.argv = given["arguments"]
         request.sendall(b"!")
-    work()
+    try:
+        work()
+    except SystemExit as end:
+        atexit._run_exitfuncs()  # Ray takes its leave
+        # to take apart what was imported would copy all of it, for it is shared with the server
+        os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 def ask() -> bool:

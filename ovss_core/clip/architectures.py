@@ -101,7 +101,7 @@ def find_architecture(name: str) -> Architecture | None:
     """
     if name.startswith(HUB):
         return None
-    described = _local_folder(name) if name.startswith(LOCAL_FOLDER) else _known().get(open_clip_name(name))
+    described = _local_folder(name) if name.startswith(LOCAL_FOLDER) else _registered(open_clip_name(name))
     if described is None:
         raise ModelError(
             f"unknown architecture {name!r}{nearest(name, architecture_names())}; give an open_clip ViT such as "
@@ -222,6 +222,16 @@ def _known() -> dict[str, dict[str, Any]]:
         registered = {name: factory.get_model_config(name) for name in factory.list_models()}
         return {DEMO_ARCHITECTURE: _read_json(demo_architecture_path()), **registered}
     return _shipped()
+
+
+def _registered(name: str) -> dict[str, Any] | None:
+    """Return one of `_known`: open_clip copies each description that it is asked for."""
+    if "open_clip" not in sys.modules:
+        return _shipped().get(name)
+    if name == DEMO_ARCHITECTURE:
+        return _read_json(demo_architecture_path())
+    factory = sys.modules["open_clip.factory"]
+    return factory.get_model_config(name) if name in factory.list_models() else None
 
 
 @lru_cache(maxsize=1)

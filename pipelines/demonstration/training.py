@@ -50,8 +50,9 @@ def train_demo(folder: Path, config: TrainingConfig, stop_after: int | None = No
     folder.mkdir(parents=True, exist_ok=True)
     workers = config.workers or os.cpu_count() or 1
     store = open_scene_store(folder / "scenes.u8", config.scenes, TRAINING_SEED, workers)
-    model, optimizer = _create(config, store)
-    step = _resume(folder / "checkpoint.pt", config, model, optimizer)
+    checkpoint = folder / "checkpoint.pt"
+    model, optimizer = _create(config, None if checkpoint.is_file() else store)
+    step = _resume(checkpoint, config, model, optimizer)
     lanes = _Lanes(model, store, config)
     if step == 0:
         last = warm_up_words(model, lanes.bank, config.word_steps, config.learning_rate, config.seed)
@@ -67,11 +68,11 @@ def train_demo(folder: Path, config: TrainingConfig, stop_after: int | None = No
                 f"step {step}/{config.steps} {listed} scale {model.logit_scale.exp().item():.1f} seconds {time.monotonic() - started:.0f} of cpu {time.process_time():.0f}"
             )
         if step % config.checkpoint_every == 0 or step == end:
-            _save_checkpoint(folder / "checkpoint.pt", config, model, optimizer, step)
+            _save_checkpoint(checkpoint, config, model, optimizer, step)
         if config.check_scenes and (step % config.check_every == 0 or step == config.steps):
             _report_check(model, lanes.bank, config.check_scenes)
     if step < config.steps:
-        return folder / "checkpoint.pt"
+        return checkpoint
     return write_weights(model, folder / "ovss_demo.safetensors")
 
 
@@ -93,12 +94,14 @@ def write_weights(model: Any, path: Path) -> Path:
     return path
 
 
-def _create(config: TrainingConfig, store: np.ndarray) -> tuple[Any, torch.optim.Optimizer]:
+def _create(config: TrainingConfig, store: np.ndarray | None) -> tuple[Any, torch.optim.Optimizer]:
+    """Create the towers, with initial weights that fit the scenes; None where a checkpoint will replace all weights."""
     register_demo_model()
     torch.manual_seed(config.seed)
     model = open_clip.create_model(DEMO_ARCHITECTURE, pretrained=None)
-    samples = draw_crops(store, 64, 112, SMALL_SIDES, random.Random(f"ovss initial weights {config.seed}"))
-    set_initial_weights(model.visual, samples.images)
+    if store is not None:
+        crops = random.Random(f"ovss initial weights {config.seed}")
+        set_initial_weights(model.visual, draw_crops(store, 64, 112, SMALL_SIDES, crops).images)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(20))
     decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in name]

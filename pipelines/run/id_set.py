@@ -72,7 +72,9 @@ class IdSet:
         """Return which digests are there, bool."""
         shares, order = _shared(digests)
         held = [
-            np.logical_or.reduce([run.holds(asked) for run in runs]) if runs else np.zeros(len(asked), bool)
+            np.logical_or.reduce([run.holds(asked) for run in runs])
+            if runs and len(asked)
+            else np.zeros(len(asked), bool)
             for runs, asked in zip(self._shares, shares, strict=True)
         ]
         found = np.empty(len(digests), bool)

@@ -10,6 +10,7 @@ import platform
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from hashlib import blake2b
 from importlib import metadata
 from typing import Any
@@ -285,7 +286,13 @@ def proxy_facts(config: SegmenterConfig) -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide results."""
-    found = {"python": platform.python_version()}
+    return {"python": platform.python_version()} | _installed()
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Read what is installed once a process: each package's whole description has to be parsed."""
+    found = {}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

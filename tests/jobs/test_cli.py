@@ -77,8 +77,11 @@ def test_models_and_clusters_that_cannot_work_are_refused_before_any_actor(
     ray_session: None, capsys: pytest.CaptureFixture[str], images: Path, flags: list[str], message: str
 ) -> None:
     common = ["--images", images, "--vocabulary", "voc21", "--output", images.parent / "out"]
-    status, error = run(capsys, *common, *flags)
-    assert (status, message in error, "\n" in error) == (2, True, False), error
+    status, printed = run(capsys, *common, *flags)
+    *steps, error = printed.splitlines()
+    assert (status, message in error) == (2, True), printed
+    assert all(step.startswith("ovss: ") and "error" not in step for step in steps)  # told on a busy machine
+    assert len(steps) <= 4
     assert not (images.parent / "out/run.json").exists()
 
 
