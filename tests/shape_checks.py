@@ -28,6 +28,7 @@ PACKAGES = (
     "ovss_core.vocabulary_filter",
     "ovss_core.engine",
     "ovss_core.kernels.attention",
+    "ovss_core.kernels.averages",
     "ovss_core.kernels.class_sums",
     "ovss_core.kernels.norms",
     "ovss_core.kernels.products",
