@@ -80,7 +80,7 @@ class NoopStage:
         output: The column that is given in its place.
         value_bytes: Bytes of a value that is given; None gives rows of labels.
         ledger: Where images are noted.
-        pause_s: Seconds that a call waits.
+        wait_s: Seconds that an image waits.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class NoopStage:
         output: str,
         value_bytes: int | None = None,
         ledger: AttemptLedger | None = None,
-        pause_s: float = 0.0,
+        wait_s: float = 0.0,
     ) -> None:
-        self.payload, self.output, self.ledger, self.pause_s = payload, output, ledger, pause_s
+        self.payload, self.output, self.ledger, self.wait_s = payload, output, ledger, wait_s
         if value_bytes is None:
             self.value = _labels()
         else:
@@ -100,12 +100,32 @@ class NoopStage:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Replace the payload by a value that is the same for all."""
         rows = batch.num_rows
-        time.sleep(self.pause_s)
+        time.sleep(self.wait_s * rows)
         process_all(self.output, batch["image_id"].to_pylist(), range(rows), list, self.ledger)
         table = batch.drop_columns([self.payload, "failure", "seconds"])
         table = table.append_column("failure", pa.nulls(rows, FAILURE))
         table = table.append_column("seconds", pa.nulls(rows, SECONDS))
         return table.append_column(self.output, self.value.take(pa.array(np.zeros(rows, np.int64))))
+
+
+class TimedStage(NoopStage):
+    """Counts how long it worked, and how long it waited for images since its call before."""
+
+    _ended = 0.0
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Do nothing, as `NoopStage`."""
+        begun = time.perf_counter()
+        idle = begun - self._ended if self._ended else 0.0
+        seconds = batch["seconds"].to_pylist()
+        table = super().__call__(batch)
+        if not seconds:
+            return table
+        self._ended = time.perf_counter()
+        mine = {f"{self.payload} idle": idle, f"{self.payload} busy": self._ended - begun}
+        seconds[0] = [*(seconds[0] or ()), *mine.items()]
+        place = table.schema.get_field_index("seconds")
+        return table.set_column(place, "seconds", pa.array(seconds, SECONDS))
 
 
 def measure_job(job: NoopJob) -> dict[str, float]:
@@ -120,12 +140,12 @@ def measure_job(job: NoopJob) -> dict[str, float]:
     few, many = max(_WARM_UP, job.records // job.few), job.records
     with tempfile.TemporaryDirectory() as root, connected(None):
         place = Path(root)
-        _run(job, _corpus(job, place, _WARM_UP), place / "warm")
+        _run(job, noop_corpus(job, place, _WARM_UP), place / "warm")
         idle = _idle_cores()
-        source = _corpus(job, place, few)
+        source = noop_corpus(job, place, few)
         first = _run(job, source, place / "few")
         slow = _run(job, source, place / "slow", job.pause_s) if job.pause_s else None
-        second = _run(job, _corpus(job, place, many), place / "many")
+        second = _run(job, noop_corpus(job, place, many), place / "many")
     images = many - few
     spent = {
         kind: 1000 * (second.spent.get(kind, 0.0) - first.spent.get(kind, 0.0)) / images
@@ -160,7 +180,7 @@ def _run(job: NoopJob, source: SourceOptions, output: Path, pause_s: float = 0.0
     work = Job(
         Folder(str(output)),
         opened,
-        _stages(job, pause_s * job.batch * job.actors / manifest.images),
+        noop_stages(job, wait_last=pause_s * job.actors / manifest.images),
         label_table(sample_vocabulary(HostCosts.classes)),
         shard_size=SHARD_SIZE,
         fragment_rows=job.fragment_rows,
@@ -174,21 +194,24 @@ def _run(job: NoopJob, source: SourceOptions, output: Path, pause_s: float = 0.0
     return _Spent(seconds, spending.by_kind)
 
 
-def _stages(job: NoopJob, pause_s: float) -> Sequence[ActorStage]:
+def noop_stages(
+    job: NoopJob, wait_first: float = 0.0, wait_last: float = 0.0, worker: type = NoopStage
+) -> list[ActorStage]:
+    """Return the stages of a job, in which an image waits for so many seconds in the first and in the last."""
     pool = Pool("propose", job.actors, 0.25)
     first: dict[str, Any] = {"payload": "image"}
     if not job.proposal_bytes:
-        first |= {"output": "result", "pause_s": pause_s}
-        return [ActorStage("segment", NoopStage, first, pool, job.batch)]
-    first |= {"output": "proposal", "value_bytes": job.proposal_bytes}
-    second = {"payload": "proposal", "output": "result", "pause_s": pause_s}
+        first |= {"output": "result", "wait_s": wait_first + wait_last}
+        return [ActorStage("segment", worker, first, pool, job.batch)]
+    first |= {"output": "proposal", "value_bytes": job.proposal_bytes, "wait_s": wait_first}
+    second = {"payload": "proposal", "output": "result", "wait_s": wait_last}
     return [
-        ActorStage("propose", NoopStage, first, pool, job.batch),
-        ActorStage("finish", NoopStage, second, Pool("finish", job.actors, 0.25), job.batch),
+        ActorStage("propose", worker, first, pool, job.batch),
+        ActorStage("finish", worker, second, Pool("finish", job.actors, 0.25), job.batch),
     ]
 
 
-def _corpus(job: NoopJob, root: Path, count: int) -> SourceOptions:
+def noop_corpus(job: NoopJob, root: Path, count: int) -> SourceOptions:
     """Make so many images, all of the same bytes: they are stored once and read again and again."""
     place, data = root / f"images-{count}", np.random.default_rng(1).bytes(job.image_bytes)
     place.mkdir()
