@@ -15,25 +15,23 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.benchmark.host_costs import HostCosts, sample_result, sample_vocabulary
-from pipelines.faults import process_all
+from pipelines.benchmark.noop_stage import NoopStage
 from pipelines.label.masks import encode_mask
 from pipelines.label.table import label_column, label_table
 from pipelines.run.capacity import Pool
 from pipelines.run.cluster import connected
 from pipelines.run.events import shown_by
-from pipelines.run.ledger import AttemptLedger
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.options import SourceOptions
 from pipelines.run.progress import ProgressReport
 from pipelines.run.runner import ActorStage, Job, run_job
-from pipelines.run.schema import FAILURE, SECONDS
 from pipelines.storage import Folder
 
 SHARD_SIZE = 256
@@ -70,62 +68,6 @@ class NoopJob:
     source: Literal["table", "folder"] = "table"
     few: int = 4
     pause_s: float = 20.0
-
-
-class NoopStage:
-    """Does to the table what a labelling stage does, and nothing to the payload.
-
-    Args:
-        payload: The column that is taken.
-        output: The column that is given in its place.
-        value_bytes: Bytes of a value that is given; None gives rows of labels.
-        ledger: Where images are noted.
-        wait_s: Seconds that an image waits.
-    """
-
-    def __init__(
-        self,
-        payload: str,
-        output: str,
-        value_bytes: int | None = None,
-        ledger: AttemptLedger | None = None,
-        wait_s: float = 0.0,
-    ) -> None:
-        self.payload, self.output, self.ledger, self.wait_s = payload, output, ledger, wait_s
-        if value_bytes is None:
-            self.value = _labels()
-        else:
-            self.value = pa.array([np.random.default_rng(0).bytes(value_bytes)], pa.binary())
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Replace the payload by a value that is the same for all."""
-        rows = batch.num_rows
-        time.sleep(self.wait_s * rows)
-        process_all(self.output, batch["image_id"].to_pylist(), range(rows), list, self.ledger)
-        table = batch.drop_columns([self.payload, "failure", "seconds"])
-        table = table.append_column("failure", pa.nulls(rows, FAILURE))
-        table = table.append_column("seconds", pa.nulls(rows, SECONDS))
-        return table.append_column(self.output, self.value.take(pa.array(np.zeros(rows, np.int64))))
-
-
-class TimedStage(NoopStage):
-    """Counts how long it worked, and how long it waited for images since its call before."""
-
-    _ended = 0.0
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Do nothing, as `NoopStage`."""
-        begun = time.perf_counter()
-        idle = begun - self._ended if self._ended else 0.0
-        seconds = batch["seconds"].to_pylist()
-        table = super().__call__(batch)
-        if not seconds:
-            return table
-        self._ended = time.perf_counter()
-        mine = {f"{self.payload} idle": idle, f"{self.payload} busy": self._ended - begun}
-        seconds[0] = [*(seconds[0] or ()), *mine.items()]
-        place = table.schema.get_field_index("seconds")
-        return table.set_column(place, "seconds", pa.array(seconds, SECONDS))
 
 
 def measure_job(job: NoopJob) -> dict[str, float]:
@@ -195,19 +137,31 @@ def _run(job: NoopJob, source: SourceOptions, output: Path, pause_s: float = 0.0
 
 
 def noop_stages(
-    job: NoopJob, wait_first: float = 0.0, wait_last: float = 0.0, worker: type = NoopStage
+    job: NoopJob,
+    wait_first: float = 0.0,
+    wait_last: float = 0.0,
+    worker: type = NoopStage,
+    num_cpus: float = 0.25,
 ) -> list[ActorStage]:
-    """Return the stages of a job, in which an image waits for so many seconds in the first and in the last."""
-    pool = Pool("propose", job.actors, 0.25)
-    first: dict[str, Any] = {"payload": "image"}
+    """Return the stages of a job.
+
+    Args:
+        wait_first: Seconds that an image waits in the first.
+        wait_last: Seconds that it waits in the last.
+        worker: `NoopStage`, or one derived from it.
+        num_cpus: CPUs that a worker reserves. Where a read task reserves as many, Ray Data lets the workers of the first
+            stage read, and nothing lies in the store between.
+    """
+    last = {"output": "result", "value": _labels(), "wait_s": wait_last}
     if not job.proposal_bytes:
-        first |= {"output": "result", "wait_s": wait_first + wait_last}
-        return [ActorStage("segment", worker, first, pool, job.batch)]
-    first |= {"output": "proposal", "value_bytes": job.proposal_bytes, "wait_s": wait_first}
-    second = {"payload": "proposal", "output": "result", "wait_s": wait_last}
+        last |= {"payload": "image", "wait_s": wait_first + wait_last}
+        return [ActorStage("segment", worker, last, Pool("segment", job.actors, num_cpus), job.batch)]
+    proposal = pa.array([np.random.default_rng(0).bytes(job.proposal_bytes)], pa.binary())
+    first = {"payload": "image", "output": "proposal", "value": proposal, "wait_s": wait_first}
+    last |= {"payload": "proposal"}
     return [
-        ActorStage("propose", worker, first, pool, job.batch),
-        ActorStage("finish", worker, second, Pool("finish", job.actors, 0.25), job.batch),
+        ActorStage("propose", worker, first, Pool("propose", job.actors, num_cpus), job.batch),
+        ActorStage("finish", worker, last, Pool("finish", job.actors, num_cpus), job.batch),
     ]
 
 

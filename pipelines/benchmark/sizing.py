@@ -31,7 +31,8 @@ import pyarrow.parquet as pq
 
 from ovss_core.errors import OvssError
 from pipelines.benchmark.host_costs import HostCosts, sample_vocabulary
-from pipelines.benchmark.job_costs import NoopJob, TimedStage, noop_corpus, noop_stages, processor_seconds
+from pipelines.benchmark.job_costs import NoopJob, noop_corpus, noop_stages, processor_seconds
+from pipelines.benchmark.noop_stage import TimedStage
 from pipelines.label.table import label_table
 from pipelines.run.cluster import connected
 from pipelines.run.events import shown_by
@@ -45,7 +46,7 @@ _MB = 1_000_000
 _HEAD_STORE = 100 * _MB
 _LOOK_S, _SLOW_LOOKS = 0.1, 10
 _SPILLED = "ray_spilled_objects"
-_CPUS_A_WORKER = 0.25
+_CPUS_A_WORKER = 0.5
 _ROLES = {
     "raylet/raylet": "raylet",
     "gcs_server": "control service",
@@ -115,7 +116,6 @@ class Taken:
         rows: Images with a row at the end.
         head: Memory of the head's processes by what they are, without what they share of the store.
         worker: The same of a worker node.
-        block: The largest block between reading and the first stage that was seen.
     """
 
     store: int = 0
@@ -147,7 +147,7 @@ def measure(job: SizingJob, store: int) -> Taken:
         work = Job(
             output,
             source,
-            noop_stages(noop, worker=TimedStage, **waits),
+            noop_stages(noop, worker=TimedStage, num_cpus=_CPUS_A_WORKER, **waits),
             label_table(sample_vocabulary(HostCosts.classes)),
             unit_rows=job.unit_rows,
             fragment_rows=job.fragment_rows,
@@ -293,11 +293,11 @@ def _role(line: str) -> str:
 
 
 def _memory(process: int) -> int:
-    """Return the resident bytes of a process without memory that it shares by name, as that of the store."""
+    """Return a process's own bytes and its share of those that several processes have in common, without the store's."""
     with suppress(OSError):
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
         sizes = {name: value for name, _, value in (line.partition(":") for line in lines)}
-        return 1024 * sum(int(sizes[name].split()[0]) for name in ("RssAnon", "RssFile") if name in sizes)
+        return 1024 * sum(int(sizes[name].split()[0]) for name in ("Pss_Anon", "Pss_File") if name in sizes)
     return 0
 
 

@@ -80,7 +80,8 @@ class AttemptLedger:
     @classmethod
     def start(cls) -> "AttemptLedger":
         """Start the record as an actor that takes no CPU on the node of the caller."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Ray puts an actor without resources on any node, unless it may be on one alone
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
         return cls(ray.remote(AttemptRecord).options(**options).remote())
 

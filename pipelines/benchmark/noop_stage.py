@@ -1,0 +1,63 @@
+"""A stage that does nothing: it takes and gives what a labelling stage would, and imports no model."""
+
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.faults import process_all
+from pipelines.run.ledger import AttemptLedger
+from pipelines.run.schema import FAILURE, SECONDS
+
+
+class NoopStage:
+    """Does to the table what a labelling stage does, and nothing to the payload.
+
+    Args:
+        payload: The column that is taken.
+        output: The column that is given in its place.
+        value: The value that every image is given, an array of one.
+        ledger: Where images are noted.
+        wait_s: Seconds that an image waits.
+    """
+
+    def __init__(
+        self,
+        payload: str,
+        output: str,
+        value: pa.Array,
+        ledger: AttemptLedger | None = None,
+        wait_s: float = 0.0,
+    ) -> None:
+        self.payload, self.output, self.ledger, self.wait_s = payload, output, ledger, wait_s
+        self.value = value
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Replace the payload by a value that is the same for all."""
+        rows = batch.num_rows
+        time.sleep(self.wait_s * rows)
+        process_all(self.output, batch["image_id"].to_pylist(), range(rows), list, self.ledger)
+        table = batch.drop_columns([self.payload, "failure", "seconds"])
+        table = table.append_column("failure", pa.nulls(rows, FAILURE))
+        table = table.append_column("seconds", pa.nulls(rows, SECONDS))
+        return table.append_column(self.output, self.value.take(pa.array(np.zeros(rows, np.int64))))
+
+
+class TimedStage(NoopStage):
+    """Counts how long it worked, and how long it waited for images since its call before."""
+
+    _ended = 0.0
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Do nothing, as `NoopStage`."""
+        begun = time.perf_counter()
+        idle = begun - self._ended if self._ended else 0.0
+        seconds = batch["seconds"].to_pylist()
+        table = super().__call__(batch)
+        if not seconds:
+            return table
+        self._ended = time.perf_counter()
+        mine = {f"{self.payload} idle": idle, f"{self.payload} busy": self._ended - begun}
+        seconds[0] = [*(seconds[0] or ()), *mine.items()]
+        place = table.schema.get_field_index("seconds")
+        return table.set_column(place, "seconds", pa.array(seconds, SECONDS))
