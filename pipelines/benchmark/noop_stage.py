@@ -1,6 +1,7 @@
 """A stage that does nothing: it takes and gives what a labelling stage would, and imports no model."""
 
 import time
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,20 +45,28 @@ class NoopStage:
 
 
 class TimedStage(NoopStage):
-    """Counts how long it worked, and how long it waited for images since its call before."""
+    """Counts how long it worked, and how long it waited for images since its call before.
 
-    _ended = 0.0
+    Args:
+        skipped: Images of its first calls, which are not counted.
+    """
+
+    def __init__(self, *arguments: Any, skipped: float = 0.0, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._ended, self._skipped = 0.0, skipped
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Do nothing, as `NoopStage`."""
         begun = time.perf_counter()
-        idle = begun - self._ended if self._ended else 0.0
         seconds = batch["seconds"].to_pylist()
         table = super().__call__(batch)
         if not seconds:
             return table
-        self._ended = time.perf_counter()
-        mine = {f"{self.payload} idle": idle, f"{self.payload} busy": self._ended - begun}
+        before, self._ended = self._ended, time.perf_counter()
+        self._skipped -= len(seconds)
+        if self._skipped > 0 or not before:
+            return table
+        mine = {f"{self.payload} idle": begun - before, f"{self.payload} busy": self._ended - begun}
         seconds[0] = [*(seconds[0] or ()), *mine.items()]
         place = table.schema.get_field_index("seconds")
         return table.set_column(place, "seconds", pa.array(seconds, SECONDS))

@@ -76,19 +76,21 @@ class SizingJob:
         cpus: Logical CPUs of a worker node; what workers leave of them, four read or write tasks share.
         slow: The stage that is slow.
         speed: Images a second that the workers of the slow stage can do together.
+        dashboard: Whether the head has Ray's dashboard, 0 or 1.
     """
 
-    records: int = 6144
-    image_bytes: int = 400_000
-    proposal_bytes: int = 700_000
-    batch: int = 64
+    records: int = 768
+    image_bytes: int = 800_000
+    proposal_bytes: int = 1_400_000
+    batch: int = 16
     actors: int = 2
     unit_rows: int = 1024
-    fragment_rows: int = 256
+    fragment_rows: int = 64
     nodes: int = 1
-    cpus: float = 4
+    cpus: float = 4.0
     slow: str = "propose"
-    speed: float = 200.0
+    speed: float = 20.0
+    dashboard: int = 1
 
     @property
     def noop(self) -> NoopJob:
@@ -96,7 +98,7 @@ class SizingJob:
         mine = {
             entry.name: getattr(self, entry.name) for entry in fields(NoopJob) if hasattr(self, entry.name)
         }
-        return NoopJob(**mine)
+        return NoopJob(**mine, source="folder")
 
 
 @dataclass
@@ -111,7 +113,7 @@ class Taken:
         spilled: Bytes that were written to disk for want of room, all nodes together.
         restored: Bytes that were read back.
         on_disk: The most of them that lay on the disk of one node, with objects that were made there at once.
-        busy: Share of the time between two calls that the workers of the slow stage worked.
+        busy: Share of the time that the workers of the slow stage worked, but for the first quarter of the images.
         images_a_second: Of the whole run, start-up included.
         rows: Images with a row at the end.
         head: Memory of the head's processes by what they are, without what they share of the store.
@@ -147,7 +149,13 @@ def measure(job: SizingJob, store: int) -> Taken:
         work = Job(
             output,
             source,
-            noop_stages(noop, worker=TimedStage, num_cpus=_CPUS_A_WORKER, **waits),
+            noop_stages(
+                noop,
+                worker=TimedStage,
+                num_cpus=_CPUS_A_WORKER,
+                skipped=job.records / job.actors / 4,
+                **waits,
+            ),
             label_table(sample_vocabulary(HostCosts.classes)),
             unit_rows=job.unit_rows,
             fragment_rows=job.fragment_rows,
@@ -199,7 +207,7 @@ class _Node:
 def _nodes(job: SizingJob, store: int) -> Iterator[list[_Node]]:
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 0, "include_dashboard": True, "object_store_memory": _HEAD_STORE}
+    head = {"num_cpus": 0, "include_dashboard": bool(job.dashboard), "object_store_memory": _HEAD_STORE}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         workers = [cluster.add_node(num_cpus=job.cpus, object_store_memory=store) for _ in range(job.nodes)]
