@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -140,30 +140,26 @@ def noop_stages(
     job: NoopJob,
     wait_first: float = 0.0,
     wait_last: float = 0.0,
-    worker: type = NoopStage,
     num_cpus: float = 0.25,
-    **more: Any,
 ) -> list[ActorStage]:
     """Return the stages of a job.
 
     Args:
         wait_first: Seconds that an image waits in the first.
         wait_last: Seconds that it waits in the last.
-        worker: `NoopStage`, or one derived from it.
         num_cpus: CPUs that a worker reserves. Where a read task reserves as many, Ray Data lets the workers of the first
             stage read, and nothing lies in the store between.
-        more: Further arguments of the workers.
     """
-    last = {"output": "result", "value": _labels(), "wait_s": wait_last, **more}
+    last = {"output": "result", "value": _labels(), "wait_s": wait_last}
     if not job.proposal_bytes:
         last |= {"payload": "image", "wait_s": wait_first + wait_last}
-        return [ActorStage("segment", worker, last, Pool("segment", job.actors, num_cpus), job.batch)]
+        return [ActorStage("segment", NoopStage, last, Pool("segment", job.actors, num_cpus), job.batch)]
     proposal = pa.array([np.random.default_rng(0).bytes(job.proposal_bytes)], pa.binary())
-    first = {"payload": "image", "output": "proposal", "value": proposal, "wait_s": wait_first, **more}
+    first = {"payload": "image", "output": "proposal", "value": proposal, "wait_s": wait_first}
     last |= {"payload": "proposal"}
     return [
-        ActorStage("propose", worker, first, Pool("propose", job.actors, num_cpus), job.batch),
-        ActorStage("finish", worker, last, Pool("finish", job.actors, num_cpus), job.batch),
+        ActorStage("propose", NoopStage, first, Pool("propose", job.actors, num_cpus), job.batch),
+        ActorStage("finish", NoopStage, last, Pool("finish", job.actors, num_cpus), job.batch),
     ]
 
 

@@ -1,7 +1,6 @@
 """A stage that does nothing: it takes and gives what a labelling stage would, and imports no model."""
 
 import time
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,31 +41,3 @@ class NoopStage:
         table = table.append_column("failure", pa.nulls(rows, FAILURE))
         table = table.append_column("seconds", pa.nulls(rows, SECONDS))
         return table.append_column(self.output, self.value.take(pa.array(np.zeros(rows, np.int64))))
-
-
-class TimedStage(NoopStage):
-    """Counts how long it worked, and how long it waited for images since its call before.
-
-    Args:
-        skipped: Images of its first calls, which are not counted.
-    """
-
-    def __init__(self, *arguments: Any, skipped: float = 0.0, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._ended, self._skipped = 0.0, skipped
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Do nothing, as `NoopStage`."""
-        begun = time.perf_counter()
-        seconds = batch["seconds"].to_pylist()
-        table = super().__call__(batch)
-        if not seconds:
-            return table
-        before, self._ended = self._ended, time.perf_counter()
-        self._skipped -= len(seconds)
-        if self._skipped > 0 or not before:
-            return table
-        mine = {f"{self.payload} idle": begun - before, f"{self.payload} busy": self._ended - begun}
-        seconds[0] = [*(seconds[0] or ()), *mine.items()]
-        place = table.schema.get_field_index("seconds")
-        return table.set_column(place, "seconds", pa.array(seconds, SECONDS))

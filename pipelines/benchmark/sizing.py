@@ -2,8 +2,8 @@
 
 A head without CPUs and its worker nodes are pretended on this machine, each node with an object store of a given size,
 and the job of `pipelines.benchmark.job_costs` moves the bytes of real images and proposals through them. One stage is
-made slow on purpose, so that images pile up before it as they do before a GPU. Told is how much of the time its workers
-had images (a store that is too small shows there first), what lay in the stores at most, what was spilled, and whether
+made slow on purpose, so that images pile up before it as they do before a GPU. Told is how much of its pace is reached (a
+store that is too small shows there first), what lay in the stores at most, what was spilled, and whether
 every image has one row at the end, without which the command fails.
 
 What lies in a store is asked of each node's raylet ten times a second. Peaks between two looks are lost, so what the
@@ -13,13 +13,14 @@ Ray's exported metrics are renewed every few seconds and would miss both.
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -32,18 +33,21 @@ import pyarrow.parquet as pq
 from ovss_core.errors import OvssError
 from pipelines.benchmark.host_costs import HostCosts, sample_vocabulary
 from pipelines.benchmark.job_costs import NoopJob, noop_corpus, noop_stages, processor_seconds
-from pipelines.benchmark.noop_stage import TimedStage
 from pipelines.label.table import label_table
+from pipelines.run.capacity import Pool
 from pipelines.run.cluster import connected
 from pipelines.run.events import shown_by
 from pipelines.run.manifest import prepare_manifest
+from pipelines.run.object_store import Flow, block_room, store_need
+from pipelines.run.plan import rows_of_unit
 from pipelines.run.progress import ProgressReport
-from pipelines.run.runner import Job, run_job
-from pipelines.run.summary import read_markers
+from pipelines.run.runner import ActorStage, Job, run_job
 from pipelines.storage import Folder
 
 _MB = 1_000_000
 _HEAD_STORE = 100 * _MB
+_LEAST_STORE_MB = 80
+"""Ray starts no store of less than 75 MiB."""
 _LOOK_S, _SLOW_LOOKS = 0.1, 10
 _SPILLED = "ray_spilled_objects"
 _CPUS_A_WORKER = 0.5
@@ -79,17 +83,17 @@ class SizingJob:
         dashboard: Whether the head has Ray's dashboard, 0 or 1.
     """
 
-    records: int = 768
+    records: int = 640
     image_bytes: int = 800_000
     proposal_bytes: int = 1_400_000
     batch: int = 16
     actors: int = 2
     unit_rows: int = 1024
-    fragment_rows: int = 64
+    fragment_rows: int = 32
     nodes: int = 1
     cpus: float = 4.0
     slow: str = "propose"
-    speed: float = 20.0
+    speed: float = 32.0
     dashboard: int = 1
 
     @property
@@ -99,6 +103,23 @@ class SizingJob:
             entry.name: getattr(self, entry.name) for entry in fields(NoopJob) if hasattr(self, entry.name)
         }
         return NoopJob(**mine, source="folder")
+
+    @property
+    def pools(self) -> list[Pool]:
+        """The workers of a node."""
+        return [replace(stage.pool, actors=math.ceil(self.actors / self.nodes)) for stage in self.stages()]
+
+    def stages(self, **waits: float) -> list[ActorStage]:
+        """Return the stages; arguments as for `noop_stages`."""
+        return noop_stages(self.noop, num_cpus=_CPUS_A_WORKER, **waits)
+
+    @property
+    def rule(self) -> int:
+        """Bytes that a node's store should have by `pipelines.run.object_store`."""
+        rows = rows_of_unit(self.records, self.actors, self.batch, self.unit_rows)
+        room = block_room(self.unit_rows)
+        flow = Flow(rows, self.batch, room, self.image_bytes, self.proposal_bytes or self.image_bytes)
+        return store_need(flow, self.pools)
 
 
 @dataclass
@@ -113,8 +134,7 @@ class Taken:
         spilled: Bytes that were written to disk for want of room, all nodes together.
         restored: Bytes that were read back.
         on_disk: The most of them that lay on the disk of one node, with objects that were made there at once.
-        busy: Share of the time that the workers of the slow stage worked, but for the first quarter of the images.
-        images_a_second: Of the whole run, start-up included.
+        pace: Images a second, as a share of what the slow stage can do, once a quarter is stored.
         rows: Images with a row at the end.
         head: Memory of the head's processes by what they are, without what they share of the store.
         worker: The same of a worker node.
@@ -127,8 +147,7 @@ class Taken:
     spilled: int = 0
     restored: int = 0
     on_disk: int = 0
-    busy: float = 0.0
-    images_a_second: float = 0.0
+    pace: float = 0.0
     rows: int = 0
     head: dict[str, int] = field(default_factory=dict)
     worker: dict[str, int] = field(default_factory=dict)
@@ -149,31 +168,36 @@ def measure(job: SizingJob, store: int) -> Taken:
         work = Job(
             output,
             source,
-            noop_stages(
-                noop,
-                worker=TimedStage,
-                num_cpus=_CPUS_A_WORKER,
-                skipped=job.records / job.actors / 4,
-                **waits,
-            ),
+            job.stages(**waits),
             label_table(sample_vocabulary(HostCosts.classes)),
             unit_rows=job.unit_rows,
             fragment_rows=job.fragment_rows,
         )
-        begun = time.monotonic()
-        with Watch(nodes) as watch, shown_by(), ProgressReport(manifest.images) as progress:
+        with Watch(nodes) as watch, shown_by(), _Timed(manifest.images) as progress:
             run_job(work, manifest, progress)
-        seconds = time.monotonic() - begun
-        spent: Counter[str] = Counter()
-        for marker in read_markers(output, manifest):
-            spent.update(marker["seconds"])
         rows = _rows(Path(root, "out"), job.records)
-    slow = "image" if job.slow == "propose" else "proposal"
-    busy, idle = spent[f"{slow} busy"], spent[f"{slow} idle"]
-    taken = watch.taken
-    return replace(
-        taken, store=store, busy=busy / (busy + idle), images_a_second=job.records / seconds, rows=rows
-    )
+    return replace(watch.taken, store=store, pace=progress.pace / job.speed, rows=rows)
+
+
+class _Timed(ProgressReport):
+    """Notes when images were stored."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        self._stored: list[tuple[float, int]] = []
+
+    def advance(self, labelled: int, failed: int, reasons: Mapping[str, int] | None = None) -> None:
+        super().advance(labelled, failed, reasons)
+        self._stored.append((time.monotonic(), self.done))
+
+    @property
+    def pace(self) -> float:
+        """Images a second from when a quarter was stored to the end."""
+        (begun, first), (ended, last) = (
+            next(entry for entry in self._stored if entry[1] >= self.total / 4),
+            self._stored[-1],
+        )
+        return (last - first) / (ended - begun)
 
 
 def _rows(output: Path, wanted: int) -> int:
@@ -331,14 +355,14 @@ def as_row(job: SizingJob, taken: Taken) -> str:
     """Return a line of the table."""
     given = f"{job.image_bytes / 1000:g} + {job.proposal_bytes / 1000:g}"
     shape = f"{job.nodes} x ({job.cpus:g} CPU, {job.actors / job.nodes:g} + {job.actors / job.nodes:g})"
-    sizes = (taken.store, taken.used, taken.touched, taken.spilled, taken.restored, taken.on_disk)
+    sizes = (job.rule, taken.store, taken.used, taken.touched, taken.spilled, taken.restored, taken.on_disk)
     told = " | ".join(f"{size / _MB:,.0f}" for size in sizes)
-    return f"| {given} | {shape} | {job.slow} | {told} | {taken.busy:.2f} | {taken.images_a_second:.0f} | {taken.rows:,} |"
+    return f"| {given} | {shape} | {job.slow} | {told} | {taken.pace:.2f} | {taken.rows:,} |"
 
 
 HEADER = (
-    "| kB an image + a proposal | nodes x (CPUs, workers) | slow | store MB | used | touched | spilled | restored "
-    "| on disk | busy | images/s | rows |\n|" + "---|" * 12
+    "| kB an image + a proposal | nodes x (CPUs, workers) | slow | rule MB | store | used | touched | spilled | restored "
+    "| on disk | pace | rows |\n|" + "---|" * 12
 )
 
 
@@ -352,8 +376,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser("python -m pipelines.benchmark.sizing", description=__doc__)
     parser.add_argument(
-        "--store-mb", type=float, nargs="+", default=[4000], help="Of a worker node's object store."
+        "--of-rule",
+        type=float,
+        nargs="+",
+        default=[2, 1, 0.5],
+        help="Stores, as shares of what the rule says.",
     )
+    parser.add_argument("--store-mb", type=float, nargs="+", help="Stores in MB, instead.")
     for name, default in vars(SizingJob()).items():
         choices = ("propose", "finish") if name == "slow" else None
         parser.add_argument(
@@ -363,14 +392,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--json", action="store_true", help="Print what was found for programs, a line a store."
     )
     given = vars(parser.parse_args(arguments))
-    as_json, stores = given.pop("json"), given.pop("store_mb")
+    as_json, stores, shares = (given.pop(name) for name in ("json", "store_mb", "of_rule"))
     job = SizingJob(**given)
+    stores = stores or [max(_LEAST_STORE_MB, share * job.rule / _MB) for share in shares]
     if not as_json:
         print(HEADER)
     for store in stores:  # in a process of its own: the driver's memory is measured, too
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             taken = process.submit(measure, job, int(store * _MB)).result()
-        print(json.dumps(asdict(job) | asdict(taken)) if as_json else as_row(job, taken), flush=True)
+        print(
+            json.dumps(asdict(job) | {"rule": job.rule} | asdict(taken)) if as_json else as_row(job, taken),
+            flush=True,
+        )
         if not as_json:
             print(
                 as_memory("head", taken.head),

@@ -1,21 +1,30 @@
-"""How large a node's object store should be: what lies in it while readers and workers are busy, and some room.
+"""How large the object stores of nodes should be for workers never to wait: from a run's plan and the bytes of its rows.
 
-Between reading, stage 1 and stage 2 rows wait in Ray's object store, in blocks. Ray Data decides how many: so many tasks
-of an actor, so many blocks of a task that nobody has taken. In a smaller store the run goes on, as Ray holds tasks back
-and writes blocks to disk, but it may be slower. `python -m pipelines.benchmark.sizing` measures it.
+Between reading, stage 1 and stage 2 rows wait in Ray's object store, in blocks. Ray Data lets itself fill half of the
+stores, shares that half out evenly among what it runs (reading, each stage, storing), and begins no task whose output
+would go beyond its share. So a small store is not spilled over: workers are left without work. Only what readers have
+made before Ray Data knows how large it is goes beyond, and to disk where the store cannot hold it.
+`python -m pipelines.benchmark.sizing` measures it.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from pipelines.run.capacity import READ_CPUS, Node, Pool
 
 IMAGE_ROOM, _STREAM_IMAGE_ROOM, _MOST_BLOCK_BYTES = 256 << 10, 32 << 10, 128 << 20
 """Room of a block for each image of a unit: a block goes to one actor; those of a streamed shard are smaller, for its few
 readers feed all actors."""
+_FILLED = 0.5
+"""Share of the stores that Ray Data lets itself fill."""
 _IN_FLIGHT = 2
 """Tasks that Ray Data gives an actor at a time; what they work on lies in the store."""
+_BUFFERED = 2
+"""Blocks that a task may have made and nobody has taken, before it waits."""
+_READ_AHEAD = 2
+"""Tasks that read at least, for workers not to wait."""
 _SPILLS_FROM = 0.8
 """Share of a store from which Ray writes blocks to disk."""
 
@@ -48,40 +57,63 @@ class Flow:
     image_bytes: float
     proposal_bytes: float
 
-    def lying(self, pools: Sequence[Pool], cpus: float) -> float:
-        """Return the bytes that lie in the store of one node while its readers and workers are busy.
+    @property
+    def block(self) -> float:
+        """Bytes of a block that was read."""
+        return min(self.unit_rows * self.image_bytes, self.room)
+
+    def shares(self, pools: Sequence[Pool]) -> list[float]:
+        """Return the bytes that reading, and each stage but the last, need in the store for what they make.
+
+        It counts until the next stage is done with it.
 
         Args:
-            pools: The workers of that node, in the order of their stages.
-            cpus: Its logical CPUs; what workers leave of them, tasks that read take.
+            pools: Workers, in the order of their stages.
         """
-        readers = max(1, math.floor((cpus - sum(pool.actors * pool.num_cpus for pool in pools)) / READ_CPUS))
-        block = min(self.unit_rows * self.image_bytes, self.room)
-        lying, rows = readers * block, max(self.call_rows, block / self.image_bytes)
-        for place, pool in enumerate(pools):
-            lying += pool.actors * _IN_FLIGHT * rows * (self.proposal_bytes if place else self.image_bytes)
-            if place + 1 < len(pools):  # what the last stage makes is small
-                made = rows * self.proposal_bytes
-                lying += pool.actors * made
-                rows = max(self.call_rows, min(made, self.room) / self.proposal_bytes)
-        return lying
+        rows = max(self.call_rows, self.block / self.image_bytes)
+        shares = [(_IN_FLIGHT * pools[0].actors + _READ_AHEAD) * rows * self.image_bytes]
+        for pool, following in pairwise(pools):
+            made = rows * self.proposal_bytes
+            taken = max(min(made, self.room), self.call_rows * self.proposal_bytes)
+            one_more = pool.actors + 1  # a task is begun when there is room for what it will make
+            shares.append(one_more * min(made, _BUFFERED * self.room) + _IN_FLIGHT * following.actors * taken)
+        return shares
+
+    def first_read(self, pools: Sequence[Pool], cpus: float) -> float:
+        """Return the bytes that readers make before Ray Data knows how large it is.
+
+        Args:
+            pools: Workers of a node.
+            cpus: Its logical CPUs; what workers leave of them, readers take.
+        """
+        readers = math.floor((cpus - sum(pool.actors * pool.num_cpus for pool in pools)) / READ_CPUS)
+        return max(1, readers) * min(self.unit_rows * self.image_bytes, _BUFFERED * self.room)
 
 
-def store_need(flow: Flow, pools: Sequence[Pool], cpus: float) -> int:
-    """Return how many bytes the object store of one node should have; arguments as for `Flow.lying`."""
-    return math.ceil(flow.lying(pools, cpus) / _SPILLS_FROM)
+def store_need(flow: Flow, pools: Sequence[Pool]) -> int:
+    """Return how many bytes the object store of one node should have, by its workers in the order of their stages."""
+    operators = len(pools) + 2
+    return math.ceil(max(flow.shares(pools)) * operators / _FILLED)
 
 
 @dataclass(frozen=True)
 class Store:
-    """The object store of a node, and what it should be, in bytes."""
+    """The object store of a node, in bytes.
 
-    need: int
+    Attributes:
+        has: Its size; 0 where that is not known.
+        need: What it should be.
+        spilled: What may go to the node's disk when a run begins.
+    """
+
     has: int
+    need: int
+    spilled: int
 
     def __str__(self) -> str:
-        """Compare the two."""
-        return f"{self.has / 1e9:.1f} GB, of {self.need / 1e9:.1f} GB that this run may need"
+        """Compare what there is and what should be."""
+        disk = f"; up to {self.spilled / 1e9:.1f} GB may go to its disk" if self.spilled else ""
+        return f"{self.has / 1e9:.1f} GB, of {self.need / 1e9:.1f} GB with which no worker waits{disk}"
 
     @property
     def advice(self) -> str:
@@ -89,19 +121,22 @@ class Store:
         if not self.has or self.has >= self.need:
             return ""
         return (
-            "Ray writes the rest to disk and the run may be slower; give nodes more (ray start --object-store-memory, and as "
-            "large a /dev/shm) or fewer CPUs for readers (--num-cpus)"
+            "Ray holds images back where they do not fit; give nodes more (ray start --object-store-memory, and as large a "
+            "/dev/shm)"
         )
 
 
 def tightest_store(flow: Flow, pools: Sequence[Pool], nodes: Sequence[Node]) -> Store:
     """Return the store that comes out worst, of nodes that hold workers in proportion to their GPUs or CPUs."""
-    stores = [
-        Store(store_need(flow, _share(pools, node, nodes), node.cpus), int(node.object_store))
-        for node in nodes
-        if node.cpus
-    ]
+    stores = [_store(flow, _share(pools, node, nodes), node) for node in nodes if node.cpus]
     return min(stores, key=lambda store: store.has / store.need)
+
+
+def _store(flow: Flow, pools: Sequence[Pool], node: Node) -> Store:
+    spilled = max(0, flow.first_read(pools, node.cpus) - _SPILLS_FROM * node.object_store)
+    return Store(
+        int(node.object_store), store_need(flow, pools), math.ceil(spilled) if node.object_store else 0
+    )
 
 
 def _share(pools: Sequence[Pool], node: Node, nodes: Sequence[Node]) -> list[Pool]:

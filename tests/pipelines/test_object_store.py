@@ -32,25 +32,38 @@ def pools(first: int = 2, second: int = 1, num_cpus: float = 0.5) -> list[Pool]:
     st.integers(1, 8),
     st.integers(0, 8),
 )
-def test_more_bytes_workers_or_readers_never_need_a_smaller_store(
+def test_more_bytes_or_workers_never_need_a_smaller_store(
     unit: int, call: int, image: float, proposal: float, actors: int, more: int
 ) -> None:
     flow = Flow(max(unit, call), call, 128 << 20, image, proposal)
-    need = store_need(flow, pools(actors, actors), 8.0)
-    assert need <= store_need(replace(flow, proposal_bytes=2 * proposal), pools(actors, actors), 8.0)
-    assert need <= store_need(flow, pools(actors, actors), 8.0 + more)
-    assert need <= store_need(flow, pools(actors, actors + more), 8.0 + more)
+    need = store_need(flow, pools(actors, actors))
+    assert need <= store_need(replace(flow, proposal_bytes=2 * proposal), pools(actors, actors))
+    assert need <= store_need(flow, pools(actors, actors + more))
+    assert need <= store_need(flow, pools(actors + more, actors))
 
 
-def test_images_in_one_pool_lie_in_blocks_before_it_alone() -> None:
-    [pool, _] = pools(2, 0)
-    assert FLOW.lying([pool], 2.0) == pytest.approx((4 + 2 * 2) * 40 * MB)
+def test_each_share_holds_what_is_made_until_the_next_stage_is_done_with_it() -> None:
+    reading, first = FLOW.shares(pools(2, 1))
+    assert reading == pytest.approx((2 * 2 + 2) * 40 * MB)
+    assert first == pytest.approx((2 + 1) * 70 * MB + 2 * 64 * MB)  # blocks of 70 MB are cut to the room
+    assert FLOW.shares(pools(2, 0)[:1]) == [reading]
+    assert store_need(FLOW, pools(2, 1)) == pytest.approx(2 * 4 * first)
+    assert store_need(FLOW, pools(2, 0)[:1]) == pytest.approx(2 * 3 * reading)
+
+
+def test_what_many_readers_make_before_anybody_knows_how_large_it_is_goes_to_disk() -> None:
+    [pool] = pools(1, 0)[:1]
+    assert FLOW.first_read([pool], 100.5) == pytest.approx(400 * 40 * MB)
+    found = tightest_store(FLOW, [pool], [Node(100.5, 0, 0, 10_000 * MB)])
+    assert found.spilled == pytest.approx((400 * 40 - 0.8 * 10_000) * MB)
+    assert "up to 8.0 GB may go to its disk" in str(found)
+    assert not tightest_store(FLOW, [pool], [Node(2, 0, 0, 10_000 * MB)]).spilled
 
 
 def test_the_tightest_store_is_that_of_a_node_with_workers() -> None:
     head, large, small = Node(0, 0, 0, 1 * MB), Node(4, 0, 0, 8000 * MB), Node(4, 0, 0, 100 * MB)
     found = tightest_store(FLOW, pools(), [head, large, small])
-    assert (found.has, found.need) == (100 * MB, store_need(FLOW, pools(1, 1), 4.0))
+    assert (found.has, found.need) == (100 * MB, store_need(FLOW, pools(1, 1)))
     assert "--object-store-memory" in found.advice
     assert not tightest_store(FLOW, pools(), [head, large]).advice
     assert not tightest_store(FLOW, pools(), [replace(large, object_store=0.0)]).advice  # not known
