@@ -175,7 +175,7 @@ def measure(job: SizingJob, store: int) -> Taken:
         )
         with Watch(nodes) as watch, shown_by(), _Timed(manifest.images) as progress:
             run_job(work, manifest, progress)
-        rows = _rows(Path(root, "out"), job.records)
+        rows = count_rows(Path(root, "out"), job.records)
     return replace(watch.taken, store=store, pace=progress.pace / job.speed, rows=rows)
 
 
@@ -200,7 +200,7 @@ class _Timed(ProgressReport):
         return (last - first) / (ended - begun)
 
 
-def _rows(output: Path, wanted: int) -> int:
+def count_rows(output: Path, wanted: int) -> int:
     """Count the rows of a finished output.
 
     Raises:
@@ -305,10 +305,10 @@ class Watch:
             ancestor = number
             while ancestor in parents and ancestor not in raylets:
                 ancestor = parents[ancestor]
-            found[raylets.get(ancestor, 0) == 0, _role(line)] += _memory(number)
-        for (on_head, role), size in found.items():
+            found[raylets.get(ancestor, 0) == 0, role(line)] += own_memory(number)
+        for (on_head, kind), size in found.items():
             own = self.taken.head if on_head else self.taken.worker
-            own[role] = max(own.get(role, 0), size if on_head else size // (len(self._nodes) - 1))
+            own[kind] = max(own.get(kind, 0), size if on_head else size // (len(self._nodes) - 1))
 
 
 def _parents() -> Iterator[tuple[int, int]]:
@@ -318,13 +318,14 @@ def _parents() -> Iterator[tuple[int, int]]:
             yield int(folder.name), int(rest.split()[1])
 
 
-def _role(line: str) -> str:
+def role(line: str) -> str:
+    """Say what a process is, from its command line, in which Ray's workers write what they do."""
     return next(
         (role for sign, role in _ROLES.items() if sign in line), line if line == "driver" else "other"
     )
 
 
-def _memory(process: int) -> int:
+def own_memory(process: int) -> int:
     """Return a process's own bytes and its share of those that several processes have in common, without the store's."""
     with suppress(OSError):
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
