@@ -19,12 +19,10 @@ IMAGE_ROOM, _STREAM_IMAGE_ROOM, _MOST_BLOCK_BYTES = 256 << 10, 32 << 10, 128 << 
 readers feed all actors."""
 _FILLED = 0.5
 """Share of the stores that Ray Data lets itself fill."""
-_IN_FLIGHT = 2
-"""Tasks that Ray Data gives an actor at a time; what they work on lies in the store."""
 _BUFFERED = 2
 """Blocks that a task may have made and nobody has taken, before it waits."""
-_READ_AHEAD = 2
-"""Tasks that read at least, for workers not to wait."""
+_READERS = 1
+"""Tasks that read at once, at least: workers of stage 1 are slower than one of them."""
 _SPILLS_FROM = 0.8
 """Share of a store from which Ray writes blocks to disk."""
 
@@ -65,18 +63,18 @@ class Flow:
     def shares(self, pools: Sequence[Pool]) -> list[float]:
         """Return the bytes that reading, and each stage but the last, need in the store for what they make.
 
-        It counts until the next stage is done with it.
+        Room for what each of them is making, for one more, as a task is begun only then, and for the blocks that the next
+        stage has in hand.
 
         Args:
             pools: Workers, in the order of their stages.
         """
         rows = max(self.call_rows, self.block / self.image_bytes)
-        shares = [(_IN_FLIGHT * pools[0].actors + _READ_AHEAD) * rows * self.image_bytes]
+        shares = [(_READERS + 1 + pools[0].actors) * rows * self.image_bytes]
         for pool, following in pairwise(pools):
             made = rows * self.proposal_bytes
-            taken = max(min(made, self.room), self.call_rows * self.proposal_bytes)
-            one_more = pool.actors + 1  # a task is begun when there is room for what it will make
-            shares.append(one_more * min(made, _BUFFERED * self.room) + _IN_FLIGHT * following.actors * taken)
+            in_hand = max(min(made, self.room), self.call_rows * self.proposal_bytes)
+            shares.append((pool.actors + 1) * min(made, _BUFFERED * self.room) + following.actors * in_hand)
         return shares
 
     def first_read(self, pools: Sequence[Pool], cpus: float) -> float:

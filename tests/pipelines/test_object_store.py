@@ -44,8 +44,8 @@ def test_more_bytes_or_workers_never_need_a_smaller_store(
 
 def test_each_share_holds_what_is_made_until_the_next_stage_is_done_with_it() -> None:
     reading, first = FLOW.shares(pools(2, 1))
-    assert reading == pytest.approx((2 * 2 + 2) * 40 * MB)
-    assert first == pytest.approx((2 + 1) * 70 * MB + 2 * 64 * MB)  # blocks of 70 MB are cut to the room
+    assert reading == pytest.approx((1 + 1 + 2) * 40 * MB)
+    assert first == pytest.approx((2 + 1) * 70 * MB + 64 * MB)  # blocks of 70 MB are cut to the room
     assert FLOW.shares(pools(2, 0)[:1]) == [reading]
     assert store_need(FLOW, pools(2, 1)) == pytest.approx(2 * 4 * first)
     assert store_need(FLOW, pools(2, 0)[:1]) == pytest.approx(2 * 3 * reading)

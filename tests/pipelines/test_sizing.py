@@ -46,7 +46,7 @@ def test_a_process_that_takes_memory_has_it_but_not_what_lies_in_shared_memory()
 
 def test_the_rule_of_a_job_is_that_of_its_blocks() -> None:
     job = SizingJob(records=640, actors=2, image_bytes=800_000, proposal_bytes=0, batch=16)
-    assert job.rule == 2 * 3 * (2 * 2 + 2) * 20 * 800_000  # 640 images in 32 read tasks
+    assert job.rule == 2 * 3 * (1 + 1 + 2) * 20 * 800_000  # 640 images in 32 read tasks
     assert len(job.pools) == 1
 
 
