@@ -110,8 +110,8 @@ class Store:
 
     def __str__(self) -> str:
         """Compare what there is and what should be."""
-        disk = f"; up to {self.spilled / 1e9:.1f} GB may go to its disk" if self.spilled else ""
-        return f"{self.has / 1e9:.1f} GB, of {self.need / 1e9:.1f} GB with which no worker waits{disk}"
+        disk = f"; up to {_size(self.spilled)} may go to its disk" if self.spilled else ""
+        return f"{_size(self.has)}; {_size(self.need)} keep all workers busy{disk}"
 
     @property
     def advice(self) -> str:
@@ -122,6 +122,10 @@ class Store:
             "Ray holds images back where they do not fit; give nodes more (ray start --object-store-memory, and as large a "
             "/dev/shm)"
         )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def tightest_store(flow: Flow, pools: Sequence[Pool], nodes: Sequence[Node]) -> Store:

@@ -90,5 +90,5 @@ def test_a_run_says_before_its_workers_start_that_the_store_is_small(
     told = [event.text for event in shown.events][len(quiet) :]
     assert not any("object store" in text for text in quiet)
     [warning] = [text for text in told if "object store" in text]
-    assert "a node has 0.3 GB, of " in warning
+    assert "a node has 300 MB; " in warning
     assert told.index(warning) < next(place for place, text in enumerate(told) if "starting workers" in text)
