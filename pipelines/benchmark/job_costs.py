@@ -35,7 +35,7 @@ from pipelines.run.runner import ActorStage, Job, run_job
 from pipelines.storage import Folder
 
 SHARD_SIZE = 256
-_ROW_GROUP = 1024
+ROW_GROUP = 1024
 _WARM_UP = 1024
 _LOOK_S = 1.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -173,7 +173,7 @@ def noop_corpus(job: NoopJob, root: Path, count: int) -> SourceOptions:
             os.link(place / "000000000.jpg", place / f"{number:09d}.jpg")
         return SourceOptions(images=str(place))
     images = pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), pa.array([data]))
-    pq.write_table(pa.table({"image": images}), place / "images.parquet", row_group_size=_ROW_GROUP)
+    pq.write_table(pa.table({"image": images}), place / "images.parquet", row_group_size=ROW_GROUP)
     return SourceOptions(parquet=str(place))
 
 

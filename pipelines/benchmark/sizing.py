@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from ovss_core.errors import OvssError
 from pipelines.benchmark.host_costs import HostCosts, sample_vocabulary
-from pipelines.benchmark.job_costs import NoopJob, noop_corpus, noop_stages, processor_seconds
+from pipelines.benchmark.job_costs import ROW_GROUP, NoopJob, noop_corpus, noop_stages, processor_seconds
 from pipelines.label.table import label_table
 from pipelines.run.capacity import Pool
 from pipelines.run.cluster import connected
@@ -80,6 +80,7 @@ class SizingJob:
         cpus: Logical CPUs of a worker node; what workers leave of them, four read or write tasks share.
         slow: The stage that is slow.
         speed: Images a second that the workers of the slow stage can do together.
+        source: Files of a folder, or rows of a table, of which a read task takes 1,024.
         dashboard: Whether the head has Ray's dashboard, 0 or 1.
     """
 
@@ -94,6 +95,7 @@ class SizingJob:
     cpus: float = 4.0
     slow: str = "propose"
     speed: float = 32.0
+    source: str = "folder"
     dashboard: int = 1
 
     @property
@@ -102,7 +104,7 @@ class SizingJob:
         mine = {
             entry.name: getattr(self, entry.name) for entry in fields(NoopJob) if hasattr(self, entry.name)
         }
-        return NoopJob(**mine, source="folder")
+        return NoopJob(**mine)
 
     @property
     def pools(self) -> list[Pool]:
@@ -117,6 +119,8 @@ class SizingJob:
     def rule(self) -> int:
         """Bytes that a node's store should have by `pipelines.run.object_store`."""
         rows = rows_of_unit(self.records, self.actors, self.batch, self.unit_rows)
+        if self.source == "table":
+            rows = max(rows, min(self.records, ROW_GROUP))
         room = block_room(self.unit_rows)
         flow = Flow(rows, self.batch, room, self.image_bytes, self.proposal_bytes or self.image_bytes)
         return store_need(flow, self.pools)
@@ -385,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--store-mb", type=float, nargs="+", help="Stores in MB, instead.")
     for name, default in vars(SizingJob()).items():
-        choices = ("propose", "finish") if name == "slow" else None
+        choices = {"slow": ("propose", "finish"), "source": ("folder", "table")}.get(name)
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=type(default), default=default, choices=choices
         )

@@ -27,7 +27,7 @@ from pipelines.run.cluster import connected, run_near_gpu
 from pipelines.run.execution import root_cause
 from pipelines.run.fragments import encode_parquet
 from pipelines.run.handed_weights import among_machines
-from pipelines.run.manifest import is_streamed
+from pipelines.run.manifest import is_read_whole, is_streamed
 from pipelines.run.object_store import Store, tightest_store
 from pipelines.run.pools import WorkerPlan, expected_flow
 from pipelines.run.progress import announced, duration
@@ -180,7 +180,8 @@ def forecast_label(job: LabelJob) -> Forecast:
     memory = _memory() + _ID_BYTES * corpus.images + _PART_BYTES * corpus.parts
     kept = corpus.image_bytes * job.columns.embed_images
     moved = [size + kept for size in sizes]
-    flow = expected_flow(plan, corpus.images, moved[0], moved[-1], is_streamed(source))
+    whole, streamed = is_read_whole(source), is_streamed(source)
+    flow = expected_flow(plan, corpus.images, moved[0], moved[-1], whole, streamed)
     return Forecast(
         corpus,
         plan,

@@ -30,7 +30,7 @@ from pipelines.run.events import displayed, log_into, say
 from pipelines.run.execution import root_cause
 from pipelines.run.handed_weights import among_machines
 from pipelines.run.lease import held
-from pipelines.run.manifest import is_streamed, prepare_manifest, read_manifest
+from pipelines.run.manifest import is_read_whole, is_streamed, prepare_manifest, read_manifest
 from pipelines.run.manifest_files import COMPLETE, Manifest
 from pipelines.run.object_store import IMAGE_ROOM, tightest_store
 from pipelines.run.options import PoolOptions, RunOptions
@@ -307,7 +307,7 @@ def _work(
         words=course.words,
     )
     room = (1 + course.table.keeps_images) * IMAGE_ROOM
-    flow = expected_flow(plan, manifest.images, room, room, is_streamed(source))
+    flow = expected_flow(plan, manifest.images, room, room, is_read_whole(source), is_streamed(source))
     store = tightest_store(flow, plan.pools, nodes)
     if store.advice:
         say(f"the object store of a node has {store}: {store.advice}")

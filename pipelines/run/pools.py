@@ -17,6 +17,7 @@ _DECODE_THREADS = 2
 _WORKER_BYTES = 9 << 29
 """Memory of a worker of stage 1 and half a one of stage 2, with ViT-L/14 in float32."""
 _LEAST_CPUS = 0.25
+_MANY = 10**9
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def expected_flow(
     images: int,
     image_bytes: float = IMAGE_ROOM,
     proposal_bytes: float = IMAGE_ROOM,
+    whole: bool = False,
     streamed: bool = False,
 ) -> Flow:
     """Say what will move through the stages of a run.
@@ -110,10 +112,12 @@ def expected_flow(
         images: How many; 0 where that is not known yet.
         image_bytes: Mean bytes of a row that is read; unless given, a guess on the large side.
         proposal_bytes: Mean bytes of a row that stage 1 hands to stage 2; the same.
-        streamed: Whether shards are listed while they are read, each by one task.
+        whole: Whether a read task takes a shard or a row group, however many images that are.
+        streamed: Whether shards are listed while they are read.
     """
+    many = images or _MANY
     most = max(pool.largest for pool in plan.pools)
-    rows = rows_of_unit(images, most, plan.call_rows, plan.unit_rows) if images else plan.unit_rows
+    rows = many if whole else rows_of_unit(many, most, plan.call_rows, plan.unit_rows)
     room = block_room(plan.unit_rows, streamed)
     return Flow(rows, plan.call_rows, room, image_bytes, proposal_bytes)
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.label.job import run_label
@@ -24,6 +24,7 @@ def pools(first: int = 2, second: int = 1, num_cpus: float = 0.5) -> list[Pool]:
     return [Pool("propose", first, num_cpus), Pool("finish", second, num_cpus)]
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 4096),
     st.integers(1, 64),
@@ -74,6 +75,7 @@ def test_few_images_make_small_read_tasks_and_many_as_large_ones_as_the_plan_say
     assert expected_flow(plan, 100).unit_rows == plan.call_rows
     assert expected_flow(plan, 10**7).unit_rows == expected_flow(plan, 0).unit_rows == plan.unit_rows
     assert expected_flow(plan, 10**7).room == 128 << 20
+    assert expected_flow(plan, 5000, whole=True).unit_rows == 5000  # as a table of one row group
     assert block_room(64) == 16 << 20
     assert block_room(4096, streamed=True) == 128 << 20
 
