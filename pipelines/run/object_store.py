@@ -2,8 +2,8 @@
 
 Between reading, stage 1 and stage 2 rows wait in Ray's object store, in blocks. Ray Data lets itself fill half of the
 stores, shares that half out evenly among what it runs (reading, each stage, storing), and begins no task whose output
-would go beyond its share. So a small store is not spilled over: workers are left without work. Only what readers have
-made before Ray Data knows how large it is goes beyond, and to disk where the store cannot hold it.
+would go beyond its share. So a store that is too small leaves workers without images. Beyond the shares go what readers
+have made before Ray Data knows how large it is, and blocks that are larger than a share: to disk where need be.
 `python -m pipelines.benchmark.sizing` measures it.
 """
 
