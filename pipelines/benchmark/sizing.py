@@ -34,7 +34,7 @@ from ovss_core.errors import OvssError
 from pipelines.benchmark.host_costs import HostCosts, sample_vocabulary
 from pipelines.benchmark.job_costs import ROW_GROUP, NoopJob, noop_corpus, noop_stages, processor_seconds
 from pipelines.label.table import label_table
-from pipelines.run.capacity import Pool
+from pipelines.run.capacity import Node, Pool, check_capacity
 from pipelines.run.cluster import connected
 from pipelines.run.events import shown_by
 from pipelines.run.manifest import prepare_manifest
@@ -399,6 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     as_json, stores, shares = (given.pop(name) for name in ("json", "store_mb", "of_rule"))
     job = SizingJob(**given)
+    check_capacity(job.pools, [Node(job.cpus, 0)])  # else it would wait for ever
     stores = stores or [max(_LEAST_STORE_MB, share * job.rule / _MB) for share in shares]
     if not as_json:
         print(HEADER)

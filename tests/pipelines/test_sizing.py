@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ovss_core.errors import OvssError
-from pipelines.benchmark.sizing import SizingJob, count_rows, own_memory, role
+from ovss_core.errors import ClusterError, OvssError
+from pipelines.benchmark.sizing import SizingJob, count_rows, main, own_memory, role
 
 
 def test_a_lost_image_and_one_with_two_rows_are_found(tmp_path: Path) -> None:
@@ -48,6 +48,11 @@ def test_the_rule_of_a_job_is_that_of_its_blocks() -> None:
     job = SizingJob(records=640, actors=2, image_bytes=800_000, proposal_bytes=0, batch=16)
     assert job.rule == 2 * 3 * (1 + 1 + 2) * 20 * 800_000  # 640 images in 32 read tasks
     assert len(job.pools) == 1
+
+
+def test_workers_that_leave_no_cpu_for_reading_are_refused_before_anything_starts() -> None:
+    with pytest.raises(ClusterError, match=r"needs 4\.5 CPUs"):
+        main(["--actors", "4", "--cpus", "4"])
 
 
 @pytest.mark.cluster
