@@ -12,6 +12,10 @@ import yaml
 from jsonschema import ValidationError, validate
 
 from jobs.label import build_parser
+from pipelines.run.capacity import Node
+from pipelines.run.object_store import tightest_store
+from pipelines.run.options import PoolOptions
+from pipelines.run.pools import expected_flow, plan_workers
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "tests/kuberay_rayjob_schema.json").read_text())
@@ -65,6 +69,23 @@ def test_no_worker_lands_on_the_head_and_every_pod_has_probes_the_secret_and_tim
         assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
         assert pod["terminationGracePeriodSeconds"] > build_parser().get_default("grace_s")
     assert "nvidia.com/gpu" in pods()[1]["containers"][0]["resources"]["limits"]
+
+
+def test_object_stores_follow_the_rule_and_fit_into_the_shared_memory_of_their_pods() -> None:
+    cluster = manifest()["spec"]["rayClusterSpec"]
+    [group] = cluster["workerGroupSpecs"]
+    stores = [
+        int(part["rayStartParams"]["object-store-memory"]) for part in (cluster["headGroupSpec"], group)
+    ]
+    for pod, store in zip(pods(), stores, strict=True):
+        sizes = {volume["name"]: volume["emptyDir"].get("sizeLimit", "") for volume in pod["volumes"]}
+        assert sizes["shared-memory"].endswith("Gi")
+        assert store <= int(sizes["shared-memory"].removesuffix("Gi")) << 30
+    limits = pods()[1]["containers"][0]["resources"]["limits"]
+    nodes = [Node(float(limits["cpu"]), float(limits["nvidia.com/gpu"]), object_store=stores[1])]
+    plan = plan_workers(PoolOptions(), nodes, two_stages=True)
+    for image_bytes in (50_000, 100_000, 500_000, 1_000_000):
+        assert not tightest_store(expected_flow(plan, 10**7, image_bytes, 175_000), plan.pools, nodes).advice
 
 
 def test_manifest_cluster_file_and_image_have_the_ray_of_the_constraints() -> None:

@@ -15,29 +15,27 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.benchmark.host_costs import HostCosts, sample_result, sample_vocabulary
-from pipelines.faults import process_all
+from pipelines.benchmark.noop_stage import NoopStage
 from pipelines.label.masks import encode_mask
 from pipelines.label.table import label_column, label_table
 from pipelines.run.capacity import Pool
 from pipelines.run.cluster import connected
 from pipelines.run.events import shown_by
-from pipelines.run.ledger import AttemptLedger
 from pipelines.run.manifest import prepare_manifest
 from pipelines.run.options import SourceOptions
 from pipelines.run.progress import ProgressReport
 from pipelines.run.runner import ActorStage, Job, run_job
-from pipelines.run.schema import FAILURE, SECONDS
 from pipelines.storage import Folder
 
 SHARD_SIZE = 256
-_ROW_GROUP = 1024
+ROW_GROUP = 1024
 _WARM_UP = 1024
 _LOOK_S = 1.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -72,42 +70,6 @@ class NoopJob:
     pause_s: float = 20.0
 
 
-class NoopStage:
-    """Does to the table what a labelling stage does, and nothing to the payload.
-
-    Args:
-        payload: The column that is taken.
-        output: The column that is given in its place.
-        value_bytes: Bytes of a value that is given; None gives rows of labels.
-        ledger: Where images are noted.
-        pause_s: Seconds that a call waits.
-    """
-
-    def __init__(
-        self,
-        payload: str,
-        output: str,
-        value_bytes: int | None = None,
-        ledger: AttemptLedger | None = None,
-        pause_s: float = 0.0,
-    ) -> None:
-        self.payload, self.output, self.ledger, self.pause_s = payload, output, ledger, pause_s
-        if value_bytes is None:
-            self.value = _labels()
-        else:
-            self.value = pa.array([np.random.default_rng(0).bytes(value_bytes)], pa.binary())
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Replace the payload by a value that is the same for all."""
-        rows = batch.num_rows
-        time.sleep(self.pause_s)
-        process_all(self.output, batch["image_id"].to_pylist(), range(rows), list, self.ledger)
-        table = batch.drop_columns([self.payload, "failure", "seconds"])
-        table = table.append_column("failure", pa.nulls(rows, FAILURE))
-        table = table.append_column("seconds", pa.nulls(rows, SECONDS))
-        return table.append_column(self.output, self.value.take(pa.array(np.zeros(rows, np.int64))))
-
-
 def measure_job(job: NoopJob) -> dict[str, float]:
     """Run the job twice and return core-milliseconds an image, by kind of process, and images a second.
 
@@ -120,12 +82,12 @@ def measure_job(job: NoopJob) -> dict[str, float]:
     few, many = max(_WARM_UP, job.records // job.few), job.records
     with tempfile.TemporaryDirectory() as root, connected(None):
         place = Path(root)
-        _run(job, _corpus(job, place, _WARM_UP), place / "warm")
+        _run(job, noop_corpus(job, place, _WARM_UP), place / "warm")
         idle = _idle_cores()
-        source = _corpus(job, place, few)
+        source = noop_corpus(job, place, few)
         first = _run(job, source, place / "few")
         slow = _run(job, source, place / "slow", job.pause_s) if job.pause_s else None
-        second = _run(job, _corpus(job, place, many), place / "many")
+        second = _run(job, noop_corpus(job, place, many), place / "many")
     images = many - few
     spent = {
         kind: 1000 * (second.spent.get(kind, 0.0) - first.spent.get(kind, 0.0)) / images
@@ -160,7 +122,7 @@ def _run(job: NoopJob, source: SourceOptions, output: Path, pause_s: float = 0.0
     work = Job(
         Folder(str(output)),
         opened,
-        _stages(job, pause_s * job.batch * job.actors / manifest.images),
+        noop_stages(job, wait_last=pause_s * job.actors / manifest.images),
         label_table(sample_vocabulary(HostCosts.classes)),
         shard_size=SHARD_SIZE,
         fragment_rows=job.fragment_rows,
@@ -174,21 +136,34 @@ def _run(job: NoopJob, source: SourceOptions, output: Path, pause_s: float = 0.0
     return _Spent(seconds, spending.by_kind)
 
 
-def _stages(job: NoopJob, pause_s: float) -> Sequence[ActorStage]:
-    pool = Pool("propose", job.actors, 0.25)
-    first: dict[str, Any] = {"payload": "image"}
+def noop_stages(
+    job: NoopJob,
+    wait_first: float = 0.0,
+    wait_last: float = 0.0,
+    num_cpus: float = 0.25,
+) -> list[ActorStage]:
+    """Return the stages of a job.
+
+    Args:
+        wait_first: Seconds that an image waits in the first.
+        wait_last: Seconds that it waits in the last.
+        num_cpus: CPUs that a worker reserves. Where a read task reserves as many, Ray Data lets the workers of the first
+            stage read, and nothing lies in the store between.
+    """
+    last = {"output": "result", "value": _labels(), "wait_s": wait_last}
     if not job.proposal_bytes:
-        first |= {"output": "result", "pause_s": pause_s}
-        return [ActorStage("segment", NoopStage, first, pool, job.batch)]
-    first |= {"output": "proposal", "value_bytes": job.proposal_bytes}
-    second = {"payload": "proposal", "output": "result", "pause_s": pause_s}
+        last |= {"payload": "image", "wait_s": wait_first + wait_last}
+        return [ActorStage("segment", NoopStage, last, Pool("segment", job.actors, num_cpus), job.batch)]
+    proposal = pa.array([np.random.default_rng(0).bytes(job.proposal_bytes)], pa.binary())
+    first = {"payload": "image", "output": "proposal", "value": proposal, "wait_s": wait_first}
+    last |= {"payload": "proposal"}
     return [
-        ActorStage("propose", NoopStage, first, pool, job.batch),
-        ActorStage("finish", NoopStage, second, Pool("finish", job.actors, 0.25), job.batch),
+        ActorStage("propose", NoopStage, first, Pool("propose", job.actors, num_cpus), job.batch),
+        ActorStage("finish", NoopStage, last, Pool("finish", job.actors, num_cpus), job.batch),
     ]
 
 
-def _corpus(job: NoopJob, root: Path, count: int) -> SourceOptions:
+def noop_corpus(job: NoopJob, root: Path, count: int) -> SourceOptions:
     """Make so many images, all of the same bytes: they are stored once and read again and again."""
     place, data = root / f"images-{count}", np.random.default_rng(1).bytes(job.image_bytes)
     place.mkdir()
@@ -198,7 +173,7 @@ def _corpus(job: NoopJob, root: Path, count: int) -> SourceOptions:
             os.link(place / "000000000.jpg", place / f"{number:09d}.jpg")
         return SourceOptions(images=str(place))
     images = pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), pa.array([data]))
-    pq.write_table(pa.table({"image": images}), place / "images.parquet", row_group_size=_ROW_GROUP)
+    pq.write_table(pa.table({"image": images}), place / "images.parquet", row_group_size=ROW_GROUP)
     return SourceOptions(parquet=str(place))
 
 

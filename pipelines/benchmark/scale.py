@@ -120,6 +120,9 @@ class NoExecution:
         """Return nothing."""
         return {}
 
+    def close(self) -> None:
+        """Do nothing."""
+
 
 def job_of(output: Folder, count: int) -> Job:
     """Return a run of so many images on 64 workers."""

@@ -27,8 +27,9 @@ from pipelines.run.cluster import connected, run_near_gpu
 from pipelines.run.execution import root_cause
 from pipelines.run.fragments import encode_parquet
 from pipelines.run.handed_weights import among_machines
-from pipelines.run.manifest import is_streamed
-from pipelines.run.pools import WorkerPlan
+from pipelines.run.manifest import is_read_whole, is_streamed
+from pipelines.run.object_store import Store, tightest_store
+from pipelines.run.pools import WorkerPlan, expected_flow
 from pipelines.run.progress import announced, duration
 from pipelines.run.schema import WORDS_CARRIER
 from pipelines.run.shards import shard_bytes
@@ -96,6 +97,7 @@ class Forecast:
         failed: Images of the sample that failed, read or labelled.
         row_bytes: Mean bytes of an image's row in the output.
         driver_bytes: Memory that the driver will take, about.
+        store: The object store of the node where it is tightest.
     """
 
     corpus: Corpus
@@ -105,6 +107,7 @@ class Forecast:
     failed: int
     row_bytes: float
     driver_bytes: float
+    store: Store
 
     @property
     def hours(self) -> tuple[float, float]:
@@ -138,6 +141,9 @@ class Forecast:
         yield f"GPU time         {least * self.gpus:.1f} to {most * self.gpus:.1f} GPU hours"
         yield f"output           about {_size(corpus.images * self.row_bytes)} ({_size(self.row_bytes)} an image)"
         yield f"driver           about {_size(self.driver_bytes)} of memory, {corpus.parts:,} parts"
+        yield f"object store     a node has {self.store}"
+        if self.store.advice:
+            yield f"                 {self.store.advice}"
 
 
 def forecast_label(job: LabelJob) -> Forecast:
@@ -153,14 +159,15 @@ def forecast_label(job: LabelJob) -> Forecast:
     with connected(job.run.address, job.run.verbose) as joined, among_machines(joined):
         with announced("looking for workers") as tell:
             wait = job.run.cluster_wait_s if joined else 0.0
-            plan, _ = await_plan(job.pools, two_stages, wait, tell, joined=joined)
+            plan, nodes = await_plan(job.pools, two_stages, wait, tell, joined=joined)
         wanted = min(_MOST, max(2 * _WARM, _SAMPLE_BATCHES * plan.batch_size))
         with announced(f"listing {chosen.describe()['uri']}") as tell:
             corpus = _look(chosen, job, image_words(job, source), wanted, tell)
         with announced(f"loading the model and encoding {job.phrases:,} phrases"):
             text, _ = run_near_gpu(encode_text, job.segmenter, job.known, job.sentences, use_gpu=plan.on_gpus)
-        rows, stages = corpus.sample, []
+        rows, stages, sizes = corpus.sample, [], []
         for stage in stages_of(job, plan, text):
+            sizes.append(rows.nbytes / rows.num_rows)
             with announced(f"labelling {corpus.sampled} images ({stage.name})"):
                 time_, rows = _calibrate(
                     stage.name, stage.worker, dict(stage.arguments), stage.pool, stage.batch_size, rows
@@ -171,14 +178,19 @@ def forecast_label(job: LabelJob) -> Forecast:
         reason = next(entry["reason"] for entry in rows["failure"].to_pylist() if entry)
         raise StorageError(f"none of {corpus.sampled} sampled images could be labelled, such as: {reason}")
     memory = _memory() + _ID_BYTES * corpus.images + _PART_BYTES * corpus.parts
+    kept = corpus.image_bytes * job.columns.embed_images
+    moved = [size + kept for size in sizes]
+    whole, streamed = is_read_whole(source), is_streamed(source)
+    flow = expected_flow(plan, corpus.images, moved[0], moved[-1], whole, streamed)
     return Forecast(
         corpus,
         plan,
         tuple(stages),
         _windows(labelled, job.segmenter),
         corpus.sampled - labelled.num_rows,
-        len(encode_parquet(labelled)) / labelled.num_rows + corpus.image_bytes * job.columns.embed_images,
+        len(encode_parquet(labelled)) / labelled.num_rows + kept,
         memory,
+        tightest_store(flow, plan.pools, nodes),
     )
 
 

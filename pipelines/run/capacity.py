@@ -11,6 +11,7 @@ from ovss_core.errors import ClusterError
 
 READ_CPUS = 0.25
 WRITE_CPUS = 0.25
+_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,18 @@ class Pool:
 
 @dataclass(frozen=True)
 class Node:
-    """Logical resources of one node; memory in bytes, 0 where it is not known."""
+    """Logical resources of one node; memory and object store in bytes, 0 where they are not known."""
 
     cpus: float
     gpus: float
     memory: float = 0.0
+    object_store: float = 0.0
 
 
 def cluster_nodes() -> list[Node]:
     """Return the nodes of the connected cluster that are alive."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [
-        Node(*(float(found.get(resource, 0)) for resource in ("CPU", "GPU", "memory"))) for found in alive
-    ]
+    return [Node(*(float(found.get(resource, 0)) for resource in _RESOURCES)) for found in alive]
 
 
 def describe_nodes(nodes: Sequence[Node]) -> str:

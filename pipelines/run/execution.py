@@ -15,6 +15,7 @@ from ovss_core.errors import OvssError
 from pipelines.run.capacity import READ_CPUS, WRITE_CPUS, Pool
 from pipelines.run.ledger import AttemptLedger
 from pipelines.run.manifest import is_streamed
+from pipelines.run.object_store import block_room
 from pipelines.run.options import FETCH_SHARE
 from pipelines.run.plan import UNIT_ROWS
 from pipelines.run.publish import publish
@@ -30,9 +31,6 @@ _MERGES_AT_ONCE = 4
 _PARTS_A_MERGE, _MERGE_S = 32, 1.0
 """The most parts that one task merges, and how often one begins where fewer are ready: a task costs the driver 2 ms."""
 _FILES_AT_ONCE = 2
-_IMAGE_BYTES, _STREAM_IMAGE_BYTES, _MOST_BLOCK_BYTES = 256 << 10, 32 << 10, 128 << 20
-"""Room of a block for each image of a unit: a block goes to one actor; those of a streamed shard are smaller, for its few
-readers feed all actors."""
 _COLORS = re.compile(r"\x1b\[\d+m")
 _ERROR_LINE = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*: \S")
 
@@ -109,6 +107,9 @@ class Execution(Protocol):
 
     def noted(self, ids: Sequence[str]) -> Mapping[str, str]:
         """Return, of some images, those that a stage began and never finished, with that stage."""
+
+    def close(self) -> None:
+        """Let go of what served all rounds; nothing is asked for afterwards."""
 
 
 class RayExecution:
@@ -202,6 +203,10 @@ class RayExecution:
         """Ask the ledger."""
         return self._ledger.noted(ids)
 
+    def close(self) -> None:
+        """End the ledger, which outlives the run otherwise: what Ray Data keeps of a run in the driver refers to it."""
+        self._ledger.close()
+
 
 @contextmanager
 def _reported() -> Iterator[None]:
@@ -216,8 +221,7 @@ def _context(job: Job) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     names = ("target_max_block_size", "execution_no_progress_timeout_s", "enable_progress_bars")
     before = {name: getattr(context, name) for name in names}
-    room = _STREAM_IMAGE_BYTES if is_streamed(job.source) else _IMAGE_BYTES
-    context.target_max_block_size = min(_MOST_BLOCK_BYTES, job.unit_rows * room)
+    context.target_max_block_size = block_room(job.unit_rows, is_streamed(job.source))
     context.execution_no_progress_timeout_s = job.no_progress_s
     context.enable_progress_bars = False
     try:

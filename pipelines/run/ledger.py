@@ -80,7 +80,8 @@ class AttemptLedger:
     @classmethod
     def start(cls) -> "AttemptLedger":
         """Start the record as an actor that takes no CPU on the node of the caller."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Ray puts an actor without resources on any node, unless it may be on one alone
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
         return cls(ray.remote(AttemptRecord).options(**options).remote())
 
@@ -105,6 +106,10 @@ class AttemptLedger:
     def stop(self) -> None:
         """Let no further image be begun."""
         ray.get(self._actor.stop.remote())
+
+    def close(self) -> None:
+        """End the record; nobody may hold a handle who still needs it."""
+        ray.kill(self._actor)
 
     def is_stopping(self) -> bool:
         """Say whether no further image is to be begun; asked for twice a second at most."""

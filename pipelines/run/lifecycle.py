@@ -30,10 +30,11 @@ from pipelines.run.events import displayed, log_into, say
 from pipelines.run.execution import root_cause
 from pipelines.run.handed_weights import among_machines
 from pipelines.run.lease import held
-from pipelines.run.manifest import is_streamed, prepare_manifest, read_manifest
+from pipelines.run.manifest import is_read_whole, is_streamed, prepare_manifest, read_manifest
 from pipelines.run.manifest_files import COMPLETE, Manifest
+from pipelines.run.object_store import IMAGE_ROOM, tightest_store
 from pipelines.run.options import PoolOptions, RunOptions
-from pipelines.run.pools import WorkerPlan
+from pipelines.run.pools import WorkerPlan, expected_flow
 from pipelines.run.progress import ProgressReport, announced
 from pipelines.run.record import CLEARING, RUN, check_identity, continues_run, remove_run, write_run
 from pipelines.run.retry import reopen_failed
@@ -157,7 +158,7 @@ def _carry_out(course: Course, known: Mapping[str, Any], stop: Stop) -> tuple[di
             log_into(output)
             course.begin(output)
             manifest = manifest or _list(course)
-            return _work(course, manifest, plan, text, stop)
+            return _work(course, manifest, plan, nodes, text, stop)
 
 
 def open_source(uri: str | None, open_it: Callable[[], OpenSource], run: RunOptions) -> OpenSource:
@@ -284,7 +285,7 @@ def _details(course: Course, plan: WorkerPlan, nodes: Sequence[Node]) -> dict[st
 
 
 def _work(
-    course: Course, manifest: Manifest, plan: WorkerPlan, text: Text, stop: Stop
+    course: Course, manifest: Manifest, plan: WorkerPlan, nodes: Sequence[Node], text: Text, stop: Stop
 ) -> tuple[dict[str, Any], Manifest]:
     output, run, source = course.output, course.run, course.source
     if run.retry_failed:
@@ -305,6 +306,11 @@ def _work(
         no_progress_s=run.no_progress_s * course.patience,
         words=course.words,
     )
+    room = (1 + course.table.keeps_images) * IMAGE_ROOM
+    flow = expected_flow(plan, manifest.images, room, room, is_read_whole(source), is_streamed(source))
+    store = tightest_store(flow, plan.pools, nodes)
+    if store.advice:
+        say(f"the object store of a node has {store}: {store.advice}")
     start = monotonic()
     workers = ", ".join(f"{pool.size} x {pool.name}" for pool in plan.pools)
     say(f"starting workers ({workers}{' on GPUs' if plan.on_gpus else ''})")

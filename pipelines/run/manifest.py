@@ -73,6 +73,11 @@ def is_streamed(source: Source) -> bool:
     return bool(getattr(source, "streamed", False))
 
 
+def is_read_whole(source: Source) -> bool:
+    """Say whether a read task takes what lies together, a shard or a row group, however many images that are."""
+    return is_streamed(source) or source.describe().get("kind") == "parquet"
+
+
 def is_partial(source: Source) -> bool:
     """Say whether only a part of a source is to be listed (`pipelines.run.selection`)."""
     return bool(getattr(source, "is_partial", False))

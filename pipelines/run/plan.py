@@ -130,12 +130,17 @@ def plan_work(
     unlisted = tuple(sorted({*manifest.unlisted, *again}))
     listed = [part for part in parts if shard_of(part.name) not in again]
     plan = Plan({part.name: part.missing for part in listed}, unlisted=unlisted)
-    rows = max(batch, min(most, math.ceil(sum(plan.missing.values()) / (_SLICES_PER_ACTOR * actors))))
+    rows = rows_of_unit(sum(plan.missing.values()), actors, batch, most)
     plan.units.extend(_slices(listed, rows))
     for task, stored in _shard_tasks(output, manifest, unlisted, table):
         plan.units.append(task)
         plan.stored.update(stored)
     return plan
+
+
+def rows_of_unit(images: int, actors: int, batch: int, most: int = UNIT_ROWS) -> int:
+    """Return how many images a read task takes of so many; arguments as for `plan_work`."""
+    return max(batch, min(most, math.ceil(images / (_SLICES_PER_ACTOR * actors))))
 
 
 def _read_parts(output: Folder, manifest: Manifest, names: Sequence[str]) -> tuple[list[_Part], set[int]]:

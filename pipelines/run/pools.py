@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from ovss_core.errors import ClusterError
 from pipelines.run.capacity import Node, Pool, check_capacity
+from pipelines.run.object_store import IMAGE_ROOM, Flow, block_room
 from pipelines.run.options import PoolOptions
-from pipelines.run.plan import UNIT_ROWS
+from pipelines.run.plan import UNIT_ROWS, rows_of_unit
 
 _GPU_SHARE, _GPU_SHARE_FINISH = 0.75, 0.25
 _WORKERS_A_GPU = 2
@@ -16,6 +17,7 @@ _DECODE_THREADS = 2
 _WORKER_BYTES = 9 << 29
 """Memory of a worker of stage 1 and half a one of stage 2, with ViT-L/14 in float32."""
 _LEAST_CPUS = 0.25
+_MANY = 10**9
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,30 @@ def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) 
         return _with_cpus(plan, options.num_cpus)
     most = 1.0 if on_gpus else float(threads or 1)
     return next((fit for fit in _larger_first(plan, most) if _fits(fit, nodes)), plan)
+
+
+def expected_flow(
+    plan: WorkerPlan,
+    images: int,
+    image_bytes: float = IMAGE_ROOM,
+    proposal_bytes: float = IMAGE_ROOM,
+    whole: bool = False,
+    streamed: bool = False,
+) -> Flow:
+    """Say what will move through the stages of a run.
+
+    Args:
+        images: How many; 0 where that is not known yet.
+        image_bytes: Mean bytes of a row that is read; unless given, a guess on the large side.
+        proposal_bytes: Mean bytes of a row that stage 1 hands to stage 2; the same.
+        whole: Whether a read task takes a shard or a row group, however many images that are.
+        streamed: Whether shards are listed while they are read.
+    """
+    many = images or _MANY
+    most = max(pool.largest for pool in plan.pools)
+    rows = many if whole else rows_of_unit(many, most, plan.call_rows, plan.unit_rows)
+    room = block_room(plan.unit_rows, streamed)
+    return Flow(rows, plan.call_rows, room, image_bytes, proposal_bytes)
 
 
 def _growing(plan: WorkerPlan, options: PoolOptions) -> WorkerPlan:

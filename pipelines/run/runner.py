@@ -63,6 +63,12 @@ def run_job(
     stop = stop or Stop()
     begun = time.monotonic()
     execution: Execution | None = None
+
+    def begun_execution() -> Execution:
+        nonlocal execution
+        execution = execution or start(job)
+        return execution
+
     before = None
     for _ in range(_MAX_ROUNDS):
         manifest = replace(refresh_manifest(job.output, manifest), fresh=manifest.fresh and before is None)
@@ -82,14 +88,16 @@ def run_job(
         if before is not None:
             _LOG.warning("%d images have no row yet; running again for them", sum(plan.missing.values()))
         before = plan.state
-        execution = execution or start(job)
-        with _polled(progress, execution), stop.obeyed(execution.stop):
-            run_round(manifest, plan, execution, progress, stop)
+        working = begun_execution()
+        with _polled(progress, working), stop.obeyed(working.stop):
+            run_round(manifest, plan, working, progress, stop)
         stop.end()
     else:
         raise OvssError(_left_behind(job, plan, execution))
     progress.expect(manifest.images, final=True)
-    _publish(job, manifest, lambda: execution or start(job))
+    _publish(job, manifest, begun_execution)
+    if execution:
+        execution.close()
     _tidy(job, time.monotonic() - begun)
     if not manifest.images:
         raise OvssError(

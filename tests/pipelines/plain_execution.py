@@ -73,6 +73,9 @@ class PlainExecution:
     def noted(self, ids: Sequence[str]) -> Mapping[str, str]:
         return self.record.noted(ids)
 
+    def close(self) -> None:
+        pass
+
 
 def run_plain(
     job: Job, overwrite: bool = False, retry_failed: bool = False, execution: type = PlainExecution

@@ -36,6 +36,10 @@ def test_a_dry_run_counts_labels_a_sample_and_writes_nothing(
     assert told["images"] == "31 (1 of 31 sampled failed)"
     assert told["windows"] == "about 62 (2.0 an image)"
     assert told["segment"].startswith("2 workers of 1 CPU and 0 GPU (2 on 1 node); ")
+    assert told["object store"].startswith("a node has 300 MB; ")  # small pictures
+    assert not found.store.advice
+    large = "\n".join(replace(found, store=replace(found.store, has=found.store.need - 1)).lines())
+    assert "give nodes more (ray start --object-store-memory" in large
     assert not output.exists()
 
     part = forecast_label(replace(asked, part=PartOptions(limit=8)))

@@ -68,6 +68,14 @@ def test_a_pool_takes_up_nodes_that_join_and_outlives_one_that_goes(
     assert told["speed of both"] > 1.5 * told["speed of one"], told
 
 
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_the_ledger_is_on_the_drivers_node_though_that_has_no_cpu() -> None:
+    command = [sys.executable, "-m", "tests.pipelines.test_nodes", "note", "", ""]
+    done = subprocess.run(command, check=True, timeout=500, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "6 of 6 on the head"
+
+
 class SlowOnNode(MeanColor):
     """Takes a tenth of a second an image, and writes down on which node."""
 
@@ -166,6 +174,26 @@ def join(images: str, output: str) -> None:
     cluster.shutdown()
 
 
+def note(images: str, output: str) -> None:
+    """Start ledgers on a head without CPUs beside a worker node, and say how many of them are there."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from pipelines.run.ledger import AttemptLedger
+
+    store = {"object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **store})
+    cluster.add_node(num_cpus=2, **store)
+    ray.init(address=cluster.address, log_to_driver=False)
+    ledgers = [AttemptLedger.start() for _ in range(6)]
+    for ledger in ledgers:
+        ledger.finished("none")
+    places = [actor["Address"]["NodeID"] for actor in ray._private.state.actors().values()]
+    print(f"{places.count(cluster.head_node.node_id)} of {len(places)} on the head")
+    ray.shutdown()
+    cluster.shutdown()
+
+
 def lose(images: str, output: str) -> None:
     """Run a job on a head without CPUs and two workers, one of which is removed half way."""
     import ray
@@ -201,4 +229,4 @@ def lose(images: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    {"lose": lose, "join": join, "grow": grow}[sys.argv[1]](*sys.argv[2:])
+    {"lose": lose, "join": join, "grow": grow, "note": note}[sys.argv[1]](*sys.argv[2:])

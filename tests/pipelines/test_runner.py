@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from ovss_core.errors import OvssError
 from pipelines.run.execution import RayExecution
@@ -63,6 +64,17 @@ def test_every_image_has_one_row_in_manifest_order_with_the_value_of_its_pixels(
     summary = write_summary(Folder(str(output)), manifest, {})
     assert summary["statistics"]["sum_of_means"] == pytest.approx(sum(table["mean"].to_pylist()))
     assert not (output / "_fragments").exists()
+
+
+def test_the_ledger_ends_with_the_run(ray_session: None, image_folder: ImageFolder, tmp_path: Path) -> None:
+    job = mean_job(str(tmp_path / "out"), FolderSource(str(image_folder(2))))
+    execution = RayExecution(job)
+    manifest = prepare_manifest(job.output, job.source, 8)
+    with ProgressReport(manifest.images) as progress:
+        run_job(job, manifest, progress, start=lambda job: execution)
+    assert rows(tmp_path / "out", "means").num_rows == 2
+    with pytest.raises(ray.exceptions.RayActorError):
+        execution.finished()
 
 
 def test_parts_that_are_complete_in_one_second_are_all_merged_when_the_round_ends(
