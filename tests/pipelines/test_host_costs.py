@@ -41,7 +41,7 @@ def thread_seconds(work: Callable[[], object]) -> float:
 def test_python_code_counts_as_locked_whole_and_the_named_calls_but_for_their_beginning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data = bytes(1 << 22)
+    data = bytes(1 << 24)
     monkeypatch.setattr(host_costs, "RELEASING", [(hashlib, "sha256", (b"",))])
     spinning = min(thread_seconds(spin) for _ in range(20))
     hashing = min(thread_seconds(lambda: hashlib.sha256(data)) for _ in range(20))
