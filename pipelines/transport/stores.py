@@ -181,6 +181,15 @@ def _flag(name: str, value: str) -> bool:
     return value.lower() in ("true", "1")
 
 
+def is_google_store(filesystem: pafs.FileSystem) -> bool:
+    """Say whether this is pyarrow's client of Google's store, which differs from its others in two ways.
+
+    A listing leaves out folders that are no objects themselves: only keys below them tell of them. And a file that is
+    opened for random access waits for its first byte while no other thread of Python runs; a stream does not.
+    """
+    return getattr(filesystem, "type_name", "") == "gcs"
+
+
 def is_object_store(filesystem: pafs.FileSystem) -> bool:
     """Say whether objects appear when their upload is complete, and folders do not exist apart from them."""
     if isinstance(filesystem, pafs.PyFileSystem):
