@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from ovss_core.errors import StorageError
+from ovss_core.errors import ImageError, StorageError
 from pipelines.derive.corrections import compare, read_corrections
 from pipelines.derive.export import Export
 from pipelines.derive.formats.base import Classes
@@ -255,6 +256,17 @@ def test_a_folder_is_listed_page_by_page_and_once_for_all_folders_in_it(store: G
     assert len([line for line in store.asked() if "/o?" in line]) == 1  # which says that this is a folder
     assert [record.image_id for record in source.records()] == sorted(keys)
     assert len([line for line in store.asked() if "/o?" in line]) == 1 + 3
+
+
+def test_images_are_read_side_by_side(store: GoogleStore) -> None:
+    store.put("p/a.jpg", b"image")
+    store.change(slow_s=0.2)
+    with ThreadPoolExecutor(6) as threads:
+        read = threads.map(lambda _: read_inside(store.uri("p"), "corpus/p/a.jpg", 10, 60.0), range(6))
+        assert set(read) == {b"image"}
+    assert store.most_reading() > 1
+    with pytest.raises(ImageError, match=r"longer than max_bytes \(3\)"):
+        read_inside(store.uri("p"), "corpus/p/a.jpg", 3, 60.0)
 
 
 def test_an_empty_folder_is_told_with_what_lies_in_it(store: GoogleStore) -> None:
