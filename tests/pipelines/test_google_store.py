@@ -1,5 +1,6 @@
 """``gs://`` against a small store of our own, and against `gcp-storage-emulator` as well where that is installed."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -18,6 +19,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import cli
+from ovss_core.clip.demo import demo_weights_path
+from ovss_core.config import ModelConfig
 from ovss_core.errors import ImageError, StorageError
 from pipelines.derive.corrections import compare, read_corrections
 from pipelines.derive.export import Export
@@ -30,6 +34,7 @@ from pipelines.run.handed_weights import fetch
 from pipelines.run.lifecycle import open_source
 from pipelines.run.options import RunOptions
 from pipelines.run.verify import verify_output
+from pipelines.run.weight_hashes import hash_weights
 from pipelines.run.work_units import ShardTask
 from pipelines.sources import FolderSource, ParquetSource, WebDatasetSource
 from pipelines.storage import Folder, walk
@@ -39,6 +44,7 @@ from pipelines.transport.whole import read_inside
 from tests.conftest import encode_image
 from tests.derive.plain import run_here, write_labels
 from tests.pipelines.google_store import GoogleStore, Place, running_google_store
+from tests.pipelines.hub import running_hub
 from tests.pipelines.mean_color import mean_job
 from tests.pipelines.plain_execution import PlainExecution, rows_of, run_plain
 from tests.pipelines.test_dataset_card import segmentation
@@ -275,6 +281,31 @@ def test_an_empty_folder_is_told_with_what_lies_in_it(store: GoogleStore) -> Non
         StorageError, match=r"no image in gs://corpus/p \(1 other files passed over: 1 .txt\)"
     ):
         list(FolderSource(store.uri("p")).records())
+
+
+def test_the_command_labels_from_bucket_to_bucket_with_weights_of_a_hub(
+    ray_session: None, store: GoogleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for number, name in enumerate(("a.jpg", "b/c.jpg")):
+        store.put(f"photos/{name}", encode_image(number))
+    flags = (
+        "--vocabulary cat,dog --model demo --host clearclip --actors 1 --finish-actors 0 --previews 1 --plain"
+    )
+    windows = "--windows.short_side 32 --windows.size 32 --windows.stride 32"
+    places = ["--images", store.uri("photos"), "--output", store.uri("out")]
+    with running_hub(monkeypatch) as hub:
+        hub.files = {"demo.safetensors": demo_weights_path().read_bytes()}
+        weights = hub.uri("demo.safetensors")
+        command = ["label", *places, "--pretrained", weights, *flags.split(), *windows.split()]
+        assert cli.main(command) == 0
+    output = Folder(store.uri("out"))
+    run = json.loads(output.read("run.json"))
+    assert run["starts"][0]["weights"] == weights
+    assert run["identity"] | hash_weights(ModelConfig("demo"), None) == run["identity"]
+    assert sorted(open_labels(output.uri).arrow.to_table()["image_id"].to_pylist()) == ["a.jpg", "b/c.jpg"]
+    assert output.exists("_previews/index.html")
+    assert cli.main(["verify", output.uri, "--content"]) == 0
 
 
 def test_a_store_that_fails_for_a_moment_is_asked_again(store: GoogleStore) -> None:
