@@ -25,8 +25,8 @@ from pipelines.transport.addresses import join_uri, redact, scrub
 from pipelines.transport.causes import TransferError, blamed_on
 from pipelines.transport.local import write_local
 from pipelines.transport.patience import patiently, within
-from pipelines.transport.stores import is_object_store, open_storage
-from pipelines.transport.walking import walk
+from pipelines.transport.stores import is_google_store, is_object_store, open_storage
+from pipelines.transport.walking import LISTING_ALL_S, key_of, walk
 
 __all__ = ["Folder", "join_uri", "open_seekable", "open_storage", "redact", "scrub", "walk"]
 
@@ -65,8 +65,13 @@ class Folder:
     def _at(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}" if name else self.path
 
-    def _call(self, action: str, call: Callable[[], Value], size: int = 0, may_miss: bool = False) -> Value:
+    def _call(
+        self, action: str, call: Callable[[], Value], longer_s: float = 0.0, may_miss: bool = False
+    ) -> Value:
         """Ask the store, again for a while where the fault may pass, and say what is wrong in one line.
+
+        Args:
+            longer_s: Seconds beyond the usual that the call may take.
 
         Raises:
             FileNotFoundError: There is no such file, with `may_miss`.
@@ -80,7 +85,7 @@ class Folder:
         def attempt(_: float) -> Value:
             if self.is_local:
                 return guarded()
-            return within(_CALL_S + size / _SLOWEST_BYTES_S, guarded, f"{action} {self.public_uri}")
+            return within(_CALL_S + longer_s, guarded, f"{action} {self.public_uri}")
 
         try:
             return patiently(attempt, _PATIENCE_S, f"cannot {action} {self.public_uri} now")
@@ -132,7 +137,8 @@ class Folder:
 
         On a local disk it is there for good when this returns, also if the power fails.
         """
-        self._call(f"write {name} under", lambda: self._write(self._at(name), data), len(data))
+        longer_s = len(data) / _SLOWEST_BYTES_S
+        self._call(f"write {name} under", lambda: self._write(self._at(name), data), longer_s)
 
     def _write(self, target: str, data: bytes) -> None:
         if self.is_local:
@@ -159,14 +165,19 @@ class Folder:
         return {name: files[name] for name in sorted(files) if not name.startswith(".")}
 
     def folders(self, folder: str = "") -> list[str]:
-        """Return the sorted names of the folders directly in a folder."""
+        """Return the sorted names of the folders directly in a folder; of Google's store, all that lies below is listed for it."""
+        if is_google_store(self.filesystem):
+            start = len(self._at(folder)) + 1
+            below = (key_of(entry)[start:] for entry in self._list(folder, recursive=True))
+            return sorted({path.partition("/")[0] for path in below if "/" in path} - {""})
         return sorted(
             entry.base_name for entry in self._list(folder) if entry.type == pafs.FileType.Directory
         )
 
-    def _list(self, folder: str) -> list[pafs.FileInfo]:
-        selector = pafs.FileSelector(self._at(folder), recursive=False, allow_not_found=True)
-        return self._call(f"list {folder or 'files'} under", lambda: self.filesystem.get_file_info(selector))
+    def _list(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
+        selector = pafs.FileSelector(self._at(folder), recursive=recursive, allow_not_found=True)
+        action, longer_s = f"list {folder or 'files'} under", LISTING_ALL_S if recursive else 0.0
+        return self._call(action, lambda: self.filesystem.get_file_info(selector), longer_s)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""

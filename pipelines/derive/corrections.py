@@ -17,7 +17,7 @@ from pipelines.derive.formats.base import Classes, safe_name
 from pipelines.faults import Failure
 from pipelines.label.masks import decode_mask
 from pipelines.label.reader import LabelFiles
-from pipelines.storage import Folder
+from pipelines.storage import Folder, walk
 
 _RUNS = 4
 Read = Callable[[], np.ndarray]
@@ -54,7 +54,8 @@ def read_corrections(folder: Folder, classes: Classes) -> Corrections:
         StorageError: There is nothing of the kind.
         ConfigError: A class in it is none of the labels'.
     """
-    names = list(_below(folder))
+    listed = walk(folder.filesystem, folder.path, lambda place: not posixpath.basename(place).startswith("_"))
+    names = [name for name, _ in listed]
     tasks = [name for name in names if name.endswith(".json")]
     documents = [name for name in names if name.endswith(".xml")]
     pictures = [name for name in names if name.lower().endswith(".png")]
@@ -142,14 +143,6 @@ def _report(
         "classes": entries,
         "failures": dict(failures),
     }
-
-
-def _below(folder: Folder, place: str = "") -> Iterator[str]:
-    for name in folder.names(place):
-        yield f"{place}/{name}" if place else name
-    for name in folder.folders(place):
-        if not name.startswith(("_", ".")):
-            yield from _below(folder, f"{place}/{name}" if place else name)
 
 
 def _picture(folder: Folder, name: str) -> np.ndarray:

@@ -15,15 +15,19 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import pyarrow.fs as pafs
 
 from ovss_core.config import ModelConfig
 from ovss_core.errors import WeightsError
 from pipelines.storage import open_storage, redact
-from pipelines.transport.causes import TransferError, blamed_on
+from pipelines.transport.addresses import host_of
+from pipelines.transport.causes import TransferError, blamed_on, early_end
 from pipelines.transport.patience import patiently
 
 _PATIENCE_S = 120.0
 _PIECE = 1 << 24
+_VERSIONS = ("blob_id", "ETag", "etag", "generation", "LastModified", "last_modified")
+"""What stores behind fsspec tell of a file that changes when it is replaced: the hub's Git object, HTTP's tag, a time."""
 _handed: dict[tuple[str, str], Any] = {}
 """References to files in the object store, by digest and Ray job: put there once."""
 
@@ -120,18 +124,16 @@ def fetch(address: str, tell: Callable[[str], None] = lambda text: None) -> tupl
     def attempt(_: float) -> tuple[Path, str]:
         with blamed_on(address):
             filesystem, path = open_storage(address)
-            info = filesystem.get_file_info(path)
-            if not info.is_file:
-                raise FileNotFoundError(f"no such file: {redact(address)}")
-            version = f"{redact(address)}\0{info.size}\0{info.mtime_ns}"
-            note = _cache() / f"{blake2b(version.encode(), digest_size=16).hexdigest()}.sha256"
+            size, version = _version(filesystem, path, address)
+            named = f"{redact(address)}\0{size}\0{version}"
+            note = _cache() / f"{blake2b(named.encode(), digest_size=16).hexdigest()}.sha256"
             suffix = PurePosixPath(path).suffix
-            if info.mtime_ns is not None and note.is_file():
+            if version is not None and note.is_file():
                 digest = note.read_text()
                 if (kept := _cache() / f"{digest}{suffix}").is_file():
                     return kept, digest
             with filesystem.open_input_stream(path) as stream:
-                kept, digest = _store(stream, suffix, info.size, tell)
+                kept, digest = _store(stream, suffix, size, tell, host_of(address))
             note.write_text(digest)
             return kept, digest
 
@@ -139,13 +141,36 @@ def fetch(address: str, tell: Callable[[str], None] = lambda text: None) -> tupl
         return patiently(attempt, _PATIENCE_S, f"cannot fetch {redact(address)} now")
     except TransferError as error:
         raise WeightsError(
-            f"cannot fetch the weights {redact(address)}: {error}; check --pretrained"
+            f"cannot fetch the weights {redact(address)}: {error}; check --pretrained{_advice(address, error)}"
         ) from error
     except OSError as error:
         raise WeightsError(f"cannot keep the weights {redact(address)} here: {error}") from error
 
 
-def _store(stream: Any, suffix: str, size: int | None, tell: Callable[[str], None]) -> tuple[Path, str]:
+def _advice(address: str, error: TransferError) -> str:
+    refused = error.error_type in ("PermissionError", "FileNotFoundError")
+    if not (address.startswith("hf://") and refused):
+        return ""
+    return " (hf://organization/repository/file); a private or gated repository needs HF_TOKEN"
+
+
+def _version(filesystem: pafs.FileSystem, path: str, address: str) -> tuple[int | None, str | None]:
+    """Return a file's size and what tells its versions apart, None where the storage says neither."""
+    handler = getattr(filesystem, "handler", None)
+    if isinstance(handler, pafs.FSSpecHandler):
+        handler.fs.invalidate_cache()  # it may have listed the folder before the file changed
+    info = filesystem.get_file_info(path)
+    if not info.is_file:
+        raise FileNotFoundError(f"no such file: {redact(address)}")
+    if info.mtime_ns is not None:
+        return info.size, str(info.mtime_ns)
+    facts = handler.fs.info(path) if isinstance(handler, pafs.FSSpecHandler) else {}
+    return info.size, next((f"{name} {facts[name]}" for name in _VERSIONS if facts.get(name)), None)
+
+
+def _store(
+    stream: Any, suffix: str, size: int | None, tell: Callable[[str], None], host: str
+) -> tuple[Path, str]:
     _cache().mkdir(parents=True, exist_ok=True)
     half = _cache() / f".{uuid4().hex}.part"
     digest, written = sha256(), 0
@@ -155,6 +180,8 @@ def _store(stream: Any, suffix: str, size: int | None, tell: Callable[[str], Non
                 digest.update(piece)
                 written += file.write(piece)
                 tell(f"{written / 1e6:,.0f} MB of {(size or written) / 1e6:,.0f}")
+        if size is not None and written < size:
+            raise early_end(host, written, size)
         kept = _cache() / f"{digest.hexdigest()}{suffix}"
         half.replace(kept)
     finally:

@@ -162,14 +162,15 @@ def _carry_out(course: Course, known: Mapping[str, Any], stop: Stop) -> tuple[di
 
 
 def open_source(uri: str | None, open_it: Callable[[], OpenSource], run: RunOptions) -> OpenSource:
-    """Open a source, and see that it holds an image.
+    """Open a source, and see that it holds an image, where that is known before all of it is listed.
 
     Raises:
         StorageError: It holds none.
     """
     with _refusing_in_one_line(), announced(f"looking into {redact(uri or '')}"):
         source = open_it()
-        if not is_streamed(source) and next(iter(source.records()), None) is None:
+        late = is_streamed(source) or getattr(source, "lists_at_once", False)
+        if not late and next(iter(source.records()), None) is None:
             raise StorageError(
                 f"no image in {source.describe()['uri']}; check the path and the files' extensions"
             )

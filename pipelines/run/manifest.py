@@ -190,8 +190,17 @@ def _prepare_listed(
     )
     if not merged.parts:
         raise StorageError(f"no image in {source.describe()['uri']}; check the path")
+    _remove_unlisted(output, merged)
     changed = added or missing or known.damaged or not sound or merged.partial != kept.partial
     return _complete(output, merged) if changed else replace(merged, ignored=source.ignored)
+
+
+def _remove_unlisted(output: Folder, manifest: Manifest) -> None:
+    """Remove the lists of a start that was killed before it named them: a manifest made again from lists would count them."""
+    named = {f"{part}.pq" for part in manifest.parts}
+    for name in output.names(FOLDER):
+        if name.endswith(".pq") and PART.fullmatch(name.removesuffix(".pq")) and name not in named:
+            output.remove(f"{FOLDER}/{name}")
 
 
 def _lists_the_same(output: Folder, source: Source, kept: Manifest) -> bool:

@@ -12,6 +12,7 @@ from pipelines.sources.listing import list_entries
 from pipelines.sources.record import ImageRecord
 from pipelines.storage import join_uri, open_storage, redact
 from pipelines.transport.addresses import file_uri, printable
+from pipelines.transport.stores import is_google_store
 
 IMAGE_EXTENSIONS = frozenset(
     f".{name}"
@@ -68,6 +69,11 @@ class FolderSource:
     def uri(self) -> str:
         """The root that opens the file system of the records' paths."""
         return self._root
+
+    @property
+    def lists_at_once(self) -> bool:
+        """Whether even the first image is only known when all are listed."""
+        return is_google_store(open_storage(self._root)[0])
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies this source, without credentials."""

@@ -62,6 +62,15 @@ _CURL_REASONS = {
     56: "connection reset by {host}",
     60: "the certificate of {host} is not accepted",
 }
+_CURL_OF_GOOGLE = re.compile(r"CURL error \[(\d+)\]=?([^{]*?)(?: error_info=|$)")
+_NO_TOKEN = "Could not create a OAuth2 access token"
+_GOOGLE = re.compile(
+    r"google::cloud::Status\((?P<status>[A-Z_]+): .*?last message of (?P<text>.*?) error_info="
+    r".*?retry\.function=(?P<operation>\w+)",
+    re.DOTALL,
+)
+_OF_BUCKETS = ("CreateResumableUpload", "InsertObject", "ListObjects")
+_PASSING_GOOGLE = frozenset({"UNAVAILABLE", "INTERNAL", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"})
 _PASSING_CLOUD = re.compile(r"\b(?:UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b")
 _PASSING_NAME = re.compile(
     r"Timeout|TimedOut|ServerDisconnected|ConnectionClosed|ConnectionReset|ConnectError|ConnectionError|ReadError|"
@@ -180,6 +189,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _status_of(error: BaseException, host: str) -> TransferError | None:
     if found := _AWS.search(str(error)):
         return _aws_fault(found, host)
+    if "google::cloud::Status" in str(error) and (told := _google_fault(str(error), host)):
+        return told
     if found := re.search(r"HTTP status(?: code)?:? (\d{3})", str(error)):
         return http_error(int(found.group(1)), host)
     status = next(
@@ -230,6 +241,35 @@ def _aws_fault(found: re.Match[str], host: str) -> TransferError:
     )
 
 
+def _google_fault(text: str, host: str) -> TransferError | None:
+    """Say what Google's client means; None for a missing file, of which the address is told elsewhere."""
+    curl = _CURL_OF_GOOGLE.search(text)
+    if _NO_TOKEN in text:  # which machines of Google's ask a service for that has a name there alone
+        return TransferError(
+            f"no credentials for {host}: run gcloud auth application-default login, let GOOGLE_APPLICATION_CREDENTIALS "
+            f"name a key file, or write {host.replace('://', '://anonymous@')} where everybody may read",
+            "PermissionError",
+            transient=curl is not None and curl.group(1) != "6",
+        )
+    if curl:
+        number = int(curl.group(1))
+        reason = _CURL_REASONS.get(number, curl.group(2).strip() or f"curl error {number}").format(host=host)
+        return TransferError(reason, "ConnectionError", number not in (35, 60))
+    found = _GOOGLE.search(text)
+    if found is None:
+        return None
+    status, operation = found["status"], found["operation"]
+    if status == "NOT_FOUND":
+        missing = TransferError(f"no such bucket: {host}", "FileNotFoundError")
+        return missing if operation.startswith(_OF_BUCKETS) else None
+    denied = status in ("PERMISSION_DENIED", "UNAUTHENTICATED")
+    return TransferError(
+        f"{status.replace('_', ' ').lower()} ({operation}) from {host}: {scrub(found['text'])}"[:_LENGTH],
+        "PermissionError" if denied else "HTTPError",
+        status in _PASSING_GOOGLE,
+    )
+
+
 def _network_fault(error: BaseException, host: str) -> TransferError | None:
     if isinstance(error, IncompleteRead):
         return early_end(host, len(error.partial), error.expected and len(error.partial) + error.expected)
@@ -261,6 +301,9 @@ def _network_fault_by_text(text: str, host: str) -> TransferError | None:
         return TransferError(f"connection refused by {host}", "ConnectionRefusedError", True)
     if f"[Errno {errno.ECONNRESET}]" in text:
         return TransferError(f"connection reset by {host}", "ConnectionResetError", True)
+    lost = "I/O operation on closed file" in text  # all that pyarrow leaves of a first byte that did not come
+    if lost and host.startswith(("gs://", "gcs://")):
+        return TransferError(f"no answer from {host}", "ConnectionError", True)
     return None
 
 

@@ -32,6 +32,7 @@ _S3_RARE = frozenset({"smart_defaults", "tls_verify_certificates", "sse_customer
 _OPTIONS = re.compile(r"\?(?=[A-Za-z_]+=)")
 _CONNECT_S = 5.0
 _CLIENT_TRIES = 3  # for readers that ask the file system themselves; `patiently` tries again around it
+_CLIENT_RETRY_S = 5  # the same for Google's client, which counts seconds and would go on for 15 minutes
 _ADVICE = "give a path, or a URI such as s3://bucket/folder"
 
 
@@ -67,7 +68,9 @@ def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
         )
     try:
         if scheme in ("gs", "gcs"):  # one client a bucket, not one an object
-            root = _encode(parts._replace(path=""))
+            if not parts.place:
+                raise StorageError(f"{redact(uri)} names no bucket; {_ADVICE}")
+            root = _encode(parts._replace(path="", query=_with_retry_limit(parts.query)))
             return _open_other(root, scheme)[0], f"{parts.place}{unquote(parts.path)}".rstrip("/")
         return _open_other(_encode(parts) if scheme in _ARROW_SCHEMES else uri, scheme)
     except TransferError as error:
@@ -98,6 +101,12 @@ def _encode(parts: Address) -> str:
     path = quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", parts.path), safe="/%:@!$&'()*+,;=~")
     query = f"?{parts.query}" if parts.query else ""
     return f"{parts.scheme.lower()}://{user}{'@' if user else ''}{parts.place}{path}{query}"
+
+
+def _with_retry_limit(query: str) -> str:
+    if any(name == "retry_limit_seconds" for name, _ in parse_qsl(query, keep_blank_values=True)):
+        return query
+    return f"{query}&" * bool(query) + f"retry_limit_seconds={_CLIENT_RETRY_S}"
 
 
 def _split_store_address(uri: str) -> Address:
@@ -170,6 +179,15 @@ def _flag(name: str, value: str) -> bool:
     if value.lower() not in ("true", "false", "1", "0"):
         raise StorageError(f"the option {name} of an s3:// address is {value!r}; give true or false")
     return value.lower() in ("true", "1")
+
+
+def is_google_store(filesystem: pafs.FileSystem) -> bool:
+    """Say whether this is pyarrow's client of Google's store, which differs from its others in two ways.
+
+    A listing leaves out folders that are no objects themselves: only keys below them tell of them. And a file that is
+    opened for random access waits for its first byte while no other thread of Python runs; a stream does not.
+    """
+    return getattr(filesystem, "type_name", "") == "gcs"
 
 
 def is_object_store(filesystem: pafs.FileSystem) -> bool:

@@ -7,6 +7,8 @@ links so many times at most, and what is passed over beyond that is said.
 
 import os
 import stat
+from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +20,12 @@ from ovss_core.errors import StorageError
 from pipelines.transport.causes import TransferError, blamed_on
 from pipelines.transport.local import kind_of, open_path
 from pipelines.transport.patience import patiently, within
+from pipelines.transport.stores import is_google_store
 
 _MAX_LISTINGS_BY_LINKS = 64
 _LISTING_S = 300.0
+LISTING_ALL_S = 6 * 3600.0
+"""Seconds for one listing of all that lies below a place: ten million keys are ten thousand answers, one behind the other."""
 _EMPTY_NAME = (
     "keys below it have a folder without a name (// or /./), which cannot be opened; copy them to other keys"
 )
@@ -68,9 +73,7 @@ def walk_entries(filesystem: pafs.FileSystem, root: str, enter: Enter | None = N
     Raises:
         StorageError: The root itself cannot be listed.
     """
-    lister = (
-        _LocalTree(root) if isinstance(filesystem, pafs.LocalFileSystem) else _RemoteTree(filesystem, root)
-    )
+    lister = _tree(filesystem, root)
     try:
         levels = [iter(lister.first())]
     except TransferError as error:
@@ -92,6 +95,12 @@ def walk_entries(filesystem: pafs.FileSystem, root: str, enter: Enter | None = N
                 yield entries
             elif entries is not None:
                 levels.append(iter(entries))
+
+
+def _tree(filesystem: pafs.FileSystem, root: str) -> "_LocalTree | _RemoteTree":
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return _LocalTree(root)
+    return (_TreeOfKeys if is_google_store(filesystem) else _RemoteTree)(filesystem, root)
 
 
 class _Below(NamedTuple):
@@ -182,6 +191,8 @@ def _look(entry: "os.DirEntry[str]", path: str) -> Entry | _Below | None:
 
 
 class _RemoteTree:
+    _limit_s = _LISTING_S
+
     def __init__(self, filesystem: pafs.FileSystem, root: str) -> None:
         self._filesystem = filesystem
         self._root = root.rstrip("/")
@@ -202,7 +213,7 @@ class _RemoteTree:
 
     def _list(self, below: str) -> list[Entry | _Below]:
         here = f"{self._root}/{below}" if below else self._root
-        entries = patiently(lambda _: self._ask(here), _LISTING_S, f"listing {here}")
+        entries = patiently(lambda _: self._ask(here), self._limit_s, f"listing {here}")
         found: list[Entry | _Below] = []
         nameless = Entry(f"{below}//" if below else "//", 0, "folder", _EMPTY_NAME)
         for entry in sorted(entries, key=lambda entry: str(entry.base_name)):
@@ -214,12 +225,47 @@ class _RemoteTree:
                 found.append(_Below(path) if folder else Entry(path, entry.size or 0))
         return found
 
-    def _ask(self, here: str) -> list[pafs.FileInfo]:
+    def _ask(self, here: str, recursive: bool = False) -> list[pafs.FileInfo]:
+        selector = pafs.FileSelector(here, recursive=recursive)
+
         def ask() -> list[pafs.FileInfo]:
             with blamed_on(here):
-                listed: list[pafs.FileInfo] = self._filesystem.get_file_info(
-                    pafs.FileSelector(here, recursive=False)
-                )
+                listed: list[pafs.FileInfo] = self._filesystem.get_file_info(selector)
                 return listed
 
-        return within(_LISTING_S, ask, f"listing {here}")
+        return within(self._limit_s, ask, f"listing {here}")
+
+
+class _TreeOfKeys(_RemoteTree):
+    """Google's store, whose folders are known by the keys below them: all are listed once, at the start, and kept."""
+
+    _limit_s = LISTING_ALL_S
+
+    def __init__(self, filesystem: pafs.FileSystem, root: str) -> None:
+        super().__init__(filesystem, root)
+        self._keys: list[str] | None = None
+        self._sizes = array("q")
+
+    def _ask(self, here: str, recursive: bool = False) -> list[pafs.FileInfo]:
+        if self._keys is None:
+            listed = super()._ask(self._root, recursive=True)
+            listed.sort(key=key_of)
+            self._sizes = array("q", (entry.size or 0 for entry in listed))
+            self._keys = list(map(key_of, listed))
+        found, prefix = [], f"{here}/"
+        at = bisect_left(self._keys, prefix)
+        while at < len(self._keys) and self._keys[at].startswith(prefix):
+            name, below, _ = self._keys[at][len(prefix) :].partition("/")
+            if below:
+                found.append(pafs.FileInfo(f"{prefix}{name}", pafs.FileType.Directory))
+                at = bisect_left(self._keys, f"{prefix}{name}0", at)  # "0" comes next after "/"
+                continue
+            if name:  # else the marker of this folder
+                found.append(pafs.FileInfo(f"{prefix}{name}", pafs.FileType.File, size=self._sizes[at]))
+            at += 1
+        return found
+
+
+def key_of(entry: pafs.FileInfo) -> str:
+    """Return the key of a listed object; that of a folder's marker ends in ``/``, whoever made it."""
+    return f"{entry.path.removesuffix('/')}/" if entry.type == pafs.FileType.Directory else str(entry.path)

@@ -12,7 +12,7 @@ from pipelines.transport.http import http_client
 from pipelines.transport.limits import check_size
 from pipelines.transport.local import read_local
 from pipelines.transport.patience import patiently, within
-from pipelines.transport.stores import open_storage
+from pipelines.transport.stores import is_google_store, open_storage
 
 _PIECE = 1 << 20
 
@@ -55,26 +55,27 @@ def read_inside(source: str, path: str, max_bytes: int, limit_s: float) -> bytes
 
 
 def _read_stream(filesystem: pafs.FileSystem, path: str, address: str, max_bytes: int) -> bytes:
-    if isinstance(filesystem, pafs.PyFileSystem):
-        return _read_pieces(filesystem, path, address, max_bytes)
-    with blamed_on(address), filesystem.open_input_file(path) as stream:
-        check_size(stream.size(), max_bytes)
-        data: bytes = stream.read()
-        return data
+    with blamed_on(address):
+        if isinstance(filesystem, pafs.PyFileSystem):
+            return _read_pieces(filesystem.handler.fs.open(path, "rb"), max_bytes)
+        if is_google_store(filesystem):
+            return _read_pieces(filesystem.open_input_stream(path), max_bytes)
+        with filesystem.open_input_file(path) as stream:
+            check_size(stream.size(), max_bytes)
+            data: bytes = stream.read()
+            return data
 
 
-def _read_pieces(filesystem: pafs.PyFileSystem, path: str, address: str, max_bytes: int) -> bytes:
+def _read_pieces(file: Any, max_bytes: int) -> bytes:
     """Read a stream that may not know its length, and no further than the limit."""
     pieces: list[bytes] = []
     received = 0
-    with blamed_on(address):
-        file: Any = filesystem.handler.fs.open(path, "rb")
-        with file:
-            if isinstance(size := getattr(file, "size", None), int):
-                check_size(size, max_bytes)
-            while piece := file.read(min(_PIECE, max_bytes + 1 - received)):
-                pieces.append(piece)
-                received += len(piece)
-                if received > max_bytes:
-                    raise ImageError(f"the stream is longer than max_bytes ({max_bytes:,})")
+    with file:
+        if isinstance(size := getattr(file, "size", None), int):
+            check_size(size, max_bytes)
+        while piece := file.read(min(_PIECE, max_bytes + 1 - received)):
+            pieces.append(piece)
+            received += len(piece)
+            if received > max_bytes:
+                raise ImageError(f"the stream is longer than max_bytes ({max_bytes:,})")
     return b"".join(pieces)

@@ -64,6 +64,20 @@ def test_an_id_that_a_listing_gives_twice_becomes_two_ids_and_the_same_ones_on_t
     assert ids_of(output) == ["a", "b", "a#2", "a#2#2", "a#3", "c"]
 
 
+def test_lists_of_a_start_that_was_killed_do_not_double_an_image_when_the_manifest_is_damaged_later(
+    tmp_path: Path,
+) -> None:
+    output = Folder(str(tmp_path / "out"))
+    prepare_manifest(output, Listed(*"abcd"), 2)
+    before = output.read(COMPLETE)
+    prepare_manifest(output, Listed(*"abcdefghij"), 2)
+    output.write(COMPLETE, before)  # what a kill before the last write leaves
+    prepare_manifest(output, Listed(*"abcdij"), 2)
+    output.write(COMPLETE, before[: len(before) // 2])
+    prepare_manifest(output, Listed(*"abcdij"), 2)
+    assert sorted(ids_of(output)) == list("abcdij")
+
+
 def test_a_list_with_an_id_twice_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="comes twice"):
         write_part(Folder(str(tmp_path)), "part-00000", [ImageRecord("a", "/a", "file")] * 2)
