@@ -103,7 +103,7 @@ def refine(
     grid: tuple[int, int],
     box_threshold: float,
 ) -> ClassMaps:
-    """Cut each map to its boxes, spread it along the attention and normalize it (FreeCP, released steps 4-5).
+    """Cut each map to its boxes, spread it along the attention, and normalize it: q = min-max of T T (B P).
 
     Args:
         probability: P of the classes worth refining.

@@ -29,10 +29,10 @@ import pyarrow as pa
 import torch
 
 from ovss_core.class_purification.class_maps import NOBODY
-from ovss_core.class_purification.winners import Regions
+from ovss_core.class_purification.winners import AmbiguousRegions
 from ovss_core.config import SegmenterConfig
-from ovss_core.engine.engine import plan_waves
 from ovss_core.engine.proposal import Decisions, Proposals
+from ovss_core.engine.waves import plan_waves
 from ovss_core.images import plain_jpeg
 from ovss_core.images.decode import EncodedImage
 from ovss_core.images.pixels import ImagePixels
@@ -226,7 +226,7 @@ def _proposals(
         np.stack([cv2.resize(one, (side, side)) for one in coarse]).clip(0, 1).reshape(windows, -1, PATCHES)
     )
     levels = torch.from_numpy(maps).mul_(65_535).round_().div_(65_535)
-    regions = Regions(
+    regions = AmbiguousRegions(
         image=np.arange(images).repeat(config.crops),
         window=np.full(images * config.crops, -1),
         group=np.arange(images * config.crops),

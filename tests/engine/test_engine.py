@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from ovss_core.class_purification.class_maps import Room
-from ovss_core.class_purification.winners import Regions
+from ovss_core.class_purification.room import Room
+from ovss_core.class_purification.winners import AmbiguousRegions
 from ovss_core.clip.positions import Resampling
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
@@ -384,7 +384,7 @@ def test_crops_are_encoded_with_the_heads_own_positions(host: str, resampling: R
         )
         nearest[rule] = (features @ descriptions.T).argmax(1).tolist()
     count, words = len(crops), np.arange(len(WORDS))
-    regions = Regions(
+    regions = AmbiguousRegions(
         np.zeros(count, np.int64),
         np.full(count, -1),
         np.arange(count),

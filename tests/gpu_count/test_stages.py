@@ -10,7 +10,8 @@ from ovss_core.engine import engine as core
 from ovss_core.engine import proposal
 from ovss_core.engine.engine import SegmentationEngine
 from pipelines.label import stages
-from pipelines.label.stages import FinishStage, LabelStage, ProposeStage, SegmentStage
+from pipelines.label.label_stage import LabelStage
+from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.word_use import OwnWords
 from tests.gpu_count.pretended import GPU, pretended_gpu
 from tests.pipelines.test_own_words import COMMON, OWN, known, settings
