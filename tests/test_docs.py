@@ -27,6 +27,7 @@ from docs.generated import (
 from jobs import corrections
 from jobs.cli import COMMANDS, RENAMED
 from jobs.flags import Flag
+from ovss_core.config import SegmenterConfig
 from ovss_core.evaluation.benchmarks import BENCHMARKS
 from pipelines.run.schema import FAILURES, LABELS
 
@@ -209,3 +210,12 @@ def test_every_flag_of_a_command_has_its_line_and_every_benchmark_its_constants(
     assert all(f"`{flag.dest}`" in written for flag in _flags("label"))
     assert all(f"| `{name}` |" in describe_protocols() for name in BENCHMARKS)
     assert markdown_table(("a|b",), [("x\ny",)]) == "| a\\|b |\n| --- |\n| x y |"
+
+
+def test_the_page_of_settings_has_every_command_and_every_group_of_what_decides_a_mask() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    groups = [entry.type for entry in fields(SegmenterConfig) if is_dataclass(entry.type)]
+    wanted = [f"{{command-help}} {name}\n" for name in COMMANDS]
+    wanted += [f":: {group.__module__}.{group.__name__}\n" for group in groups if isinstance(group, type)]
+    assert [line for line in wanted if line not in text] == []
+    assert len(wanted) > len(COMMANDS)
