@@ -29,7 +29,7 @@ from ovss_core.class_purification.room import Room
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.timm_tower import open_tower
 from ovss_core.clip.trace import EncoderTrace, TraceRequest, WindowRegions
-from ovss_core.clip.weights import ClipModel, load_clip
+from ovss_core.clip.weights import ClipModel
 from ovss_core.config import SegmenterConfig
 from ovss_core.dense_heads.proxy_attention import resample_grid
 from ovss_core.dense_heads.scoring import (
@@ -169,13 +169,6 @@ class SegmentationEngine:
         other.config, other.timings = config, defaultdict(float)
         other._offer(text)
         return other
-
-    @classmethod
-    def build(
-        cls, config: SegmenterConfig, text: EncodedVocabulary, device: str | torch.device = "cpu"
-    ) -> "SegmentationEngine":
-        """Load the model that `config` names and build the engine."""
-        return cls(config, load_clip(config.model), text, device)
 
     @property
     def window_batch(self) -> int:

@@ -60,6 +60,7 @@ PATCH, PATCHES, CROP = 16, 196, 112
 BATCH = 64
 _LIMIT = 10**8
 _NO_LIMIT = sys.maxsize
+_REPEATS = 20
 _PRESENT, _GROUPS = 8, 3
 _LITTLE = np.zeros((8, 8, 3), np.uint8)
 _LITTLE_FILE = cv2.imencode(".jpg", _LITTLE)[1].tobytes()
@@ -191,13 +192,13 @@ def _timed(functions: Sequence[tuple[ModuleType, str, Sequence[object]]]) -> Ite
         yield inside
 
 
-def _call_seconds(call: Callable[..., object], arguments: Sequence[object], repeats: int = 20) -> float:
+def _call_seconds(call: Callable[..., object], arguments: Sequence[object]) -> float:
     def seconds() -> float:
         start = time.thread_time()
         call(*arguments)
         return time.thread_time() - start
 
-    return min(seconds() for _ in range(repeats))
+    return min(seconds() for _ in range(_REPEATS))
 
 
 def _by_window_size(resized: Sequence[np.ndarray], layouts: Sequence[WindowLayout]) -> None:
