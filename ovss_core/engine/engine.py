@@ -124,9 +124,9 @@ class SegmentationEngine:
                 f"{self._least_side}; give a larger windows.size"
             )
         self.timings: dict[str, float] = defaultdict(float)
-        self._offer(text)
+        self._take_up(text)
 
-    def _offer(self, text: EncodedVocabulary) -> None:
+    def _take_up(self, text: EncodedVocabulary) -> None:
         """Take up a vocabulary."""
         config, self.text = self.config, text
         policy = background_policy(config, text.vocabulary)
@@ -167,7 +167,7 @@ class SegmentationEngine:
             )
         other = copy(self)
         other.config, other.timings = config, defaultdict(float)
-        other._offer(text)
+        other._take_up(text)
         return other
 
     @property
