@@ -1,11 +1,13 @@
 """What the pages take out of the code when they are built, so that nothing is typed twice.
 
-Directives: ``arrow-schema`` (columns of a table), ``command-help`` (flags of a command), ``package-imports`` (which
-package stands on which) and ``benchmark-protocols`` (the papers' constants).
+Directives: ``arrow-schema`` (columns of a table), ``settings-groups`` (what decides a mask, group by group),
+``command-help`` (flags of every command), ``package-imports`` (which package stands on which) and ``benchmark-protocols``
+(the papers' constants).
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from itertools import chain
 from typing import Any
@@ -64,6 +66,28 @@ def describe_flags(flags: Iterable[Flag]) -> Iterator[tuple[str, str]]:
         sections[flag.section].append((spelling, f"`{flag.dest}`", flag.help))
     for section, rows in sections.items():
         yield section, markdown_table(("flag", "key in a settings file", "meaning"), rows)
+
+
+def describe_groups() -> str:
+    """Write the dataclasses that decide a mask: the whole, and every group of its settings."""
+    groups = [entry.type for entry in fields(SegmenterConfig)]
+    listed = [
+        f".. autoclass:: {kind.__module__}.{kind.__name__}"
+        for kind in (SegmenterConfig, *groups)
+        if isinstance(kind, type) and is_dataclass(kind)
+    ]
+    listed[0] += "\n   :members: deciding, from_dict, to_dict"
+    return "\n".join(["```{eval-rst}", *listed, "```"])
+
+
+def describe_commands() -> str:
+    """Write the flags of every command, section by section."""
+    pages = []
+    for name, (module, _) in COMMANDS.items():
+        sections = describe_flags(import_module(module).build_parser().settings)
+        tables = (f"*{section}*\n\n{table}" for section, table in sections)
+        pages.append("\n\n".join([f"### ovss {name}", *tables]))
+    return "\n\n".join(pages)
 
 
 def describe_imports(graph: grimp.ImportGraph) -> str:
@@ -134,7 +158,7 @@ class _Generated(SphinxDirective):
     def written(self, text: str) -> list[nodes.Node]:
         """Read Markdown as if it stood on the page, which changes with the code it came from."""
         self.env.note_reread()
-        return self.parse_text_to_nodes(text)
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
 class ArrowSchema(_Generated):
@@ -150,18 +174,6 @@ class ArrowSchema(_Generated):
         return self.written(f"Version `{version}`.\n\n{describe_schema(schema)}")
 
 
-class CommandHelp(_Generated):
-    """``command-help:: label``: the flags of a command, section by section."""
-
-    required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        """Write the tables."""
-        parser = import_module(COMMANDS[self.arguments[0]][0]).build_parser()
-        tables = (f"*{section}*\n\n{table}" for section, table in describe_flags(parser.settings))
-        return self.written("\n\n".join(tables))
-
-
 def _directive(write: Callable[[], str]) -> type[_Generated]:
     """Make a directive without arguments of a function that writes Markdown."""
 
@@ -175,7 +187,8 @@ def _directive(write: Callable[[], str]) -> type[_Generated]:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Offer the directives to the pages."""
     app.add_directive("arrow-schema", ArrowSchema)
-    app.add_directive("command-help", CommandHelp)
+    app.add_directive("settings-groups", _directive(describe_groups))
+    app.add_directive("command-help", _directive(describe_commands))
     app.add_directive(
         "package-imports", _directive(lambda: describe_imports(grimp.build_graph(*ROOTS, cache_dir=None)))
     )

@@ -74,12 +74,12 @@ def main(arguments: Arguments = None) -> int:
     validate(segmenter)
     check_run(run, pools, 0.0)
     require_apart({"--data": options.data}, run.output)
-    find_data_sets(options.data)  # says at once where nothing is there
+    data_sets = find_data_sets(options.data)  # says at once where nothing is there
     with announced("loading torch and Ray"):
         from pipelines.reproduce.job import ReproduceJob, describe_result, run_reproduce
 
     job = ReproduceJob(options, run, segmenter, descriptions, pools)
-    return describe_result(job, run_reproduce(job))
+    return describe_result(job, run_reproduce(job, data_sets))
 
 
 if __name__ == "__main__":

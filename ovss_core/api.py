@@ -145,13 +145,12 @@ def encode_words(
     vocabulary: Vocabulary,
     descriptions: Mapping[str, Sequence[str]] | None = None,
     device: str | torch.device = "cpu",
-    cache_dir: str | Path | None = None,
 ) -> EncodedVocabulary:
     """Encode the text side of a run: phrases, descriptions, and what purification reads beside them."""
     purification = config.purification
     distractors = load_distractors(vocabulary.phrases) if purification.needs_distractors else []
     prompts = CAR_PROMPTS if purification.in_rounds else ()
-    encoder = TextEncoder(clip, device, cache_dir)
+    encoder = TextEncoder(clip, device)
     return encode_vocabulary(encoder, vocabulary, descriptions, distractors, prompts)
 
 

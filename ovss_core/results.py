@@ -74,13 +74,6 @@ class ScoredClasses(Sequence[ScoredClass]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def to_dicts(self) -> list[dict[str, object]]:
-        """Return index, name and score of each."""
-        return [
-            {"index": index, "name": self.names[index], "score": score}
-            for index, score in zip(self.indices.tolist(), self.scores.tolist(), strict=True)
-        ]
-
 
 @dataclass(frozen=True)
 class BoxDecision:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ovss_core.class_purification.class_maps import ClassMaps, WindowBatch
 from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
-from ovss_core.class_purification.winners import Regions, pick_winners, remove_losers
+from ovss_core.class_purification.winners import AmbiguousRegions, pick_winners, remove_losers
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import LabelConfig, PurificationConfig, WindowConfig
@@ -19,6 +19,7 @@ from ovss_core.engine.labels import PhraseRule, label_by_probability, label_by_p
 from ovss_core.images.stitch import Stitcher
 from ovss_core.images.windows import WindowLayout
 from ovss_core.vocabulary import Vocabulary, VocabularyClass
+from tests.class_purification.scenes import regions_of
 from tests.golden_encoder import load_arrays
 from tests.golden_report import Report
 
@@ -254,7 +255,7 @@ def _check_freecp(
         ),
     )
     purified = ClassPurifier(config, text, "residual").purify(batch)
-    regions = Regions.of_groups(purified.groups, batch.placement.images)
+    regions = regions_of(purified, batch.placement.images)
     winners = _winners(encoder, windows, regions, text)
     names = purified.kept.classes.numpy()
     kept = remove_losers(
@@ -279,7 +280,9 @@ def _text(case: dict[str, np.ndarray], classes: int, behind: int) -> EncodedVoca
     )
 
 
-def _winners(encoder: ImageEncoder, windows: Tensor, regions: Regions, text: EncodedVocabulary) -> Tensor:
+def _winners(
+    encoder: ImageEncoder, windows: Tensor, regions: AmbiguousRegions, text: EncodedVocabulary
+) -> Tensor:
     """Pick winners on crops of the normalized windows, as the authors' code cuts them."""
     areas = np.flatnonzero(regions.has_area)
     crops = [

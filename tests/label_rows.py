@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ovss_core.results import ScoredClass, ScoredClasses, Segmentation
+from ovss_core.results import ScoredClass, Segmentation
 from pipelines.label.masks import encode_mask
 
 
@@ -36,4 +36,4 @@ def label_row(result: Segmentation) -> dict[str, Any]:
 
 
 def _listed(classes: Sequence[ScoredClass]) -> list[dict[str, object]]:
-    return classes.to_dicts() if isinstance(classes, ScoredClasses) else [vars(entry) for entry in classes]
+    return [vars(entry) for entry in classes]

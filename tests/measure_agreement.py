@@ -22,7 +22,6 @@ from ovss_core.config import LabelConfig, ModelConfig, PurificationConfig, Segme
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.variants import VariantEngines
 from ovss_core.evaluation.confusion import ConfusionCounts, count_confusion
-from ovss_core.evaluation.risk_coverage import risk_coverage
 from ovss_core.results import Segmentation
 from ovss_core.vocabulary import Vocabulary
 from pipelines.demonstration.options import HELD_OUT_SEED
@@ -30,6 +29,7 @@ from pipelines.demonstration.scene_store import SCENE_SIZE
 from pipelines.demonstration.scenes import render_scene
 from pipelines.demonstration.words import CLASS_NAMES
 from tests.measure_refiners import find_pairs
+from tests.risk_coverage import risk_coverage
 
 ALONE = ("clearclip", "naclip", "sclip", "sfp")
 TOGETHER = ("sfp,naclip", "sfp,clearclip", "clearclip,naclip", "clearclip,sclip", "clearclip,naclip,sclip")

@@ -17,7 +17,9 @@ import pytest
 
 from docs.generated import (
     ROOTS,
+    describe_commands,
     describe_flags,
+    describe_groups,
     describe_imports,
     describe_protocols,
     describe_schema,
@@ -27,6 +29,7 @@ from docs.generated import (
 from jobs import corrections
 from jobs.cli import COMMANDS, RENAMED
 from jobs.flags import Flag
+from ovss_core.config import HEAD_SETTINGS, SegmenterConfig
 from ovss_core.evaluation.benchmarks import BENCHMARKS
 from pipelines.run.schema import FAILURES, LABELS
 
@@ -209,3 +212,13 @@ def test_every_flag_of_a_command_has_its_line_and_every_benchmark_its_constants(
     assert all(f"`{flag.dest}`" in written for flag in _flags("label"))
     assert all(f"| `{name}` |" in describe_protocols() for name in BENCHMARKS)
     assert markdown_table(("a|b",), [("x\ny",)]) == "| a\\|b |\n| --- |\n| x y |"
+
+
+def test_the_page_of_settings_has_every_command_and_every_group_of_what_decides_a_mask() -> None:
+    groups, commands = describe_groups(), describe_commands()
+    for name in HEAD_SETTINGS | {"model", "windows", "purification", "car", "labels", "proxy"}:
+        assert (
+            f".. autoclass:: ovss_core.config.{type(getattr(SegmenterConfig(), name)).__name__}\n" in groups
+        )
+    assert all(f"### ovss {name}\n" in commands for name in COMMANDS)
+    assert "| `--points N` | `points` |" in commands  # of `ovss regions`

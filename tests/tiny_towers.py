@@ -38,7 +38,6 @@ default_cfgs = generate_default_cfgs(
 FAMILIES = tuple(
     TowerFamily(
         name=f"tiny {rule}",
-        papers="none",
         license="dinov3-license" if rule == "rotary" else "apache-2.0",
         commercial=True,
         positions=rule,

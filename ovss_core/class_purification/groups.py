@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, Room, first_places
+from ovss_core.class_purification.class_maps import NOBODY, ClassMaps, first_places
 from ovss_core.class_purification.placement import Placement, Units
 from ovss_core.class_purification.regions import (
     Boxes,
@@ -20,6 +20,7 @@ from ovss_core.class_purification.regions import (
     threshold_levels,
     threshold_regions,
 )
+from ovss_core.class_purification.room import Room
 from ovss_core.config import PurificationConfig
 from ovss_core.kernels import use_kernel
 

@@ -57,11 +57,11 @@ def null_threshold(
 ) -> Float[Tensor, " units"]:
     """Estimate the score that about one class would exceed if the whole vocabulary were foreign to the image.
 
-    That is the 1 - 1/K quantile of the null, K the number of classes. Few distractors reach so far into the tail when K is large, so a straight line is fitted through
-    the upper part of their normal quantile plot, on logit(score / ceiling), and read off at 1 - 1/K. The very
-    top is left out of the fit: some distractor may be in the image after all. Where half of that part or more has no
-    region at all, a line through the rest would say nothing of the tail, and the threshold is the sample's own
-    quantile, at least `floor`.
+    That is the 1 - 1/K quantile of the null, K the number of classes. When K is large, few distractors reach so far into
+    the tail, so a straight line is fitted through the upper part of their normal quantile plot, on logit(score /
+    ceiling), and read off at 1 - 1/K. The very top is left out of the fit: some distractor may be in the image after all.
+    Where half of the fitted scores or more are of words without any region, a line through the rest would say nothing of
+    the tail, and the threshold is the sample's own quantile, at least `floor`.
 
     Args:
         null_scores: Redundancy score of each distractor in each unit, float64.

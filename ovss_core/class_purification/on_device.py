@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovss_core.class_purification.class_maps import ClassMaps, Room, WindowBatch
+from ovss_core.class_purification.class_maps import ClassMaps, WindowBatch
 from ovss_core.class_purification.evidence import PhraseChunk
 from ovss_core.class_purification.null import LEAST_SCORE, NullFit
 from ovss_core.class_purification.refinement import EPSILON, FLATNESS, Affinity, balance, spread
 from ovss_core.class_purification.regions import box_union, threshold_levels
+from ovss_core.class_purification.room import Room
 from ovss_core.config import PurificationConfig
 
 if TYPE_CHECKING:

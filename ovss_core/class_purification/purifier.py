@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from ovss_core.class_purification.class_maps import ClassMaps, Room, WindowBatch
+from ovss_core.class_purification.class_maps import ClassMaps, WindowBatch
 from ovss_core.class_purification.evidence import (
     PhraseChunk,
     PhraseScores,
@@ -34,6 +34,7 @@ from ovss_core.class_purification.null import keep_one, most_likely, null_thresh
 from ovss_core.class_purification.on_device import MOST_COLUMNS, DevicePurifier, DeviceWords, NullRule
 from ovss_core.class_purification.placement import Placement, Units
 from ovss_core.class_purification.refinement import Affinity, balance, refine
+from ovss_core.class_purification.room import Room
 from ovss_core.class_purification.scores import (
     normalized_consistency,
     released_bound,

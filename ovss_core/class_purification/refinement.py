@@ -73,20 +73,19 @@ def balance(attention: Float[Tensor, "windows patches patches"], rounds: int = R
 
 
 def spread(
-    affinity: Affinity, maps: Float[Tensor, "windows maps patches"], applications: int = APPLICATIONS
+    affinity: Affinity, maps: Float[Tensor, "windows maps patches"]
 ) -> Float[Tensor, "windows maps patches"]:
     """Apply the symmetrized, normalized attention to maps, twice as FreeCP does.
 
     Args:
         affinity: The balanced attention of each window.
         maps: Any number of maps a window, patches row-major.
-        applications: Power of T.
 
     Returns:
-        T^applications applied to every map.
+        T T applied to every map.
     """
     rows, columns = affinity.row_scale[:, None], affinity.column_scale[:, None]
-    for _ in range(applications):
+    for _ in range(APPLICATIONS):
         if affinity.transfer is not None:
             maps = torch.bmm(maps, affinity.transfer)
             continue
@@ -103,7 +102,7 @@ def refine(
     grid: tuple[int, int],
     box_threshold: float,
 ) -> ClassMaps:
-    """Cut each map to its boxes, spread it along the attention and normalize it (FreeCP, released steps 4-5).
+    """Cut each map to its boxes, spread it along the attention, and normalize it: q = min-max of T T (B P).
 
     Args:
         probability: P of the classes worth refining.

@@ -15,13 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
-from ovss_core.class_purification.groups import AmbiguousGroups
-from ovss_core.class_purification.placement import Units
 from ovss_core.transfer import upload
 
 
 @dataclass(frozen=True)
-class Regions:
+class AmbiguousRegions:
     """The boxes that several classes of an image claim, one row each, in CPU memory.
 
     Attributes:
@@ -63,21 +61,10 @@ class Regions:
         return window
 
     @classmethod
-    def none(cls) -> "Regions":
+    def none(cls) -> "AmbiguousRegions":
         """Return no regions."""
         numbers = np.zeros(0, np.int64)
         return cls(numbers, numbers, numbers, np.zeros((0, 4), np.int64), np.zeros((0, 0), np.int64))
-
-    @classmethod
-    def of_groups(cls, groups: AmbiguousGroups, images: Units) -> "Regions":
-        """List the boxes of all groups, image by image; waits for the device they are on.
-
-        Args:
-            groups: Of images or of windows.
-            images: The images of the windows.
-        """
-        used, boxes, members = (part.cpu().numpy() for part in (groups.used, groups.boxes, groups.members))
-        return cls.of_tables(used, boxes, members, groups.by_window, images.counts)
 
     @classmethod
     def of_tables(
@@ -87,7 +74,7 @@ class Regions:
         members: Int[np.ndarray, "units groups places"],
         by_window: bool,
         window_counts: Sequence[int],
-    ) -> "Regions":
+    ) -> "AmbiguousRegions":
         """List the boxes of tables that have come from the device.
 
         Args:
@@ -154,7 +141,7 @@ def pick_winners(
 
 def remove_losers(
     kept: ClassMaps,
-    regions: Regions,
+    regions: AmbiguousRegions,
     winners: Int[Tensor, " areas"],
     classes: Int[np.ndarray, "images places"],
     patch_size: int,
@@ -231,7 +218,7 @@ class LabelEdits:
     @classmethod
     def of_regions(
         cls,
-        regions: Regions,
+        regions: AmbiguousRegions,
         winners: Int[Tensor, " areas"],
         classes: Int[np.ndarray, "images places"],
         scales: Sequence[tuple[float, float]],
@@ -247,9 +234,8 @@ class LabelEdits:
         areas = np.flatnonzero(regions.has_area)
         x0, y0, x1, y1 = regions.corners[areas].T
         image = regions.image[areas]
-        order = np.lexsort(
-            (-(x1 - x0) * (y1 - y0), image)
-        )  # a box inside another of its group is decided after it
+        # image by image, the largest box first: a box inside another of its group is decided after it
+        order = np.lexsort((-(x1 - x0) * (y1 - y0), image))
         count = np.bincount(image, minlength=len(classes))
         chosen, image = areas[order], image[order]
         edit = np.arange(len(order)) - (count.cumsum() - count)[image]

@@ -1,4 +1,4 @@
-"""A small CLIP that ships with ovss, the scenes it learned from, and the training that made it."""
+"""The small CLIP that ships with ovss; `pipelines.demonstration` draws the scenes it learned from, and trains it."""
 
 from functools import lru_cache
 from importlib import resources
@@ -17,7 +17,7 @@ def _model_folder() -> Path:
 @lru_cache(maxsize=1)
 def register_demo_model() -> None:
     """Make the demonstration architecture known to open_clip under `DEMO_ARCHITECTURE`."""
-    import open_clip  # brings torch, which drawing scenes does not need
+    import open_clip  # brings torch, which reading flags does not wait for
 
     open_clip.add_model_config(demo_architecture_path())
 

@@ -43,13 +43,13 @@ def recommended_settings(model: ModelConfig) -> dict[str, Any]:
     return dict(found)
 
 
-def filled(recommended: Mapping[str, Any], config: SegmenterConfig | None = None) -> SegmenterConfig:
-    """Return a configuration, the defaults unless given, with the recommended settings in place.
+def filled(recommended: Mapping[str, Any]) -> SegmenterConfig:
+    """Return the default configuration with the recommended settings in place.
 
     Raises:
         ConfigError: There is no such setting, or it cannot have that value.
     """
-    values = (config or SegmenterConfig()).to_dict()
+    values = SegmenterConfig().to_dict()
     for name, value in recommended.items():
         values[name] = values[name] | value if isinstance(values.get(name), dict) else value
     return SegmenterConfig.from_dict(values)

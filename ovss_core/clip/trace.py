@@ -167,6 +167,7 @@ class EncoderTrace:
     head_attention_sum: Float[Tensor, "windows heads tokens tokens"] | None = None
     proxy: ProxyFeatures | None = None
     regions: WindowRegions | None = None
+    prefix: int = 1
 
     def proxy_features(self) -> ProxyFeatures:
         """Return what the second tower made.
@@ -179,8 +180,6 @@ class EncoderTrace:
                 "this head needs a second tower; give --proxy, such as vit_base_patch16_224.dino"
             )
         return self.proxy
-
-    prefix: int = 1
 
     def patches_of(
         self, tokens: Float[Tensor, "windows tokens width"]

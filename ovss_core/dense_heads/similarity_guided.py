@@ -69,7 +69,7 @@ def guide(
     outliers: Bool[Tensor, "windows patches"],
     attend_before_cut: bool,
 ) -> SimilarityGuidance:
-    """Repair the outliers and derive the similarities: steps 2 and 3 of SFP's released code share them.
+    """Repair the outliers, and derive the similarities that all later steps of the released SFP and of SC-CLIP go by.
 
     Args:
         trace: Holds the semantic and the spatial layer.

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovss_core.engine.labels import budget
+from ovss_core.engine.label_strips import budget
 from ovss_core.images.stitch import Stitcher
 from ovss_core.images.windows import WindowLayout
 

@@ -1,9 +1,9 @@
 """The labelling engine: images to proposals (stage 1), proposals to labels (stage 2). It knows no Ray.
 
-The way of an image: `prepare` resizes it; images whose windows have one size are put together in waves (`gather`);
-`encode` runs the tower and the dense head over all windows of a wave; `propose_encoded` scores the vocabulary and
-purifies it, and cuts out the regions that several words claim; `finish` shows those to the plain encoder, and labels
-every pixel. Everything after `gather` works on whole waves.
+The way of an image: `prepare` resizes it; images whose windows have one size are put together in waves (`gather`, see
+`waves`); `encode` runs the tower and the dense heads over all windows of a wave; `propose_encoded` scores the vocabulary
+and purifies it, and cuts out the regions that several words claim; `begin` shows those to the plain encoder, and labels
+every pixel. Everything after `gather` works on whole waves. What is begun on a device is awaited later (`pending`).
 """
 
 import time
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,39 +21,38 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovss_core.check import background_policy, require_class_token
-from ovss_core.class_purification.class_maps import NOBODY, Room, WindowBatch
+from ovss_core.class_purification.class_maps import WindowBatch
 from ovss_core.class_purification.groups import list_regions
 from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier, Purified
-from ovss_core.class_purification.winners import Regions
+from ovss_core.class_purification.room import Room
 from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.timm_tower import open_tower
 from ovss_core.clip.trace import EncoderTrace, TraceRequest, WindowRegions
-from ovss_core.clip.weights import ClipModel, load_clip
+from ovss_core.clip.weights import ClipModel
 from ovss_core.config import SegmenterConfig
 from ovss_core.dense_heads.proxy_attention import resample_grid
 from ovss_core.dense_heads.scoring import (
-    EncodedWindows,
-    Evidence,
     PhraseTables,
-    ScoringHead,
     Words,
-    add_prior,
     as_scorer,
     join_evidence,
 )
 from ovss_core.engine.agreement import best_classes, disagreement, lattice
 from ovss_core.engine.crops import cut_whole_images, encode_crops
-from ovss_core.engine.facts import known
-from ovss_core.engine.finish import BegunLabels, Finisher
+from ovss_core.engine.facts import facts_of_wave
+from ovss_core.engine.finish import Finisher
 from ovss_core.engine.finite import finite_rows, raise_first, sound_windows
-from ovss_core.engine.heads import build_heads, mean_features, request_together
+from ovss_core.engine.heads import build_heads, request_together
 from ovss_core.engine.kept_words import scores_of_kept_words
+from ovss_core.engine.pending import PendingLabels, PendingProposals, decided_tables
 from ovss_core.engine.proposal import MAP_LEVELS, Decisions, Proposals, size_in
+from ovss_core.engine.waves import Encoded, PreparedImage, Wave, plan_waves
+from ovss_core.engine.word_scores import WordScorer
 from ovss_core.errors import ConfigError, ImageError
 from ovss_core.images.pixels import ImagePixels
 from ovss_core.images.resize import normalize, resize_bilinear, resize_image
-from ovss_core.images.windows import PatchGrid, WindowLayout, group_alike
+from ovss_core.images.windows import PatchGrid, WindowLayout
 from ovss_core.proxies.loading import ProxyModel, load_proxy
 from ovss_core.proxies.tower import ProxyTower
 from ovss_core.regions import RegionMap
@@ -67,85 +66,6 @@ WAVE_BATCHES, WAVE_WINDOWS = 4, 512
 WINDOW_BATCH, WINDOW_BATCH_PURIFIED, WINDOW_BATCH_CPU = 128, 256, 8
 """Windows of a batch. Where FreeCP follows, a GPU is given twice as many: measured on an H200, 128 were faster without it
 alone."""
-
-
-@dataclass(frozen=True)
-class PreparedImage:
-    """A decoded image, resized for windows.
-
-    Attributes:
-        size: Height and width of the image.
-        pixels: The resized image, uint8 RGB [height, width, 3].
-        proxy_pixels: The image at the size of a second tower that sees more pixels, or None.
-        regions: Its region map, where regions are used, or None.
-    """
-
-    size: tuple[int, int]
-    pixels: np.ndarray
-    proxy_pixels: np.ndarray | None = None
-    regions: RegionMap | None = None
-
-
-@dataclass(frozen=True)
-class Wave:
-    """Images whose windows all have one size, cut.
-
-    Attributes:
-        places: Their positions in the call.
-        sizes: Height and width of each image.
-        layouts: Where its windows lie.
-        pixels: The images on the device, out of which windows and regions are cut.
-        placement: Where the windows lie, for purification.
-        proxy_pixels: The same images for a second tower that sees more pixels; None where it sees CLIP's.
-        region_maps: Each image's region map, or None where no image has one.
-        regions: Which region each patch lies in, where patches see inside regions only.
-    """
-
-    places: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]
-    layouts: tuple[WindowLayout, ...]
-    pixels: ImagePixels
-    placement: Placement
-    proxy_pixels: ImagePixels | None = None
-    region_maps: tuple[RegionMap | None, ...] | None = None
-    regions: WindowRegions | None = None
-
-    def parts(self, size: int) -> list[slice]:
-        """Split the windows into batches of at most `size`."""
-        return [slice(first, first + size) for first in range(0, len(self.pixels), size)]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the tower and the dense head make of the windows of a wave.
-
-    Attributes:
-        features: Unit features; of several heads the mean of theirs.
-        attention: Mean attention over blocks and heads, where purification follows.
-        evidence: What a scoring head needs beside the features until it sees the words.
-        whole: Unit features of each image as a whole, where the class prior is on.
-        of_heads: Unit features of each head, where there are several.
-        disagreement: Share of each image on which they disagree, once the words are known.
-    """
-
-    features: Float[Tensor, "windows patches channels"]
-    attention: Float[Tensor, "windows patches patches"] | None
-    evidence: Evidence | None = None
-    whole: Float[Tensor, "images channels"] | None = None
-    of_heads: tuple[Float[Tensor, "windows patches channels"], ...] = ()
-    disagreement: Float[Tensor, " images"] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        of_heads: Sequence[Tensor],
-        attention: Tensor | None,
-        evidence: Evidence | None,
-        whole: Tensor | None,
-    ) -> "Encoded":
-        """Join what one or several heads made of the same windows."""
-        kept = tuple(of_heads) if len(of_heads) > 1 else ()
-        return cls(mean_features(of_heads), attention, evidence, whole, kept)
 
 
 class SegmentationEngine:
@@ -163,9 +83,14 @@ class SegmentationEngine:
         ConfigError: A head is unknown, heads cannot be read together, or the settings do not fit the vocabulary.
 
     Attributes:
+        encoder: The image tower.
+        request: What the heads, and purification, want kept of blocks 1 to L-1.
         heads: The dense heads; several share the tower, and the mean of their scores counts.
-        scorer: The head, where it sees the words.
-        words: What a scoring head sees.
+        scoring_head: The head, where it sees the words; None where cosines with its features are the scores.
+        scorer: Scores the words at patches.
+        purifier: FreeCP; None without it.
+        finisher: Stage 2.
+        must_keep: Whether an image must keep a class, since no residual background can take its pixels.
         timings: Seconds spent by stage since the last `take_timings`.
         room: How much a wave may keep: fixed on a GPU, which must not wait; None, whatever it takes, on a CPU.
         cells: The patches that features and maps lie on: CLIP's, or those of a head's second tower.
@@ -186,7 +111,7 @@ class SegmentationEngine:
         self.normalization = clip.image_mean, clip.image_std
         self.heads = build_heads(config)
         request = request_together(self.heads, self.encoder.depth)
-        self.scorer = as_scorer(self.heads[0])
+        self.scoring_head = as_scorer(self.heads[0])
         self.request = request.with_mean_attention() if config.purification.active else request
         self.proxy: ProxyTower | None = None
         if request.proxy:
@@ -199,9 +124,9 @@ class SegmentationEngine:
                 f"{self._least_side}; give a larger windows.size"
             )
         self.timings: dict[str, float] = defaultdict(float)
-        self._offer(text)
+        self._take_up(text)
 
-    def _offer(self, text: EncodedVocabulary) -> None:
+    def _take_up(self, text: EncodedVocabulary) -> None:
         """Take up a vocabulary."""
         config, self.text = self.config, text
         policy = background_policy(config, text.vocabulary)
@@ -212,16 +137,17 @@ class SegmentationEngine:
             self.request.resampling,
             self.cells,
         )
-        self._phrases = text.phrase_embeddings.to(self.device)
-        self._phrase_class = text.phrase_class.to(self.device)
         background = text.vocabulary.background_index
-        self.words = Words(
-            self._phrases,
+        self._phrase_class = text.phrase_class.to(self.device)
+        words = Words(
+            text.phrase_embeddings.to(self.device),
             self._phrase_class == (-1 if background is None else background),
             text.null_embeddings.to(self.device)[: None if config.purification.needs_distractors else 0],
         )
-        numbers = config.purification.numbers(len(text.vocabulary), text.logit_scale)
-        self._score_scale = numbers.score_scale
+        scale = config.purification.numbers(len(text.vocabulary), text.logit_scale).score_scale
+        self.scorer = WordScorer(
+            words, self.scoring_head, self.encoder, config.class_prior, scale, self.window_batch
+        )
         self.must_keep = policy != "residual"
         self.room = None if self.device.type == "cpu" else Room()
 
@@ -241,15 +167,8 @@ class SegmentationEngine:
             )
         other = copy(self)
         other.config, other.timings = config, defaultdict(float)
-        other._offer(text)
+        other._take_up(text)
         return other
-
-    @classmethod
-    def build(
-        cls, config: SegmenterConfig, text: EncodedVocabulary, device: str | torch.device = "cpu"
-    ) -> "SegmentationEngine":
-        """Load the model that `config` names and build the engine."""
-        return cls(config, load_clip(config.model), text, device)
 
     @property
     def window_batch(self) -> int:
@@ -395,7 +314,7 @@ class SegmentationEngine:
             self.device,
         )
 
-    def propose(self, wave: Wave) -> "PendingProposals":
+    def propose(self, wave: Wave) -> PendingProposals:
         """Encode all windows of a wave, score the vocabulary and purify it (stage 1); nothing is waited for."""
         return self.propose_encoded(wave, self.encode(wave), self.room)
 
@@ -409,8 +328,8 @@ class SegmentationEngine:
             with self._timed("dense_head"), self._products_as_exact_as_the_tower():
                 for head, found in zip(self.heads, features, strict=True):
                     found.append(F.normalize(head.features(self.encoder, trace).float(), dim=-1))
-                if self.scorer:
-                    evidence.append(self.scorer.evidence(self.encoder, trace, pixels))
+                if self.scoring_head:
+                    evidence.append(self.scoring_head.evidence(self.encoder, trace, pixels))
             if trace.mean_attention is not None:
                 attention.append(self.resample_attention(trace.mean_attention, trace.grid, wave))
         return Encoded.of(
@@ -452,7 +371,7 @@ class SegmentationEngine:
         return spread
 
     @torch.inference_mode()
-    def propose_encoded(self, wave: Wave, encoded: Encoded, room: Room | None = None) -> "PendingProposals":
+    def propose_encoded(self, wave: Wave, encoded: Encoded, room: Room | None = None) -> PendingProposals:
         """Score and purify the vocabulary on windows that are encoded already.
 
         Args:
@@ -460,116 +379,70 @@ class SegmentationEngine:
             encoded: What the tower made of them.
             room: How much may be kept, so that nothing has to be counted; None counts.
         """
+        # An image of which something is no number fails in the end; until then it must do no harm.
+        sound = self._sound(wave, encoded)
+        image_sound = wave.placement.images.reduce(sound.int(), "amin") > 0
+        # The head's own scores: what labels come from without purification, and in its form "filter".
+        tables = self.scorer.tables(wave, encoded)
+        maps, scored = None, True
+        if self.config.purification.own_scores:
+            with self._timed("scores"):
+                maps, scored = self.scorer.maps(wave, encoded, tables)
+        # FreeCP: which words are there, and the regions that several of them claim, as pictures for the plain encoder.
+        purified = crops = None
+        decided: list[Tensor] = []
+        if self.purifier is not None and encoded.attention is not None:
+            with self._timed("purification"), self._products_as_exact_as_the_tower():
+                purified = self._purify(self.purifier, wave, encoded, encoded.attention, sound, tables, room)
+            with self._timed("crops"):
+                most = room.regions * len(wave.sizes) if room else None
+                regions = list_regions(purified.groups, wave.placement, most)
+                side = self.config.purification.crop_size
+                crops = wave.pixels.cut_regions(regions.image, regions.corners, side)
+            decided = decided_tables(purified, regions)
+            if maps is None:
+                maps = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
+        assert maps is not None, "without purification labels come from the head's own scores"
+        proposals = Proposals(
+            wave.sizes,
+            wave.layouts,
+            maps,
+            scored,
+            crops=crops,
+            guides=self._guides(wave),
+            region_maps=self._voting(wave),
+        )
+        # Maps and crops stay on the device; the numbers that the CPU goes on with come in one copy, which is awaited later.
+        facts = facts_of_wave(wave, self._compared(wave, encoded, purified), purified)
+        download = Download([image_sound, *facts.values(), *decided])
+        by_window = purified is not None and purified.groups.by_window
+        return PendingProposals(self, wave, encoded, proposals, download, tuple(facts), by_window)
+
+    def _sound(self, wave: Wave, encoded: Encoded) -> Bool[Tensor, " windows"]:
+        """Say of each window whether all that was made of it, and of its image as a whole, are numbers."""
         sound = sound_windows(encoded.features, encoded.attention)
         if encoded.whole is not None:
             sound &= finite_rows(encoded.whole)[wave.placement.images.index]
-        images = wave.placement.images
-        image_sound = images.reduce(sound.int(), "amin") > 0
-        guides = self._guides(wave)
-        scores, scored = None, True
-        tables = None if self.scorer is None else self._tables(wave, encoded, self.scorer)
-        if self.config.purification.own_scores:
-            with self._timed("scores"):
-                scores, scored = self._score(wave, encoded, tables)
-        if self.purifier is None or encoded.attention is None:
-            with self._timed("scores"):
-                assert scores is not None, "without purification labels come from the head's own scores"
-                whole = Proposals(
-                    *(wave.sizes, wave.layouts, scores, scored), guides=guides, region_maps=self._voting(wave)
-                )
-                facts = known(wave, self._compared(wave, encoded, None), None)
-                download = Download([image_sound, *facts.values()])
-                return PendingProposals(self, wave, encoded, whole, download, tuple(facts))
-        with self._timed("purification"):
-            # what is no number must not reach the sums that images of a batch share a table for
-            unsound = ~sound[:, None, None]
-            features, attention = (
-                table.masked_fill(unsound, 0)
-                for table in (self._mixed(wave, encoded, encoded.features), encoded.attention)
-            )
-            with self._products_as_exact_as_the_tower():
-                logits = self._logits(wave, encoded, sound, tables)
-                batch = WindowBatch(features, attention, wave.placement, logits)
-                purified = self.purifier.purify(batch, room)
-        with self._timed("crops"):
-            groups, rows = purified.groups, room.regions * len(wave.sizes) if room else None
-            regions = list_regions(groups, wave.placement, rows)
-            side = self.config.purification.crop_size
-            crops = wave.pixels.cut_regions(regions.image, regions.corners, side)
-        complete = purified.complete & regions.complete
-        decided = (
-            purified.scores.float(),
-            purified.kept.classes,
-            groups.used,
-            groups.boxes,
-            groups.members,
-            torch.cat([purified.needed, regions.needed[None]]),
-            complete,
+        return sound
+
+    def _purify(
+        self,
+        purifier: ClassPurifier,
+        wave: Wave,
+        encoded: Encoded,
+        attention: Float[Tensor, "windows patches patches"],
+        sound: Bool[Tensor, " windows"],
+        tables: PhraseTables | None,
+        room: Room | None,
+    ) -> Purified:
+        # what is no number must not reach the sums that images of a batch share a table for
+        unsound = ~sound[:, None, None]
+        features, attention = (
+            table.masked_fill(unsound, 0)
+            for table in (self.scorer.mixed(wave, encoded, encoded.features), attention)
         )
-        if scores is None:
-            scores = (purified.kept.maps.float() * MAP_LEVELS).round_().div_(MAP_LEVELS)
-        voting = self._voting(wave)
-        whole = Proposals(
-            wave.sizes, wave.layouts, scores, scored, crops=crops, guides=guides, region_maps=voting
-        )
-        facts = known(wave, self._compared(wave, encoded, purified), purified)
-        download = Download([image_sound, *facts.values(), *decided])
-        return PendingProposals(self, wave, encoded, whole, download, tuple(facts), groups.by_window)
-
-    def _score(
-        self, wave: Wave, encoded: Encoded, tables: PhraseTables | None
-    ) -> tuple[Float[Tensor, "windows maps patches"], bool]:
-        """Score the phrases at the patches of each window, and say that these are scores.
-
-        Args:
-            tables: What a scoring head gives.
-
-        Where a vocabulary has more phrases than dimensions, and cosines are all that is asked for, the features go on
-        instead: they are smaller.
-        """
-        if tables is None:
-            maps = self._mixed(wave, encoded, encoded.features).mT
-            scored = len(self._phrases) <= maps.shape[1]
-            return (self._phrases @ maps if scored else maps), scored
-        return add_prior(
-            tables.phrases, self._prior(wave, encoded, self._phrases), self.config.class_prior
-        ), True
-
-    def _logits(
-        self, wave: Wave, encoded: Encoded, sound: Bool[Tensor, " windows"], tables: PhraseTables | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Return what FreeCP takes the softmax of, phrases first, where that is no scaled cosine of the features."""
-        if self.scorer is None or tables is None:
-            return None
-        scale, share = self._score_scale, self.config.class_prior
-        made = []
-        for scores, words in ((tables.phrases, self.words.phrases), (tables.others, self.words.others)):
-            prior = self._prior(wave, encoded, words)
-            logits = add_prior(
-                self.scorer.logits(scores, scale), None if prior is None else scale * prior, share
-            )
-            made.append(torch.where(sound[:, None, None], logits, 0).transpose(0, 1))
-        return made[0], made[1]
-
-    def _tables(self, wave: Wave, encoded: Encoded, scorer: ScoringHead) -> PhraseTables:
-        """Let a scoring head score all words, in batches of windows."""
-        found = []
-        for part in wave.parts(self.window_batch):
-            evidence = {name: table[part] for name, table in (encoded.evidence or {}).items()}
-            windows = EncodedWindows(wave.placement.grid, encoded.features[part], evidence)
-            found.append(scorer.scores(self.encoder, windows, self.words))
-        return PhraseTables(
-            torch.cat([tables.phrases for tables in found]), torch.cat([tables.others for tables in found])
-        )
-
-    def _mixed(
-        self, wave: Wave, encoded: Encoded, features: Float[Tensor, "windows patches channels"]
-    ) -> Float[Tensor, "windows patches channels"]:
-        """Mix the image as a whole into its patches' features: cosines are linear, so that this is the class prior."""
-        if encoded.whole is None:
-            return features
-        whole = encoded.whole[wave.placement.images.index][:, None]
-        return torch.lerp(features, whole, self.config.class_prior)
+        logits = self.scorer.logits(wave, encoded, sound, tables)
+        return purifier.purify(WindowBatch(features, attention, wave.placement, logits), room)
 
     def _compared(self, wave: Wave, encoded: Encoded, purified: Purified | None) -> Encoded:
         """Find out on how much of each image several heads disagree about the words that are left."""
@@ -580,14 +453,17 @@ class SegmentationEngine:
             points = lattice(wave.layouts, wave.placement.grid, self.cells.patch_size, self.device)
             best = [
                 best_classes(
-                    self._mixed(wave, encoded, features), points, self._phrases, self._phrase_class, allowed
+                    self.scorer.mixed(wave, encoded, features),
+                    points,
+                    self.scorer.words.phrases,
+                    self._phrase_class,
+                    allowed,
                 )
                 for features in encoded.of_heads
             ]
             foreground = None
-            if (
-                purified is not None and self.finisher.policy == "residual"
-            ):  # where 1 - max of the maps is not larger
+            if purified is not None and self.finisher.policy == "residual":
+                # elsewhere the background wins, 1 - max of the maps, whatever the heads prefer
                 maps = F.pad(purified.kept.maps.float(), (0, 0, 0, 1))  # one map at least
                 foreground = points.stitch(points.tile(maps)).amax(1) > 0.5
             return replace(encoded, disagreement=disagreement(best, points, foreground))
@@ -596,20 +472,13 @@ class SegmentationEngine:
         """Say which phrases may win in each image; None where all may."""
         if purified is not None:
             kept = purified.kept
+            # what is nobody's lies in the last column
             table = kept.used.new_zeros(len(kept.classes), len(self.text.vocabulary) + 1)
             column = torch.where(kept.used, kept.classes, len(self.text.vocabulary))
-            return table.scatter_(1, column, True)[
-                :, self._phrase_class
-            ]  # what is nobody's lies in the last column
+            return table.scatter_(1, column, True)[:, self._phrase_class]
         if self.finisher.policy == "none" and self.text.vocabulary.background_index is not None:
-            return (~self.words.background).expand(images, -1)
+            return (~self.scorer.words.background).expand(images, -1)
         return None
-
-    def _prior(self, wave: Wave, encoded: Encoded, words: Tensor) -> Float[Tensor, "windows words 1"] | None:
-        """Return the cosine of each window's image as a whole with the words."""
-        if encoded.whole is None:
-            return None
-        return (encoded.whole @ words.T)[wave.placement.images.index][..., None]
 
     def _guides(self, wave: Wave) -> tuple[Tensor, ...] | None:
         """Return the resized images, which a refiner fits the scores to or CaR sees; None where neither follows."""
@@ -649,7 +518,7 @@ class SegmentationEngine:
             np.asarray(self.text.phrase_class),
             self.text.vocabulary.background_index if competes else None,
             proposals.maps,
-            None if proposals.scored else self._phrases,
+            None if proposals.scored else self.scorer.words.phrases,
             wave.placement.images.index,
         )
 
@@ -661,7 +530,7 @@ class SegmentationEngine:
         return self.begin(proposals).wait()
 
     @torch.inference_mode()
-    def begin(self, proposals: Proposals) -> "PendingLabels":
+    def begin(self, proposals: Proposals) -> PendingLabels:
         """Give the device all of stage 2; the labels are not waited for."""
         with self._timed("finish"), self._products_as_exact_as_the_tower():
             return PendingLabels(self, self.finisher.begin(proposals))
@@ -686,122 +555,3 @@ class SegmentationEngine:
             yield
         finally:
             self.timings[stage] += time.perf_counter() - start
-
-
-@dataclass(frozen=True)
-class PendingProposals:
-    """Proposals whose decisions are on their way to CPU memory.
-
-    Attributes:
-        engine: What made them, should they have to be made again.
-        wave: Their images.
-        encoded: The windows, encoded.
-        proposals: All that stays on the device.
-        download: Which images are sound; their facts; with purification scores, kept classes, groups, and whether they
-            had room.
-        facts: Names of the facts.
-        by_window: Whether windows decided.
-    """
-
-    engine: SegmentationEngine
-    wave: Wave
-    encoded: Encoded
-    proposals: Proposals
-    download: Download
-    facts: tuple[str, ...] = ()
-    by_window: bool = False
-
-    def wait(self) -> Proposals:
-        """Return the proposals as soon as their decisions are there.
-
-        What needed more room than it had is done again, by counting.
-        """
-        sound, *rest = self.download.wait()
-        facts = dict(zip(self.facts, rest, strict=False))
-        decided = rest[len(facts) :]
-        if not decided:
-            return replace(self.proposals, sound=sound, facts=facts)
-        scores, classes, used, boxes, members, needed, complete = decided
-        active, distractors, areas = needed.tolist()
-        self.engine.learn(active, distractors, -(-areas // len(self.wave.sizes)), *used.shape[1:])
-        if not complete:
-            return self.engine.propose_encoded(self.wave, self.encoded, room=None).wait()
-        counts = self.proposals.window_counts
-        regions = Regions.of_tables(used, boxes, members, self.by_window, counts)
-        # of the places that were kept free, those that nobody took go
-        places = 1 + int(np.flatnonzero((classes != NOBODY).any(0)).max(initial=-1))
-        # where no image keeps anything, tables have one place all the same, which is nobody's
-        classes = classes[:, :places] if places else np.full((len(classes), 1), NOBODY)
-        decisions = Decisions(scores, classes, regions)
-        if self.engine.config.purification.own_scores:
-            return self._with_own_scores(decisions, sound, facts)
-        maps = self.proposals.maps[:, :places]
-        if not places:
-            maps = maps.new_zeros(maps.shape[0], 1, maps.shape[2])
-        if self.engine.must_keep:
-            decisions = _keep_something(decisions)
-        return replace(
-            self.proposals,
-            maps=maps,
-            sound=sound,
-            decisions=decisions,
-            crops=self._crops(regions),
-            facts=facts,
-        )
-
-    def _crops(self, regions: Regions) -> Tensor | None:
-        """Return the crops of the regions that there are; room was made for more."""
-        return None if self.proposals.crops is None else self.proposals.crops[: regions.has_area.sum()]
-
-    @torch.inference_mode()
-    def _with_own_scores(
-        self, decisions: Decisions, sound: np.ndarray, facts: Mapping[str, np.ndarray]
-    ) -> Proposals:
-        decisions = _keep_something(decisions)
-        phrases, maps = self.engine.of_kept_words(self.wave, decisions, self.proposals)
-        return replace(
-            self.proposals,
-            maps=maps,
-            scored=True,
-            sound=sound,
-            decisions=decisions,
-            phrases=phrases,
-            crops=self._crops(decisions.regions),
-            facts=facts,
-        )
-
-
-@dataclass(frozen=True)
-class PendingLabels:
-    """Labels of a batch that are on their way to CPU memory.
-
-    Attributes:
-        engine: What gives them.
-        begun: What the device was given.
-    """
-
-    engine: SegmentationEngine
-    begun: BegunLabels
-
-    def wait(self) -> list[Segmentation | ImageError]:
-        """Return the labels as soon as they are there; an image that is not finite has an error in its place."""
-        with self.engine._timed("finish"):
-            return self.engine.finisher.wait(self.begun)
-
-
-def _keep_something(decisions: Decisions) -> Decisions:
-    """Give an image whose every class was removed its best-scored one, where no background can take the image.
-
-    A purified map of that class stays 0, and takes the whole image all the same: nothing competes.
-    """
-    classes = decisions.classes
-    nothing = (classes == NOBODY).all(1)
-    if nothing.any():
-        classes = classes.copy()
-        classes[nothing, 0] = np.nanargmax(decisions.scores[nothing], 1)
-    return Decisions(decisions.scores, classes, decisions.regions)
-
-
-def plan_waves(layouts: Sequence[WindowLayout], limit: int) -> list[list[int]]:
-    """Group images by window size into waves of at most `limit` windows (one image at least)."""
-    return group_alike([layout.window_size for layout in layouts], list(map(len, layouts)), limit)

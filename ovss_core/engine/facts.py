@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ovss_core.class_purification.purifier import Purified
-    from ovss_core.engine.engine import Encoded, Wave
+    from ovss_core.engine.waves import Encoded, Wave
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ FACT_COLUMNS: dict[str, type[np.generic]] = {_PREFIX + fact.name: fact.dtype for
 """The columns of a proposal's row that hold facts, and their numbers."""
 
 
-def known(wave: "Wave", encoded: "Encoded", purified: "Purified | None") -> "dict[str, Tensor]":
+def facts_of_wave(wave: "Wave", encoded: "Encoded", purified: "Purified | None") -> "dict[str, Tensor]":
     """Compute the facts of a wave's images, by name; those that the settings do not give are left out."""
     found = ((fact.name, fact.of(wave, encoded, purified)) for fact in FACTS)
     return {name: values for name, values in found if values is not None}
 
 
-def of_image(facts: Mapping[str, np.ndarray], image: int) -> dict[str, float | int | None]:
+def facts_of_image(facts: Mapping[str, np.ndarray], image: int) -> dict[str, float | int | None]:
     """Return every fact of one image of a batch as plain numbers."""
     return {
         fact.name: _plain(fact.dtype(facts[fact.name][image])) if fact.name in facts else None
@@ -74,13 +74,13 @@ def of_image(facts: Mapping[str, np.ndarray], image: int) -> dict[str, float | i
     }
 
 
-def to_columns(facts: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+def facts_to_columns(facts: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
     """Return the facts of a batch as columns of a proposal's row, each image's apart."""
     return {_PREFIX + name: np.split(values, len(values)) for name, values in facts.items()}
 
 
-def from_columns(columns: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
-    """Put what `to_columns` gave together again, from rows of any batches; what the settings do not give is empty there."""
+def facts_from_columns(columns: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+    """Put what `facts_to_columns` gave together again, from rows of any batches; what the settings do not give is empty there."""
     joined = {fact.name: np.concatenate(columns[_PREFIX + fact.name]) for fact in FACTS}
     return {name: values for name, values in joined.items() if len(values)}
 

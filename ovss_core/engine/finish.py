@@ -12,8 +12,8 @@ from torch import Tensor
 from ovss_core.class_purification.class_maps import NOBODY, ClassMaps
 from ovss_core.class_purification.placement import Units
 from ovss_core.class_purification.winners import (
+    AmbiguousRegions,
     LabelEdits,
-    Regions,
     pick_winners,
     remove_losers,
     scale_boxes,
@@ -23,17 +23,11 @@ from ovss_core.clip.text import EncodedVocabulary
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.config import BackgroundPolicy, SegmenterConfig
 from ovss_core.engine.crops import encode_crops
-from ovss_core.engine.facts import of_image
+from ovss_core.engine.facts import facts_of_image
 from ovss_core.engine.finite import CROPS, PICTURES, SCORES, WINDOWS, finite_rows, not_finite
-from ovss_core.engine.kept_words import scores_of_kept_words
-from ovss_core.engine.labels import (
-    Labels,
-    PhraseRule,
-    budget,
-    held_maps,
-    label_by_probability,
-    label_by_purified_maps,
-)
+from ovss_core.engine.kept_words import kept_table, scores_of_kept_words
+from ovss_core.engine.label_strips import Labels, budget, held_maps
+from ovss_core.engine.labels import PhraseRule, label_by_probability, label_by_purified_maps
 from ovss_core.engine.proposal import Decisions, Proposals
 from ovss_core.engine.refined import RefinedScores
 from ovss_core.errors import ConfigError, ImageError
@@ -83,28 +77,6 @@ class _Labeled(NamedTuple):
     label_map: np.ndarray
     present: tuple[PresentClass, ...]
     confidence: Confidence | None
-
-
-def _tables(labels: Labels) -> list[Tensor]:
-    margins = [] if labels.margins is None else labels.margins.tensors()
-    return [labels.label_maps, labels.pixels, labels.confidence_sums, *margins]
-
-
-def _confidence(
-    margins: Sequence[np.ndarray], image: int, size: tuple[int, ...], labelled: int
-) -> Confidence | None:
-    """Average the tables of `Margins` over one image's pixels; None where there are none."""
-    if not margins:
-        return None
-    (height, width), (scores, sums, sure, *pictures) = size, margins
-    pixels = height * width
-    return Confidence(
-        float(scores[image] / pixels),
-        float(sums[image] / pixels),
-        float(sure[image] / pixels),
-        1 - labelled / pixels,
-        pictures[0][image, :height, :width].copy() if pictures else None,
-    )
 
 
 class Finisher:
@@ -204,7 +176,7 @@ class Finisher:
                 outcomes.append(found)
             else:
                 kept, removed, groups = decided[image] if decided else ((), (), ())
-                facts = of_image(proposals.facts, image)
+                facts = facts_of_image(proposals.facts, image)
                 outcomes.append(
                     Segmentation(
                         *(found.label_map, found.present, kept, removed, groups),
@@ -242,7 +214,7 @@ class Finisher:
             maps=scores,
             scored=True,
             phrases=phrases,
-            decisions=Decisions(judged, classes, Regions.none()),
+            decisions=Decisions(judged, classes, AmbiguousRegions.none()),
             facts={**proposals.facts, "threshold": threshold},
         )
 
@@ -406,9 +378,7 @@ class Finisher:
         ):
             classes = tuple(index for index in members if index != NOBODY)
             groups[image].append(AmbiguityGroup(classes, tuple(places)))
-        kept = np.zeros((len(groups), len(self._vocabulary) + 1), bool)
-        np.put_along_axis(kept, decisions.classes, True, 1)  # what is nobody's lies in the last column
-        kept = kept[:, :-1]
+        kept = kept_table(decisions.classes, len(self._vocabulary))
         removed = ~kept & ~np.isnan(decisions.scores)
         return [
             (self._scored(kept[image], scores), self._scored(removed[image], scores), tuple(found))
@@ -419,3 +389,26 @@ class Finisher:
         self, listed: Bool[np.ndarray, " classes"], scores: Float[np.ndarray, " classes"]
     ) -> ScoredClasses:
         return ScoredClasses(self._vocabulary.names, np.flatnonzero(listed), scores[listed])
+
+
+def _tables(labels: Labels) -> list[Tensor]:
+    """List what the CPU needs of labels, in the order in which `Finisher._present` takes it."""
+    margins = [] if labels.margins is None else labels.margins.tensors()
+    return [labels.label_maps, labels.pixels, labels.confidence_sums, *margins]
+
+
+def _confidence(
+    margins: Sequence[np.ndarray], image: int, size: tuple[int, ...], labelled: int
+) -> Confidence | None:
+    """Average the tables of `Margins` over one image's pixels; None where there are none."""
+    if not margins:
+        return None
+    (height, width), (scores, sums, sure, *pictures) = size, margins
+    pixels = height * width
+    return Confidence(
+        float(scores[image] / pixels),
+        float(sums[image] / pixels),
+        float(sure[image] / pixels),
+        1 - labelled / pixels,
+        pictures[0][image, :height, :width].copy() if pictures else None,
+    )

@@ -2,11 +2,24 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovss_core.class_purification.class_maps import NOBODY
 from ovss_core.transfer import upload
+
+
+def kept_table(classes: Int[np.ndarray, "images places"], count: int) -> Bool[np.ndarray, "images classes"]:
+    """Mark the classes that each image keeps in a table of all.
+
+    Args:
+        classes: Classes that each image keeps, `NOBODY` behind the last.
+        count: Classes of the vocabulary.
+    """
+    kept = np.zeros((len(classes), count + 1), bool)
+    np.put_along_axis(kept, classes, True, 1)  # what is nobody's lies in the last column
+    table: np.ndarray = kept[:, :-1]
+    return table
 
 
 def scores_of_kept_words(
@@ -32,8 +45,7 @@ def scores_of_kept_words(
     Returns:
         The phrase of each column, `NOBODY` behind an image's last, and its scores; anything in unused columns.
     """
-    kept = np.zeros((len(classes), count + 1), bool)
-    np.put_along_axis(kept, classes, True, 1)  # what is nobody's lies in the last column
+    kept = kept_table(classes, count)
     if always is not None:
         kept[:, always] = True
     wanted = kept[:, phrase_class]

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ovss_core.class_purification.class_maps import NOBODY
-from ovss_core.class_purification.winners import Regions
+from ovss_core.class_purification.winners import AmbiguousRegions
 from ovss_core.config import WindowConfig
-from ovss_core.engine.facts import FACT_COLUMNS, from_columns, to_columns
+from ovss_core.engine.facts import FACT_COLUMNS, facts_from_columns, facts_to_columns
 from ovss_core.images.windows import WindowLayout
 from ovss_core.regions import RegionMap
 from ovss_core.transfer import Download, beside, upload
@@ -53,12 +53,12 @@ class Decisions:
     Attributes:
         scores: Redundancy score of every class, nan for the background class.
         classes: Classes that each image keeps, ascending; `NOBODY` behind the last.
-        regions: Boxes that several classes claim, in pixels of the resized image.
+        regions: Boxes that several classes claim.
     """
 
     scores: Float[np.ndarray, "images classes"]
     classes: Int[np.ndarray, "images places"]
-    regions: Regions
+    regions: AmbiguousRegions
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Proposals:
         if self.guides is not None:
             with beside(self.maps.device):
                 pieces["guide"] = Download(self.guides).wait()
-        pieces |= to_columns(self.facts)
+        pieces |= facts_to_columns(self.facts)
         if self.region_maps is not None:
             pieces["region_map"] = [
                 np.frombuffer(b"" if regions is None else regions.to_bytes(), np.uint8)
@@ -210,7 +210,7 @@ class Proposals:
         found = {name: [np.frombuffer(row[name], kind) for row in rows] for name, kind in COLUMNS.items()}
         layouts = tuple(WindowLayout.of(*size_in(row, "resized"), windows) for row in rows)
         sizes = tuple(size_in(row, "size") for row in rows)
-        guides, facts = _guides_of_rows(found["guide"], layouts), from_columns(found)
+        guides, facts = _guides_of_rows(found["guide"], layouts), facts_from_columns(found)
         if not len(found["scores"][0]):
             maps = np.concatenate(found["maps"]).view(np.float32).reshape(sum(map(len, layouts)), -1, patches)
             scored, regions = bool(found["scored"][0][0]), _region_maps(found["region_map"], sizes)
@@ -288,7 +288,7 @@ def _levels(maps: Float[Tensor, "rows patches"]) -> Tensor:
     return (maps * MAP_LEVELS).round().to(torch.int32).to(torch.int16)
 
 
-def _regions_of_rows(found: Mapping[str, Sequence[np.ndarray]]) -> Regions:
+def _regions_of_rows(found: Mapping[str, Sequence[np.ndarray]]) -> AmbiguousRegions:
     """Number the groups of all images through, and pad their members to the largest group."""
     sizes = np.concatenate(found["group_sizes"])
     members = np.full((len(sizes), sizes.max(initial=0)), NOBODY, np.int64)
@@ -299,7 +299,7 @@ def _regions_of_rows(found: Mapping[str, Sequence[np.ndarray]]) -> Regions:
     group, window, corners = (
         np.concatenate(found[f"region_{name}"]).astype(np.int64) for name in ("group", "window", "corners")
     )
-    return Regions(
+    return AmbiguousRegions(
         image=np.repeat(np.arange(len(counts)), counts),
         window=window,
         group=group + np.repeat(first, counts),

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.config import LabelConfig, WindowConfig
-from ovss_core.engine.engine import Encoded, SegmentationEngine
-from ovss_core.engine.labels import Labels, label_by_purified_maps
+from ovss_core.engine.engine import SegmentationEngine
+from ovss_core.engine.label_strips import Labels
+from ovss_core.engine.labels import label_by_purified_maps
+from ovss_core.engine.waves import Encoded
 from ovss_core.errors import ImageError
 from ovss_core.images.stitch import Stitcher
 from ovss_core.images.windows import WindowLayout

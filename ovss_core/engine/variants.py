@@ -16,8 +16,9 @@ from torch import Tensor
 from ovss_core.clip.trace import TraceRequest, merge_requests
 from ovss_core.config import HeadSettings, WindowConfig
 from ovss_core.dense_heads.scoring import Evidence, as_scorer, join_evidence
-from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.finite import raise_first
+from ovss_core.engine.waves import Encoded, Wave
 from ovss_core.errors import ConfigError
 from ovss_core.images.windows import PatchGrid
 from ovss_core.regions import RegionMap

@@ -39,21 +39,17 @@ def attention_outliers(
     return kept & candidates
 
 
-def norm_outliers(
-    patches: Float[Tensor, "windows patches width"], deviations: float = NORM_DEVIATIONS
-) -> Bool[Tensor, "windows patches"]:
-    """Find patches whose feature norm exceeds the window's mean by `deviations` standard deviations.
+def norm_outliers(patches: Float[Tensor, "windows patches width"]) -> Bool[Tensor, "windows patches"]:
+    """Find patches whose feature norm exceeds the window's mean by `NORM_DEVIATIONS` standard deviations.
 
     The ablation of SFP names feature norms and gives no number; three deviations is this project's default.
     """
     norms: Tensor = patches.float().norm(dim=-1)
-    limit: Tensor = norms.mean(1, keepdim=True) + deviations * norms.std(1, unbiased=False, keepdim=True)
+    limit: Tensor = norms.mean(1, keepdim=True) + NORM_DEVIATIONS * norms.std(1, unbiased=False, keepdim=True)
     return norms > limit
 
 
-def local_outlier_factor(
-    patches: Float[Tensor, "windows patches width"], neighbors: int = LOF_NEIGHBORS
-) -> Float[Tensor, "windows patches"]:
+def local_outlier_factor(patches: Float[Tensor, "windows patches width"]) -> Float[Tensor, "windows patches"]:
     """Score how much sparser a patch's surroundings are than those of its neighbors.
 
     The form of SC-CLIP's released code: squared Euclidean distances, and each patch's reach is its own
@@ -61,10 +57,10 @@ def local_outlier_factor(
     reach), so the factor is the mean over the neighbors of the ratio of the two reaches.
 
     Returns:
-        The factor; about 1 for inliers. At most `patches - 1` neighbors are used, and with none it is 1.
+        The factor; about 1 for inliers. Of fewer patches than `LOF_NEIGHBORS` all others are neighbors; without any it is 1.
     """
     values = patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
-    count = min(neighbors, patches.shape[1] - 1)
+    count = min(LOF_NEIGHBORS, patches.shape[1] - 1)
     if count < 1:
         return values.new_ones(values.shape[:2])
     # Beyond 25 patches `cdist` takes |a|^2 + |b|^2 - 2ab, which cancels where patches lie close together: in float64
@@ -78,8 +74,8 @@ def local_outlier_factor(
 
 
 def local_outlier_factor_outliers(
-    patches: Float[Tensor, "windows patches width"], share: float = LOF_SHARE
+    patches: Float[Tensor, "windows patches width"],
 ) -> Bool[Tensor, "windows patches"]:
-    """Find the patches whose local outlier factor is above the window's (1 - share) quantile."""
+    """Find the patches whose local outlier factor is above the window's (1 - `LOF_SHARE`) quantile."""
     scores = local_outlier_factor(patches)
-    return scores > torch.quantile(scores, 1.0 - share, dim=1, keepdim=True)
+    return scores > torch.quantile(scores, 1.0 - LOF_SHARE, dim=1, keepdim=True)

@@ -135,18 +135,16 @@ class Stitcher:
         rows = torch.arange(height, device=self.device) < heights
         return rows[:, :, None] & (torch.arange(width, device=self.device) < widths)[:, None]
 
-    def tile(
-        self, maps: Float[Tensor, "windows maps patches"], empty: float = 0.0
-    ) -> Float[Tensor, "images maps height width"]:
+    def tile(self, maps: Float[Tensor, "windows maps patches"]) -> Float[Tensor, "images maps height width"]:
         """Lay the grids of each image's windows side by side: [images, maps, rows of windows * rows, ...].
 
         Args:
-            maps: Maps of the windows of all images, one image after the other.
-            empty: What stands where an image has fewer windows than the largest.
+            maps: Maps of the windows of all images, one image after the other; zeros stand where an image has fewer windows
+                than the largest.
         """
         laid = maps[self._tables["windows"]].unflatten(4, self.grid)
         if len(set(self.layouts)) > 1:
-            laid = laid.masked_fill(self._tables["nothing"][..., None, None, None], empty)
+            laid = laid.masked_fill(self._tables["nothing"][..., None, None, None], 0)
         # [images, down, across, maps, rows, columns], the windows' rows beside the patches' rows
         tiled: Tensor = laid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return tiled

@@ -1,10 +1,12 @@
-"""DINO (Caron et al. 2021): the second tower of ProxyCLIP and CorrCLIP."""
+"""DINO, the second tower of ProxyCLIP and CorrCLIP.
+
+"Emerging Properties in Self-Supervised Vision Transformers" (Caron et al., ICCV 2021).
+"""
 
 from ovss_core.proxy_families.registry import TowerFamily
 
 DINO = TowerFamily(
     name="dino",
-    papers="Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021",
     license="apache-2.0",
     commercial=True,
     positions="scale",

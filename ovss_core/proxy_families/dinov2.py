@@ -1,13 +1,15 @@
-"""DINOv2 (Oquab et al. 2023), with and without registers (Darcet et al. 2024); patches of 14 pixels."""
+"""DINOv2, with and without registers; patches of 14 pixels.
+
+"DINOv2: Learning Robust Visual Features without Supervision" (Oquab et al., TMLR 2024); "Vision Transformers Need
+Registers" (Darcet et al., ICLR 2024).
+"""
 
 from ovss_core.proxy_families.registry import TowerFamily
 
-_PAPER = "DINOv2: Learning Robust Visual Features without Supervision, TMLR 2024"
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 
 DINOV2 = TowerFamily(
     name="dinov2",
-    papers=_PAPER,
     license="apache-2.0",
     commercial=True,
     positions="scale",
@@ -15,7 +17,6 @@ DINOV2 = TowerFamily(
 )
 REGISTERS = TowerFamily(
     name="dinov2 with registers",
-    papers=f"{_PAPER}; Vision Transformers Need Registers, ICLR 2024",
     license="apache-2.0",
     commercial=True,
     positions="antialias",

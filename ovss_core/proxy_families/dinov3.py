@@ -4,7 +4,6 @@ from ovss_core.proxy_families.registry import TowerFamily
 
 DINOV3 = TowerFamily(
     name="dinov3",
-    papers="DINOv3, 2025",
     license="dinov3-license",
     commercial=True,
     positions="rotary",

@@ -1,4 +1,6 @@
-"""C-RADIO (Heinrich et al. 2024): several teachers in one tower; the tower alone, without its heads for text.
+"""C-RADIO: several teachers in one tower; the tower alone, without its heads for text.
+
+"RADIOv2.5: Improved Baselines for Agglomerative Vision Foundation Models" (Heinrich et al., CVPR 2025).
 
 The positional table has 128 x 128 places. The originals resize it to a square of the window's longer side and cut;
 whether corners are pixels' centers differs by checkpoint.
@@ -6,12 +8,10 @@ whether corners are pixels' centers differs by checkpoint.
 
 from ovss_core.proxy_families.registry import TowerFamily
 
-_PAPER = "RADIOv2.5: Improved Baselines for Agglomerative Vision Foundation Models, CVPR 2025"
 _LICENSE = "nvidia-open-model-license"
 
 ALIGNED = TowerFamily(
     name="c-radio v3 b and h",
-    papers=_PAPER,
     license=_LICENSE,
     commercial=True,
     positions="aligned_corner",
@@ -23,7 +23,6 @@ ALIGNED = TowerFamily(
 )
 PLAIN = TowerFamily(
     name="c-radio v3 l and g, v4",
-    papers=_PAPER,
     license=_LICENSE,
     commercial=True,
     positions="corner",

@@ -20,7 +20,6 @@ class TowerFamily:
 
     Attributes:
         name: The family's name.
-        papers: Where it comes from.
         license: License of its weights, as timm's model cards name it.
         commercial: Whether that license allows commercial use.
         positions: How the original fits its positional table to a grid: "scale" is bicubic with (n + 0.1) / base, as
@@ -33,7 +32,6 @@ class TowerFamily:
     """
 
     name: str
-    papers: str
     license: str
     commercial: bool
     positions: Positions

@@ -1,9 +1,13 @@
 """CaR's rounds: a mask and a picture for each word, until no word leaves.
 
-"CLIP as RNN: Segment Countless Visual Concepts without Training Endeavor" (CVPR 2024). Built are its masks, pictures, scores
-and rounds. Not built, or otherwise: its second, larger CLIP (this tower judges as well, its last block included unless the settings leave it
-out as the released code does), its dense CRF and its own labels (the host's scores of the words that are left make the masks), its list of background words (the phrases of the vocabulary's
-background class compete in their place), its two passes over things and stuff.
+"CLIP as RNN: Segment Countless Visual Concepts without Training Endeavor" (CVPR 2024). Its masks, pictures, scores and
+rounds are built. What is not, or is otherwise:
+
+- a second, larger CLIP as judge: this tower judges as well, with its last block, unless the settings leave that out as
+  the released code does;
+- the dense CRF and CaR's own labels: the host's scores of the words that are left make the masks;
+- the list of background words: the phrases of the vocabulary's background class compete in their place;
+- two passes, over things and over stuff: there is one.
 """
 
 from collections.abc import Iterator, Sequence

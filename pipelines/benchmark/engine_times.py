@@ -12,8 +12,9 @@ from torch import Tensor
 from ovss_core.class_purification.class_maps import WindowBatch
 from ovss_core.class_purification.purifier import ClassPurifier
 from ovss_core.config import PurificationConfig
-from ovss_core.engine.engine import SegmentationEngine, Wave
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.proposal import Proposals
+from ovss_core.engine.waves import Wave
 from ovss_core.images.resize import normalize
 from ovss_core.images.stitch import Stitcher
 from pipelines.benchmark.timing import median_ratio, peak_megabytes, take_turns

@@ -29,10 +29,10 @@ import pyarrow as pa
 import torch
 
 from ovss_core.class_purification.class_maps import NOBODY
-from ovss_core.class_purification.winners import Regions
+from ovss_core.class_purification.winners import AmbiguousRegions
 from ovss_core.config import SegmenterConfig
-from ovss_core.engine.engine import plan_waves
 from ovss_core.engine.proposal import Decisions, Proposals
+from ovss_core.engine.waves import plan_waves
 from ovss_core.images import plain_jpeg
 from ovss_core.images.decode import EncodedImage
 from ovss_core.images.pixels import ImagePixels
@@ -60,6 +60,7 @@ PATCH, PATCHES, CROP = 16, 196, 112
 BATCH = 64
 _LIMIT = 10**8
 _NO_LIMIT = sys.maxsize
+_REPEATS = 20
 _PRESENT, _GROUPS = 8, 3
 _LITTLE = np.zeros((8, 8, 3), np.uint8)
 _LITTLE_FILE = cv2.imencode(".jpg", _LITTLE)[1].tobytes()
@@ -191,13 +192,13 @@ def _timed(functions: Sequence[tuple[ModuleType, str, Sequence[object]]]) -> Ite
         yield inside
 
 
-def _call_seconds(call: Callable[..., object], arguments: Sequence[object], repeats: int = 20) -> float:
+def _call_seconds(call: Callable[..., object], arguments: Sequence[object]) -> float:
     def seconds() -> float:
         start = time.thread_time()
         call(*arguments)
         return time.thread_time() - start
 
-    return min(seconds() for _ in range(repeats))
+    return min(seconds() for _ in range(_REPEATS))
 
 
 def _by_window_size(resized: Sequence[np.ndarray], layouts: Sequence[WindowLayout]) -> None:
@@ -226,7 +227,7 @@ def _proposals(
         np.stack([cv2.resize(one, (side, side)) for one in coarse]).clip(0, 1).reshape(windows, -1, PATCHES)
     )
     levels = torch.from_numpy(maps).mul_(65_535).round_().div_(65_535)
-    regions = Regions(
+    regions = AmbiguousRegions(
         image=np.arange(images).repeat(config.crops),
         window=np.full(images * config.crops, -1),
         group=np.arange(images * config.crops),

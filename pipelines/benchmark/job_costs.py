@@ -38,6 +38,7 @@ SHARD_SIZE = 256
 ROW_GROUP = 1024
 _WARM_UP = 1024
 _LOOK_S = 1.0
+_IDLE_S = 5.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -247,11 +248,11 @@ def _kind(line: str) -> str:
     return next((kind for sign, kind in _SIGNS.items() if sign in line), "other")
 
 
-def _idle_cores(seconds: float = 5.0) -> float:
+def _idle_cores() -> float:
     """Return how many cores Ray takes while nothing runs."""
     start = time.perf_counter()
     with Spending() as spending:
-        time.sleep(seconds)
+        time.sleep(_IDLE_S)
     return sum(spending.by_kind.values()) / (time.perf_counter() - start)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ovss_core.engine.engine import Wave
+from ovss_core.engine.waves import Wave
 from ovss_core.results import Segmentation
 from pipelines.benchmark.engine_times import ENGINE, FLOOR, Row, gather_all
 from pipelines.benchmark.timing import take_turns

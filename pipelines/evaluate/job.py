@@ -35,6 +35,7 @@ from pipelines.run.options import PoolOptions, RunOptions
 from pipelines.run.pools import WorkerPlan
 from pipelines.run.record import proxy_facts
 from pipelines.run.runner import ActorStage
+from pipelines.run.sink import FAILED
 from pipelines.run.weight_hashes import WeightHashes, hash_weights
 from pipelines.sources.region_maps import described_regions
 from pipelines.storage import Folder
@@ -138,8 +139,7 @@ def encode_texts(rows: Sequence[GridRow], device: str) -> tuple[list[Variant], W
     variants = []
     for row in rows:
         purification = row.config.purification
-        wants_null = purification.method == "freecp" and purification.redundancy
-        sentences, null = row.sentences, wants_null and purification.by_distractors
+        sentences, null = row.sentences, purification.needs_distractors
         key = row.vocabulary.content_hash, _digest(sentences), null, purification.in_rounds
         if key not in encoded:
             encoded[key] = encode_words(clip, row.config, row.vocabulary, sentences, device).to_bytes()
@@ -236,7 +236,7 @@ def describe_result(job: EvaluateJob, report: Mapping[str, Any]) -> int:
     for warning in (report["rows"][0] if job.pairs.grid else report)["warnings"]:
         print(f"warning: {warning}")
     if report["failed"]:
-        print(f"why images failed: {place}/failures; try them again with --retry-failed")
+        print(f"why images failed: {place}/{FAILED}; try them again with --retry-failed")
     return 0 if report["measured"] else 1
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ovss_core.engine.facts import FACT_COLUMNS, from_columns
+from ovss_core.engine.facts import FACT_COLUMNS, facts_from_columns
 from ovss_core.engine.proposal import COLUMNS, size_in
 from ovss_core.errors import ConfigError
 from pipelines.faults import Failure, clean_reason
@@ -40,7 +40,7 @@ class ProposalOutline:
         """Read a value of the column ``proposal``; its maps stay compressed."""
         height, width = size_in(proposal, "size")
         kept, scores = (np.frombuffer(proposal[name], COLUMNS[name]) for name in ("kept", "scores"))
-        facts = from_columns(
+        facts = facts_from_columns(
             {name: [np.frombuffer(proposal[name], kind)] for name, kind in FACT_COLUMNS.items()}
         )
         return cls(

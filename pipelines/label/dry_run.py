@@ -76,11 +76,11 @@ class StageTime:
     """How fast all workers of a stage were together.
 
     Attributes:
+        workers: How many there are.
         images_per_second: Of all workers at once, each on the whole sample.
         by_node: Workers by the node that Ray put them on.
     """
 
-    name: str
     workers: int
     images_per_second: float
     by_node: tuple[int, ...]
@@ -295,7 +295,7 @@ def _calibrate(
         for each in workers:
             ray.kill(each)
     rate = pool.actors * rows.num_rows / max(seconds, 1e-9)
-    return StageTime(name, pool.actors, rate, tuple(Counter(nodes).values())), result
+    return StageTime(pool.actors, rate, tuple(Counter(nodes).values())), result
 
 
 class _Calibrator:

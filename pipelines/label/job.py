@@ -31,7 +31,7 @@ from pipelines.run.runner import ActorStage
 from pipelines.run.schema import LABELS
 from pipelines.run.selection import Selection
 from pipelines.run.share import Share
-from pipelines.run.sink import OutputTable
+from pipelines.run.sink import FAILED, OutputTable
 from pipelines.run.summary import merge_summaries
 from pipelines.run.weight_hashes import WeightHashes, hash_weights
 from pipelines.sources import FolderSource, ParquetSource, Source, WebDatasetSource
@@ -286,7 +286,7 @@ def describe_result(job: LabelJob, summary: Mapping[str, Any]) -> int:
     )
     print(f"labels: {place}/labels, summary: {place}/summary.json")
     if summary["failed"]:
-        print(f"why images failed: {place}/_failures; try them again with --retry-failed")
+        print(f"why images failed: {place}/{FAILED}; try them again with --retry-failed")
     if job.run.report:
         print(f"report: {place}/_report/index.html")
     if job.selection.is_partial:

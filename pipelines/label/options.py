@@ -1,4 +1,4 @@
-"""What a labelling run stores beside the masks."""
+"""What a user may set about a labelling run: columns beside the masks, a part of the corpus, words of each image."""
 
 from dataclasses import dataclass, fields
 from typing import Literal

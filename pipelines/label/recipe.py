@@ -18,7 +18,7 @@ from ovss_core.config import SegmenterConfig
 from ovss_core.shipped_descriptions import DescriptionChoice, choose_descriptions
 from ovss_core.vocabulary import Vocabulary
 from pipelines.label.batches import as_given
-from pipelines.label.stages import LabelStage
+from pipelines.label.label_stage import LabelStage
 
 _STAGES_KEPT = 4
 _building = threading.Lock()

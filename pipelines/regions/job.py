@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +132,9 @@ def _identity(source: Source, run: RunOptions, config: GeneratorConfig, _: Any) 
     }
 
 
+@cache
 def hash_generator(name: str) -> str | None:
-    """Hash the weights of a generator in a local folder (SHA-256); None for one of the hub, which its name tells."""
+    """Hash the weights of a generator in a local folder (SHA-256), once; None for one of the hub, which its name tells."""
     weights = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
     if not weights:
         return None

@@ -4,14 +4,14 @@ Every evaluation is a grid of `pipelines.evaluate.job` with an output of its own
 computed again, and a run that was killed goes on. Page and JSON are written anew after each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ovss_core.errors import ModelError, WeightsError
 from pipelines.evaluate.job import run_evaluate
 from pipelines.preflight import fetch_weights
-from pipelines.reproduce.data_sets import find_data_sets
+from pipelines.reproduce.data_sets import DataSet
 from pipelines.reproduce.plan import ReproduceJob as ReproduceJob
 from pipelines.reproduce.plan import plan_evaluations
 from pipelines.reproduce.report import PAGE, REPRODUCTION, Outcome, build_report, write_report
@@ -20,16 +20,17 @@ from pipelines.run.lifecycle import stopping_in_one_line
 from pipelines.storage import Folder
 
 
-def run_reproduce(job: ReproduceJob) -> dict[str, Any]:
+def run_reproduce(job: ReproduceJob, data_sets: Sequence[DataSet]) -> dict[str, Any]:
     """Measure everything whose data set is there, and return what `reproduction.json` holds.
 
+    Args:
+        data_sets: As `find_data_sets` gives them.
+
     Raises:
-        StorageError: Before any worker starts: none of the data sets is there.
         ConfigError, WeightsError, ModelError, ClusterError: Before any worker starts, as `run_evaluate`.
         OvssError: A run stopped; the same command goes on.
     """
     job = replace(job, segmenter=fetch_weights(job.segmenter))
-    data_sets = find_data_sets(job.options.data)
     outcomes = [Outcome(evaluation) for evaluation in plan_evaluations(job, data_sets)]
     runs = [outcome for outcome in outcomes if outcome.evaluation.data_set.is_there]
     report: dict[str, Any] = {}

@@ -25,10 +25,10 @@ from pipelines.run.progress import duration
 SETTLED_S = 30.0
 """Nodes that boot together join within seconds of each other, where no autoscaler tells of those to come."""
 _LOOK_S = 1.0
-_AUTOSCALER_STATUS = (
-    "__autoscaling_status"  # where Ray's autoscaler puts its report; `ray status` reads it there
-)
-_WITHOUT_AUTOSCALER = "node_"  # its node types then carry the nodes' ids
+_AUTOSCALER_STATUS = "__autoscaling_status"
+"""Where Ray's autoscaler puts its report; `ray status` reads it there."""
+_WITHOUT_AUTOSCALER = "node_"
+"""How the names of node types begin where there is none: they then carry the nodes' ids."""
 
 
 @dataclass(frozen=True)

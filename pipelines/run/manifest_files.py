@@ -84,11 +84,6 @@ class Manifest:
         return sum(self.parts.values())
 
     @property
-    def counts(self) -> tuple[int, ...]:
-        """Images of each part."""
-        return tuple(self.parts.values())
-
-    @property
     def unlisted(self) -> tuple[int, ...]:
         """Numbers of the shards whose images are not all known yet."""
         listed = self.listings or {}

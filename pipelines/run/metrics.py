@@ -31,11 +31,6 @@ class Metric:
     meaning: str
     tags: tuple[str, ...] = ()
 
-    @property
-    def exported(self) -> str:
-        """Its name in Prometheus."""
-        return f"ray_{self.name}{'_total' if self.kind == 'counter' else ''}"
-
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric

@@ -68,9 +68,11 @@ def plan_workers(options: PoolOptions, nodes: Sequence[Node], two_stages: bool) 
 
     With GPUs, every GPU gets two workers of stage 1, as one alone leaves it idle while it decodes and launches (222
     against 330 images a second on an H200 with 16 cores), and one of stage 2, which has a quarter of their work. Where
-    the user gives a number of workers or their share, each has a GPU to itself as far as the share goes. Without, stage 1 gets a worker of one thread for every CPU of a node, or fewer with more
-    threads where memory is short (threads of one worker wait for each other at every operation), and stage 2,
-    which has much less to do, one for every two of those.
+    the user gives a number of workers or their share, each has a GPU to itself as far as the share goes.
+
+    Without GPUs, stage 1 gets a worker of one thread for every CPU of a node, or fewer with more threads where memory is
+    short (threads of one worker wait for each other at every operation), and stage 2, which has much less to do, one for
+    every two of those.
 
     Args:
         nodes: What the cluster has.

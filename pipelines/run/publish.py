@@ -40,13 +40,11 @@ class Published:
         files: Rows of each part by file, in order.
         places: File of each part.
         damaged: What is wrong with files that cannot be read, by file.
-        repeated: Files that hold parts of an earlier file; somebody copied them.
     """
 
     files: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
     damaged: Mapping[str, str] = field(default_factory=dict)
-    repeated: tuple[str, ...] = ()
 
     def rows_of(self, part: str) -> int | None:
         """Return the rows that a published part has; None for one that is under ``_parts/``."""
@@ -96,17 +94,14 @@ def read_published(output: Folder, table: str) -> Published:
     files: dict[str, Mapping[str, int]] = {}
     places: dict[str, str] = {}
     damaged: dict[str, str] = {}
-    repeated = []
     with ThreadPoolExecutor(_THREADS) as threads:
         for name, found in zip(names, threads.map(held, names), strict=True):
             if isinstance(found, str):
                 damaged[name] = found
-            elif places.keys() & found.keys():
-                repeated.append(name)
-            else:
+            elif not places.keys() & found.keys():  # what holds parts of an earlier file, somebody copied
                 files[name] = found
                 places.update(dict.fromkeys(found, name))
-    return Published(files, places, damaged, tuple(repeated))
+    return Published(files, places, damaged)
 
 
 def _held(output: Folder, name: str) -> dict[str, int]:

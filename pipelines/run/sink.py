@@ -1,8 +1,9 @@
 """From rows to finished parts: fragments as work comes in, one file a manifest part when all of it is there.
 
-A part's rows are merged in the order of the manifest; only then its marker under ``_done/`` is written, and only
-after that its fragments go. At the end parts are put together (`pipelines.run.publish`). Whatever moment the run is killed at, the files that exist are whole, and say what is
-missing. A marker holds the rows and bytes of its files, so that one that is cut or gone is found (`pipelines.run.verify`).
+A part's rows are merged in the order of the manifest; only then its marker under ``_done/`` is written, and only after
+that its fragments go. So whatever moment the run is killed at, the files that exist are whole, and say what is missing. A
+marker holds the rows and bytes of its files, so that one that is cut or gone is found (`pipelines.run.verify`). At the end
+of a run parts are put together in files for readers (`pipelines.run.publish`).
 """
 
 import json
@@ -38,7 +39,7 @@ _MARKER: dict[str, type | tuple[type, ...]] = {
     "seconds": dict,
     "statistics": dict,
 }
-
+"""What a marker holds at least, and of which types."""
 _HOLDERS = {
     "container": ("tar", "parquet"),
     **dict.fromkeys(("member", "offset", "length"), ("tar",)),

@@ -58,11 +58,6 @@ class Stop:
         self._asked = True
         self._wishes.put(None)  # in a signal's handler: no lock that the interrupted code may hold
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether nothing more is to be begun."""
-        return self._asked
-
     def check(self) -> None:
         """Raise the error that ends the run, if there is one; called where nothing must be written any more."""
         if self._error is not None:

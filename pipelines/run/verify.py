@@ -70,9 +70,8 @@ def damaged_parts(
         try:
             if content:
                 _check_content(output, part, table, published)
-        except (
-            DamagedFileError
-        ) as error:  # the next start, which looks at sizes and footers, would not see it
+        except DamagedFileError as error:
+            # the next start, which looks at sizes and footers, would not see it
             return f"{error}; remove {marker_file(part)}, and the same command does the part again"
         return None
 

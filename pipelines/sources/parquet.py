@@ -1,7 +1,6 @@
 """Parquet tables with an image column: bytes, the Hugging Face struct, or addresses."""
 
 import hashlib
-import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,6 @@ from pipelines.sources.table_formats import find_snapshot, hudi_error, warn_of_g
 from pipelines.storage import redact
 from pipelines.transport.causes import one_line
 
-_LOG = logging.getLogger(__name__)
 _CANDIDATES = ("image", "bytes", "jpg", "jpeg", "png", "img", "image_bytes", "uri", "url", "path")
 _ENDINGS = (".parquet", ".pq", ".parq")
 _SCHEMAS_TRIED = 16

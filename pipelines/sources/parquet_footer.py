@@ -11,7 +11,6 @@ from typing import Any
 from pipelines.sources.parquet_thrift import I32, I64, LIST, STRUCT, Fields, read_struct
 
 _CODECS = {1: "snappy", 2: "gzip", 3: "lzo", 4: "brotli", 5: "lz4_raw", 6: "zstd", 7: "lz4_raw"}
-_BINARY = 8
 
 
 @dataclass(frozen=True)

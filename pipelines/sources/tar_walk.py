@@ -21,8 +21,6 @@ from pipelines.sources.tar_sparse import (
 )
 
 _EXTENDED = frozenset(b"xXgLK")
-_WITHOUT_DATA = frozenset(b"123456")
-_NO_FILES = frozenset(b"3456DNV")
 _MOST_EXTENDED = 1 << 22
 _MOST_NAME = 1 << 16
 _MOST_ZEROS = 1 << 22

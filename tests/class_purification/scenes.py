@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovss_core.class_purification.class_maps import WindowBatch
-from ovss_core.class_purification.placement import Placement
+from ovss_core.class_purification.placement import Placement, Units
 from ovss_core.class_purification.purifier import Purified
-from ovss_core.class_purification.winners import Regions
+from ovss_core.class_purification.winners import AmbiguousRegions
 from ovss_core.vocabulary import Vocabulary
 
 PATCH = 16
@@ -56,9 +56,16 @@ class Found:
     groups: tuple[FoundGroup, ...]
 
 
+def regions_of(purified: Purified, images: Units) -> AmbiguousRegions:
+    """List the boxes of all ambiguous groups, as the engine does when they have come from the device."""
+    groups = purified.groups
+    used, boxes, members = (part.numpy() for part in (groups.used, groups.boxes, groups.members))
+    return AmbiguousRegions.of_tables(used, boxes, members, groups.by_window, images.counts)
+
+
 def by_image(purified: Purified, batch: WindowBatch) -> list[Found]:
     """Take the result of a batch apart."""
-    regions = Regions.of_groups(purified.groups, batch.placement.images)
+    regions = regions_of(purified, batch.placement.images)
     found, start = [], 0
     for image, count in enumerate(batch.placement.images.counts):
         used = purified.kept.used[image]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovss_core.class_purification.class_maps import ClassMaps, Room
+from ovss_core.class_purification.class_maps import ClassMaps
 from ovss_core.class_purification.groups import (
     AmbiguousGroups,
     connected_parts,
@@ -12,6 +12,7 @@ from ovss_core.class_purification.groups import (
     soft_iou,
 )
 from ovss_core.class_purification.placement import Placement
+from ovss_core.class_purification.room import Room
 from ovss_core.config import PurificationConfig
 from tests import oracles_freecp as oracle
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from ovss_core.class_purification.class_maps import Room, WindowBatch
+from ovss_core.class_purification.class_maps import WindowBatch
 from ovss_core.class_purification.placement import Placement
 from ovss_core.class_purification.purifier import ClassPurifier
+from ovss_core.class_purification.room import Room
 from ovss_core.config import BackgroundPolicy, Consistency, PurificationConfig, PurificationVariant
 from tests import oracles_freecp as oracle
 from tests.class_purification.scenes import (

@@ -7,15 +7,23 @@ from torch import Tensor
 
 from ovss_core.class_purification.class_maps import ClassMaps
 from ovss_core.class_purification.placement import Units
-from ovss_core.class_purification.winners import LabelEdits, Regions, pick_winners, remove_losers, scale_boxes
+from ovss_core.class_purification.winners import (
+    AmbiguousRegions,
+    LabelEdits,
+    pick_winners,
+    remove_losers,
+    scale_boxes,
+)
 
 CLASSES = np.array([[2, 5, 9]])
 """Kept by one image; 2 and 5 are ambiguous."""
 
 
-def regions_of(window: int, *boxes: tuple[int, int, int, int], members: tuple[int, ...] = (2, 5)) -> Regions:
+def regions_of(
+    window: int, *boxes: tuple[int, int, int, int], members: tuple[int, ...] = (2, 5)
+) -> AmbiguousRegions:
     count = len(boxes)
-    return Regions(
+    return AmbiguousRegions(
         np.zeros(count, np.int64),
         np.full(count, window),
         np.zeros(count, np.int64),
@@ -24,7 +32,7 @@ def regions_of(window: int, *boxes: tuple[int, int, int, int], members: tuple[in
     )
 
 
-def after(regions: Regions, winners: list[int], whole_window: bool) -> tuple[Tensor, Tensor]:
+def after(regions: AmbiguousRegions, winners: list[int], whole_window: bool) -> tuple[Tensor, Tensor]:
     """Maps [class, window, row, column] of two windows of 4 x 4 patches before and after losers are removed."""
     maps = torch.arange(1, 97, dtype=torch.float32).view(3, 2, 16).transpose(0, 1)
     kept = ClassMaps(Units.of((2,)), torch.from_numpy(CLASSES), maps)
@@ -77,7 +85,7 @@ def test_groups_of_two_images_do_not_touch_each_other() -> None:
     classes = np.array([[2, 5, 9], [5, 7, -1]])
     maps = torch.ones(3, 3, 4)
     kept = ClassMaps(Units.of((2, 1)), torch.from_numpy(classes), maps)
-    regions = Regions(
+    regions = AmbiguousRegions(
         np.array([0, 1]),
         np.array([1, 0]),
         np.array([0, 1]),
@@ -109,7 +117,7 @@ def test_regions_without_area_edit_nothing() -> None:
 
 def test_images_with_fewer_edits_have_empty_boxes() -> None:
     classes = np.array([[2, 5, 9], [2, 5, -1], [5, 7, -1]])
-    regions = Regions(
+    regions = AmbiguousRegions(
         np.array([0, 0, 2]),
         np.full(3, -1),
         np.array([0, 0, 1]),

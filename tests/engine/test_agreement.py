@@ -19,8 +19,9 @@ from ovss_core.config import (
     SegmenterConfig,
     SfpConfig,
 )
-from ovss_core.engine.engine import Encoded, SegmentationEngine, Wave
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.variants import VariantEngines
+from ovss_core.engine.waves import Encoded, Wave
 from ovss_core.errors import ConfigError
 from ovss_core.evaluation.oracle import Oracle
 from tests.tiny import random_picture, tiny_clip, tiny_config, tiny_text

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from ovss_core.class_purification.class_maps import Room
-from ovss_core.class_purification.winners import Regions
+from ovss_core.class_purification.room import Room
+from ovss_core.class_purification.winners import AmbiguousRegions
 from ovss_core.clip.positions import Resampling
 from ovss_core.clip.tower import ImageEncoder
 from ovss_core.clip.trace import EncoderTrace, TraceRequest
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import (
     Background,
     LabelConfig,
@@ -341,7 +342,7 @@ def test_settings_that_do_not_fit_are_refused_when_the_engine_is_built(
 def test_a_resnet_is_refused_when_the_engine_is_built_from_its_name() -> None:
     config = tiny_config()
     with pytest.raises(ModelError, match="ResNet"):
-        SegmentationEngine.build(replace(config, model=replace(config.model, name="RN50")), tiny_text(WORDS))
+        SegmentationEngine(config, load_clip(replace(config.model, name="RN50")), tiny_text(WORDS))
 
 
 def test_an_engine_for_another_vocabulary_refuses_what_needs_a_tower_of_its_own() -> None:
@@ -384,7 +385,7 @@ def test_crops_are_encoded_with_the_heads_own_positions(host: str, resampling: R
         )
         nearest[rule] = (features @ descriptions.T).argmax(1).tolist()
     count, words = len(crops), np.arange(len(WORDS))
-    regions = Regions(
+    regions = AmbiguousRegions(
         np.zeros(count, np.int64),
         np.full(count, -1),
         np.arange(count),

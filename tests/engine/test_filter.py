@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ovss_core.check import validate
-from ovss_core.class_purification.class_maps import Room
+from ovss_core.class_purification.room import Room
 from ovss_core.config import CliptraseConfig, LabelConfig, PurificationConfig, SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.finite import raise_first

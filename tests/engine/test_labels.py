@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.config import LabelConfig, WindowConfig
-from ovss_core.engine import labels
-from ovss_core.engine.labels import Labels, PhraseRule, label_by_probability, label_by_purified_maps
+from ovss_core.engine import label_strips
+from ovss_core.engine.label_strips import Labels
+from ovss_core.engine.labels import PhraseRule, label_by_probability, label_by_purified_maps
 from ovss_core.images.stitch import Stitcher
 from ovss_core.images.windows import WindowLayout
 from ovss_core.results import SURE_MARGIN
@@ -97,7 +98,7 @@ def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     stitcher, config = _stitcher(), LabelConfig(min_area=0.1, min_probability=0.3)
     tiled, rule = _cosines(stitcher), _rule(background=1)
     whole = label_by_probability(tiled, rule, stitcher, config)
-    monkeypatch.setattr(labels, "CPU_BUDGET", 8 * 41 * 3)
+    monkeypatch.setattr(label_strips, "CPU_BUDGET", 8 * 41 * 3)
     _assert_same(label_by_probability(tiled, rule, stitcher, config), whole)
 
 
@@ -216,7 +217,7 @@ def test_edits_see_every_strip_at_its_first_row(monkeypatch: pytest.MonkeyPatch)
     whole = label_by_purified_maps(tiled, classes, 3, None, stitcher, _edits(stitcher))
     plain = label_by_purified_maps(tiled, classes, 3, None, stitcher)
     assert not torch.equal(whole.label_maps, plain.label_maps)
-    monkeypatch.setattr(labels, "CPU_BUDGET", 3 * 3 * 60 * 7)
+    monkeypatch.setattr(label_strips, "CPU_BUDGET", 3 * 3 * 60 * 7)
     _assert_same(label_by_purified_maps(tiled, classes, 3, None, stitcher, _edits(stitcher)), whole)
 
 
@@ -331,7 +332,7 @@ def test_margins_do_not_depend_on_strips_and_cost_nothing_where_they_are_not_wan
     tiled, classes = _purified(stitcher, 3), torch.tensor([[0, 1, 2]] * 3)
     whole = label_by_purified_maps(tiled, classes, 3, None, stitcher, _edits(stitcher), UNSURE)
     assert label_by_purified_maps(tiled, classes, 3, None, stitcher).margins is None
-    monkeypatch.setattr(labels, "CPU_BUDGET", 3 * 3 * 60 * 7)
+    monkeypatch.setattr(label_strips, "CPU_BUDGET", 3 * 3 * 60 * 7)
     parts = label_by_purified_maps(tiled, classes, 3, None, stitcher, _edits(stitcher), UNSURE)
     assert whole.margins is not None
     assert parts.margins is not None

@@ -118,9 +118,10 @@ def test_freecp_sees_a_scoring_heads_shares_and_that_of_each_distractor_joining_
     engine = _engine(CASES["cliper under FreeCP"])
     [wave] = engine.gather(PICTURES[:1])
     kept = engine.encode(wave)
-    assert isinstance(engine.scorer, ScoringHead)
-    tables = engine._tables(wave, kept, engine.scorer)
-    logits = engine._logits(wave, kept, torch.ones(len(wave.pixels), dtype=torch.bool), tables)
+    assert isinstance(engine.scoring_head, ScoringHead)
+    tables = engine.scorer.tables(wave, kept)
+    assert tables is not None
+    logits = engine.scorer.logits(wave, kept, torch.ones(len(wave.pixels), dtype=torch.bool), tables)
     assert logits is not None
     shares = (tables.phrases / tables.phrases.sum(1, keepdim=True)).transpose(0, 1)
     assert torch.allclose(logits[0].softmax(0), shares, atol=1e-5)

@@ -1,6 +1,7 @@
 """Labels by hand values, layouts on disk, and the constants of both protocols."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from ovss_core.config import PurificationConfig, SegmenterConfig
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.evaluation.benchmarks import (
     BENCHMARKS,
-    LocalTree,
     get_benchmark,
     protocol_config,
     published_miou,
@@ -72,6 +72,24 @@ def test_cityscapes_ids_become_the_nineteen_train_ids() -> None:
     raw = _values(7, 8, 11, 17, 24, 26, 33, 0, 6, 9, 29, 34, 255)
 
     assert cityscapes_ids(raw).tolist() == [[0, 1, 2, 5, 11, 13, 18, I, I, I, I, I, I]]
+
+
+@dataclass(frozen=True)
+class LocalTree:
+    """A folder of this machine, as the core finds pairs in it; runs have `pipelines.evaluate.pairs.StorageTree`."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.root)
+
+    def files(self, folder: str) -> list[str]:
+        top = self.root / folder
+        return [path.relative_to(self.root).as_posix() for path in top.rglob("*") if path.is_file()]
+
+    def read_text(self, path: str) -> str | None:
+        return (self.root / path).read_text() if (self.root / path).is_file() else None
 
 
 def _fill(root: Path, names: list[str]) -> LocalTree:
@@ -135,7 +153,7 @@ def test_the_pairs_of_a_documented_layout_are_found(name: str, tmp_path: Path) -
 
     assert len(found.pairs) == 2
     assert all((tmp_path / pair.image).is_file() and (tmp_path / pair.mask).is_file() for pair in found.pairs)
-    assert {pair.sample_id[-1] for pair in found.pairs} == {"a", "b"}
+    assert {Path(pair.image).name[0] for pair in found.pairs} == {"a", "b"}
 
 
 def test_raw_stuff_ids_are_not_taken_for_objects(tmp_path: Path) -> None:

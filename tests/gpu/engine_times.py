@@ -16,8 +16,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ovss_core.config import ModelConfig
-from ovss_core.engine.engine import PreparedImage, SegmentationEngine
+from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.trial import trust_kernels
+from ovss_core.engine.waves import PreparedImage
 from pipelines.benchmark.options import BenchmarkConfig
 from pipelines.benchmark.timing import seconds_of
 from pipelines.benchmark.workload import Workload, load_workload

@@ -13,7 +13,7 @@ from torch.nn import functional
 from ovss_core.class_purification import refinement
 from ovss_core.class_purification.regions import box_union
 from ovss_core.class_purification.winners import LabelEdits
-from ovss_core.engine import finite, labels
+from ovss_core.engine import finite, label_strips
 from ovss_core.feature_purification import mitigation, outliers, similarity
 from ovss_core.images import pixels
 from ovss_core.kernels import attention, averages, class_sums
@@ -174,7 +174,7 @@ def _purified(
     if edits is not None:
         bounds = edits[0].numpy()
         everything = slice(top, top + scores.shape[1])
-        labels._rename(place, best > 0, LabelEdits(bounds, *edits[:2], edits[3]), everything, values)
+        label_strips.rename(place, best > 0, LabelEdits(bounds, *edits[:2], edits[3]), everything, values)
     second = values.amax(1).clamp_min(0)
     name = names.clamp_min(0).gather(1, place.flatten(1)).view_as(place)
     if background is not None:

@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ovss_core.engine import engine as core
-from ovss_core.engine import proposal
+from ovss_core.engine import pending, proposal
 from ovss_core.engine.engine import SegmentationEngine
 from pipelines.label import stages
-from pipelines.label.stages import FinishStage, LabelStage, ProposeStage, SegmentStage
+from pipelines.label.label_stage import LabelStage
+from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.label.word_use import OwnWords
 from tests.gpu_count.pretended import GPU, pretended_gpu
 from tests.pipelines.test_own_words import COMMON, OWN, known, settings
@@ -35,9 +35,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(place, name, noted)
 
     note(SegmentationEngine, "encode", "stage-1")
-    note(core.PendingProposals, "wait", "decisions")
+    note(pending.PendingProposals, "wait", "decisions")
     note(SegmentationEngine, "begin", "stage-2")
-    note(core.PendingLabels, "wait", "labels")
+    note(pending.PendingLabels, "wait", "labels")
     note(SegmentationEngine, "proposals_of_rows", "unpacked")
     note(stages._PendingRows, "wait", "packed")
     monkeypatch.setattr(stages, "_PIXELS_AT_ONCE_ON_GPU", 1)

@@ -6,8 +6,9 @@ import torch
 
 from ovss_core.class_purification.winners import LabelEdits
 from ovss_core.config import LabelConfig, WindowConfig
-from ovss_core.engine import labels
-from ovss_core.engine.labels import Labels, PhraseRule, label_by_probability, label_by_purified_maps
+from ovss_core.engine import label_strips, labels
+from ovss_core.engine.label_strips import Labels
+from ovss_core.engine.labels import PhraseRule, label_by_probability, label_by_purified_maps
 from ovss_core.images.stitch import Stitcher
 from ovss_core.images.windows import WindowLayout
 
@@ -76,7 +77,7 @@ def test_labels_of_purified_maps_equal_the_plain_form(
     expected = label_by_purified_maps(tiled, CLASSES, 7, background, stitcher, edits, MARGINS)
     monkeypatch.setattr(labels, "use_kernel", lambda tensor: True)
     if strips:
-        monkeypatch.setattr(labels, "CPU_BUDGET", 3 * 3 * tiled.shape[3] * 7)
+        monkeypatch.setattr(label_strips, "CPU_BUDGET", 3 * 3 * tiled.shape[3] * 7)
     _assert_equal(label_by_purified_maps(tiled, CLASSES, 7, background, stitcher, edits, MARGINS), expected)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import PurificationConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.facts import FACTS
@@ -109,7 +110,8 @@ def test_a_threshold_that_is_set_is_the_images_own() -> None:
         settings = PurificationConfig(
             variant=variant, thresholds="fixed", redundancy_threshold=0.1, crop_size=16
         )
-        engine = SegmentationEngine.build(replace(config(), purification=settings), text(), "cpu")
+        own = replace(config(), purification=settings)
+        engine = SegmentationEngine(own, load_clip(own.model), text())
         [found] = engine.segment([picture])
         assert found.facts["threshold"] == np.float32(0.1)
 

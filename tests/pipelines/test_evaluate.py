@@ -185,6 +185,7 @@ def test_a_report_of_nothing_says_so_in_words(tmp_path: Path, capsys: pytest.Cap
     assert describe_result(job, {**report, **facts}) == 1
     printed = capsys.readouterr().out
     assert "no scores" in printed
+    assert f"{tmp_path}/_failures; try them again" in printed
     assert "warning: nothing could be measured: no image was measured" in printed
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -55,7 +56,7 @@ def test_counts_on_photographs_equal_a_confusion_matrix_over_the_labels(
         [measured] = measuring.work(
             [{"image_id": record.image_id, "image": data, "annotation": record.annotation}]
         )
-        [labelled] = labelling.work([data])
+        [labelled] = labelling(pa.table({"image": [data]}))["result"].to_pylist()
 
         prediction = decode_mask(labelled["mask"]).astype(int)
         truth = _truth(name, PHOTOGRAPHS / folder / record.annotation)

@@ -41,10 +41,15 @@ def dashboard_metrics() -> set[str]:
     return {name for query in queries for name in re.findall(r"\bray_\w+", query)}
 
 
+def _exported(metric: metrics.Metric) -> str:
+    """Return its name in Prometheus, as Ray's agents give it."""
+    return f"ray_{metric.name}{'_total' if metric.kind == 'counter' else ''}"
+
+
 def test_the_dashboard_shows_every_metric_and_asks_for_none_that_nobody_makes() -> None:
     from ray.data._internal.execution.interfaces.op_runtime_metrics import OpRuntimeMetrics
 
-    ours = {metric.exported for metric in metrics.METRICS.values()}
+    ours = {_exported(metric) for metric in metrics.METRICS.values()}
     shown = dashboard_metrics()
     assert {name for name in shown if name.startswith("ray_ovss_")} == ours
     of_ray = {f"ray_data_{metric.name}" for metric in OpRuntimeMetrics.get_metrics()}
@@ -53,7 +58,7 @@ def test_the_dashboard_shows_every_metric_and_asks_for_none_that_nobody_makes() 
 
 def test_each_query_groups_by_tags_that_its_metric_has() -> None:
     dashboard = json.loads(metrics.DASHBOARD.read_text())
-    by_name = {metric.exported: metric for metric in metrics.METRICS.values()}
+    by_name = {_exported(metric): metric for metric in metrics.METRICS.values()}
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
             for name in re.findall(r"\bray_ovss_\w+", target["expr"]):

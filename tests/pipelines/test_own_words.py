@@ -20,6 +20,7 @@ from jobs import cli
 from ovss_core.api import encode_words
 from ovss_core.clip.phrases import ONE_TEMPLATE
 from ovss_core.clip.text import EncodedVocabulary, TextEncoder
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import PurificationConfig, RegionConfig, SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError, OutputMismatchError
@@ -102,7 +103,7 @@ def test_each_image_gets_the_labels_of_an_engine_for_its_own_words(use: Any, met
     offered = set()
     for place, words in enumerate(OWN):
         text = expected_text(use, [" ".join(word.lower().split()) for word in words or ()])
-        engine = SegmentationEngine.build(config, text, "cpu")
+        engine = SegmentationEngine(config, load_clip(config.model), text)
         [expected] = engine.segment([decode_image(photographs()[place], 10**6)])
         for row in (together[place], singly[place], staged[place]):
             assert row["vocabulary"] == text.vocabulary.names

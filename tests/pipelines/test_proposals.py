@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ovss_core.class_purification.class_maps import NOBODY
-from ovss_core.class_purification.winners import Regions
+from ovss_core.class_purification.winners import AmbiguousRegions
 from ovss_core.config import WindowConfig
 from ovss_core.engine.proposal import COLUMNS, MAP_LEVELS, Decisions, Proposals
 from ovss_core.images.windows import WindowLayout
@@ -29,8 +29,8 @@ def proposals(kept: tuple[int, ...], crops: int, classes: int = 30, seed: int = 
     members[0, : len(first)], members[1, : len(second)] = first, second
     corners = np.array([[0, 0, 9 + row, 8] for row in range(crops)] + [[4, 4, 4, 9]])
     none = np.zeros(0, np.int64)
-    empty = Regions(none, none, none, none.reshape(0, 4), none.reshape(0, 0))
-    regions = Regions(
+    empty = AmbiguousRegions(none, none, none, none.reshape(0, 4), none.reshape(0, 0))
+    regions = AmbiguousRegions(
         image=np.array([0] * crops + [1]),
         window=np.full(crops + 1, -1),
         group=np.array([0] * crops + [1]),

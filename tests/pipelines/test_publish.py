@@ -104,7 +104,7 @@ def test_a_copy_of_a_published_file_does_not_count_and_a_cut_one_is_named(output
     output.write("means/means-00001.parquet", whole)
     output.write("means/means-00002.parquet", whole[:-9])
     published = read_published(output, "means")
-    assert published.repeated == ("means/means-00001.parquet",)
+    assert list(published.files) == ["means/means-00000.parquet"]
     assert list(published.damaged) == ["means/means-00002.parquet"]
     assert set(published.places.values()) == {"means/means-00000.parquet"}
 

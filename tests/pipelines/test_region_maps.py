@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ovss_core.api import OpenVocabSegmenter
+from ovss_core.clip.weights import load_clip
 from ovss_core.config import ProxyConfig, PurificationConfig, RegionConfig, SegmenterConfig
 from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError, StorageError
@@ -100,7 +101,7 @@ def test_what_tells_the_regions_must_be_there(tmp_path: Path) -> None:
 
 
 def test_the_python_interface_takes_regions_too() -> None:
-    engine = SegmentationEngine.build(VOTING, text(), "cpu")
+    engine = SegmentationEngine(VOTING, load_clip(VOTING.model), text())
     picture = np.full((48, 64, 3), 90, np.uint8)
     regions = regions_of((48, 64), 1)
     result = OpenVocabSegmenter(engine).segment(picture, regions)

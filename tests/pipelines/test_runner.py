@@ -160,7 +160,7 @@ def test_images_added_to_the_source_become_a_new_part(
 
     manifest, progress = run(job)
 
-    assert (manifest.counts, manifest.appended, manifest.gone) == ((8, 2, 1), 1, 1)
+    assert (list(manifest.parts.values()), manifest.appended, manifest.gone) == ([8, 2, 1], 1, 1)
     assert progress.fresh == 1
     assert pq.read_table(output / "means/means-00001.parquet")["image_id"].to_pylist() == ["0000b.jpg"]
     assert (output / "means/means-00000.parquet").stat().st_ino == first

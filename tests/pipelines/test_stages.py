@@ -70,7 +70,7 @@ def table(images: Sequence[bytes | None], **columns: object) -> pa.Table:
 def test_one_at_a_time_a_batch_and_two_stages_give_the_engines_labels(method: str) -> None:
     images = photographs()
     settings = config(method)
-    engine = SegmentationEngine.build(settings, text(), "cpu")
+    engine = SegmentationEngine(settings, load_clip(settings.model), text())
     expected = [engine.segment([decode_image(data, 10**6)])[0].label_map for data in images]
 
     whole = SegmentStage(settings, text(), "cpu")

@@ -20,7 +20,6 @@ from ovss_core.proxy_families.registry import TowerFamily
 
 SAPIENS = TowerFamily(
     name="sapiens",
-    papers="none",
     license="cc-by-nc-4.0",
     commercial=False,
     positions="antialias",

@@ -21,7 +21,8 @@ from ovss_core.config import (
 )
 from ovss_core.engine import refined
 from ovss_core.engine.engine import SegmentationEngine
-from ovss_core.engine.labels import Labels, PhraseRule, label_by_probability, label_by_purified_maps
+from ovss_core.engine.label_strips import Labels
+from ovss_core.engine.labels import PhraseRule, label_by_probability, label_by_purified_maps
 from ovss_core.engine.refined import RefinedScores
 from ovss_core.errors import ConfigError
 from ovss_core.head_names import refiner_names

@@ -259,7 +259,7 @@ def test_weights_of_another_tower_that_are_missing_stop_no_other_table(
         return grid_report(outcome, 1449)
 
     monkeypatch.setattr(EVALUATE, evaluate)
-    report = run_reproduce(job)
+    report = run_reproduce(job, data_sets)
     assert report["verdict"]["exit_status"] == 0
     assert "voc20-ViT-L-14 was not run: no weights here" in report["verdict"]["sentences"]
     rows = [row for row in report["rows"] if row["table"] == SFP_TOWERS and row["benchmark"] == "voc21"]

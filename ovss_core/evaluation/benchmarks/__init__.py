@@ -4,7 +4,6 @@ from ovss_core.evaluation.benchmarks.layouts import (
     FileTree,
     FoundSamples,
     Layout,
-    LocalTree,
     SamplePair,
     find_samples,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "FileTree",
     "FoundSamples",
     "Layout",
-    "LocalTree",
     "SamplePair",
     "System",
     "find_samples",

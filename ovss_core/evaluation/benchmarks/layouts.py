@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from ovss_core.errors import StorageError
@@ -24,31 +23,9 @@ class FileTree(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalTree:
-    """A folder of this machine."""
-
-    root: Path
-
-    @property
-    def name(self) -> str:
-        """The folder's path."""
-        return str(self.root)
-
-    def files(self, folder: str) -> Iterable[str]:
-        """List the files below a folder."""
-        top = self.root / folder
-        return [path.relative_to(self.root).as_posix() for path in top.rglob("*") if path.is_file()]
-
-    def read_text(self, path: str) -> str | None:
-        """Read a text file."""
-        return (self.root / path).read_text() if (self.root / path).is_file() else None
-
-
-@dataclass(frozen=True)
 class SamplePair:
-    """One image and its reference mask, as paths relative to the root; `sample_id` names the pair."""
+    """One image and its reference mask, as paths relative to the root."""
 
-    sample_id: str
     image: str
     mask: str
 
@@ -85,7 +62,6 @@ class FoundSamples:
 
     pairs: tuple[SamplePair, ...]
     layout: Layout
-    prefix: str
 
 
 def find_samples(
@@ -125,7 +101,7 @@ def look_for_samples(
         for layout in layouts:
             pairs = _pairs(layout, prefix, tree)
             if pairs:
-                return FoundSamples(tuple(pairs), layout, prefix)
+                return FoundSamples(tuple(pairs), layout)
     return None
 
 
@@ -138,7 +114,7 @@ def _pairs(layout: Layout, prefix: str, tree: FileTree) -> list[SamplePair]:
     if not there:
         return []
     pairs = [
-        SamplePair(key, f"{images}/{key}{layout.image_suffix}", f"{masks}/{key}{layout.mask_suffix}")
+        SamplePair(f"{images}/{key}{layout.image_suffix}", f"{masks}/{key}{layout.mask_suffix}")
         for key in ids
     ]
     lacking = [pair for pair in pairs if pair.mask not in there]

@@ -17,6 +17,7 @@ from pipelines.run.runner import ActorStage
 from pipelines.run.schema import result_type
 from pipelines.run.sink import OutputTable
 from pipelines.run.stage import RowStage
+from pipelines.run.weight_hashes import WeightHashes
 from pipelines.sources import Source
 
 SCHEMA = pa.schema(
@@ -70,7 +71,7 @@ def _stages(plan: WorkerPlan, _: None) -> list[ActorStage]:
     return [ActorStage("brightness", BrightnessStage, {}, plan.propose, plan.batch_size)]
 
 
-def _identity(source: Source, run: RunOptions, _: str | None) -> dict[str, Any]:
+def _identity(source: Source, run: RunOptions, _: WeightHashes) -> dict[str, Any]:
     return {
         "job": "brightness",
         "schema": "brightness/1",

@@ -3,7 +3,7 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 
-from ovss_core.evaluation.risk_coverage import risk_coverage
+from tests.risk_coverage import risk_coverage
 
 
 def _slow_area(losses: list[float], order: tuple[int, ...]) -> float:
