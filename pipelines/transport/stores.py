@@ -187,7 +187,7 @@ def is_google_store(filesystem: pafs.FileSystem) -> bool:
     A listing leaves out folders that are no objects themselves: only keys below them tell of them. And a file that is
     opened for random access waits for its first byte while no other thread of Python runs; a stream does not.
     """
-    return getattr(filesystem, "type_name", "") == "gcs"
+    return bool(getattr(filesystem, "type_name", "") == "gcs")
 
 
 def is_object_store(filesystem: pafs.FileSystem) -> bool:
