@@ -341,7 +341,11 @@ def test_a_file_that_went_away_after_listing_is_a_failure(tmp_path: Path) -> Non
     assert (gone.stage, gone.error_type, there) == ("read", "FileNotFoundError", b"1")
 
 
-def test_a_listing_that_was_cut_short_is_started_anew(tmp_path: Path) -> None:
+def test_a_listing_that_was_cut_short_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.run.id_set._TOGETHER", 1000)
+
     class Endless:
         uri, ignored = "/", 0
 
