@@ -117,12 +117,25 @@ def serve(requests: socket.socket, modules: Sequence[str]) -> None:
             if os.fork() == 0:
                 break
             request.close()
+            draw_ids(1024)
         else:
             os._exit(0)  # what it has imported complains at an ordinary end
     requests.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     take_place(request)
+
+
+def draw_ids(count: int) -> list[str]:
+    """Draw from Ray's random numbers, in hexadecimal digits. A fork goes on where its parent stood.
+
+    So the parent draws after each fork, else all draw the same. Each worker puts an object with a random name into the
+    store when it starts and deletes it again: where two started within some milliseconds, one ended for want of
+    "its" object before it was known to Ray, which waited a minute for it.
+    """
+    from ray import WorkerID
+
+    return [WorkerID.from_random().hex() for _ in range(count)]
 
 
 def take_place(request: socket.socket) -> None:

@@ -3,9 +3,11 @@
 import os
 
 import pytest
+import ray
 import torch
 
 from tests.conftest import ONE_RAY, OneRayScheduling, piece_of, pytest_xdist_make_scheduler
+from tests.forked_workers import draw_ids
 
 
 def test_what_uses_the_ray_is_one_piece_and_every_other_test_its_own(request: pytest.FixtureRequest) -> None:
@@ -41,3 +43,16 @@ class _Asked:
 def test_tests_compute_with_one_thread() -> None:
     assert os.environ["OMP_NUM_THREADS"] == "1"
     assert torch.get_num_threads() == 1
+
+
+def test_forked_workers_draw_different_ids(ray_session: None) -> None:
+    """Two that start at once with one id for their first object end one of them, and Ray waits a minute for it."""
+
+    @ray.remote(num_cpus=0.1)
+    class Drawing:
+        def draw(self) -> list[str]:
+            return draw_ids(64)
+
+    actors = [Drawing.remote() for _ in range(3)]  # type: ignore[attr-defined]
+    drawn = [ray.get(actor.draw.remote()) for actor in actors]
+    assert len({one for ids in drawn for one in ids}) == 3 * 64
