@@ -51,7 +51,9 @@ def local_ray(*modules: str, **options: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         if not fresh:
             patch.setenv(FOLDER, folder)
-            patch.setattr(RayParams, "__init__", partialmethod(RayParams.__init__, worker_path=__file__))
+            # without what passes on the words of workers, and what asks for machines
+            ours = {"worker_path": __file__, "include_log_monitor": False, "no_monitor": True}
+            patch.setattr(RayParams, "__init__", partialmethod(RayParams.__init__, **ours))
         try:
             ray.init("local", **options)
         except Exception:  # Ray's processes get 30 seconds, which a busy machine may not give

@@ -6,22 +6,32 @@ import pytest
 import ray
 import torch
 
-from tests.conftest import ONE_RAY, OneRayScheduling, piece_of, pytest_xdist_make_scheduler
+from tests.conftest import LONGEST, ONE_RAY, OneRayScheduling, piece_of, pytest_xdist_make_scheduler
 from tests.forked_workers import draw_ids
 
 
-def test_what_uses_the_ray_is_one_piece_and_every_other_test_its_own(request: pytest.FixtureRequest) -> None:
+def test_what_uses_the_ray_is_one_piece_and_every_other_file_its_own(request: pytest.FixtureRequest) -> None:
     items = request.session.items
     shared = ["ray_session" in getattr(item, "fixturenames", ()) for item in items]
     pieces = [piece_of(item.nodeid) for item in items]
     assert [piece == ONE_RAY for piece in pieces] == shared
-    assert len(set(pieces)) == len(items) - sum(shared) + any(shared)
+    files = [item.nodeid.partition("::")[0] for item in items]
+    assert [piece for piece in pieces if piece != ONE_RAY] == [
+        file for file, ray in zip(files, shared, strict=True) if not ray
+    ]
     assert shared == sorted(shared, reverse=True), "the longest piece comes first"
+
+
+def test_the_longest_files_exist_and_come_next(request: pytest.FixtureRequest) -> None:
+    assert all((request.config.rootpath / file).is_file() for file in LONGEST)
+    found = list(dict.fromkeys(piece_of(item.nodeid) for item in request.session.items))
+    longest = [file for file in LONGEST if file in found]
+    assert [piece for piece in found if piece != ONE_RAY][: len(longest)] == longest
 
 
 def test_names_of_tests_and_other_parameters_are_no_ray() -> None:
     for name in ("tests/a.py::test_one-ray", "tests/a.py::test_b", "tests/a.py::test_b[ray]"):
-        assert piece_of(name) == name
+        assert piece_of(name) == "tests/a.py"
     assert {
         piece_of(f"tests/{file}.py::test[{more}]") for file in "ab" for more in (ONE_RAY, f"{ONE_RAY}-x")
     } == {ONE_RAY}
