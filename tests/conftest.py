@@ -121,7 +121,9 @@ def _needs_ray(item: pytest.Item) -> bool:
 @pytest.fixture(scope="session", params=[ONE_RAY])
 def ray_session() -> Iterator[None]:
     """One small local Ray for all tests that need it."""
-    os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # what tests wait for
+    # what a test waits for; each process and an agent take part in each report
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "2500")
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # nobody asks for the history of tasks
     # nobody reads how much memory each process takes, nor what workers print
     os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
     os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "10")
