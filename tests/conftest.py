@@ -127,6 +127,8 @@ def ray_session() -> Iterator[None]:
     # nobody reads how much memory each process takes, nor what workers print
     os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
     os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "10")
+    # Ray's 15 leaves a worker a thirtieth of a core beside the other processes that run tests
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # as in a run, where a new worker costs more than an idle one
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
