@@ -51,7 +51,9 @@ def local_ray(*modules: str, **options: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         if not fresh:
             patch.setenv(FOLDER, folder)
-            patch.setattr(RayParams, "__init__", partialmethod(RayParams.__init__, worker_path=__file__))
+            # without what passes on the words of workers, and what asks for machines
+            ours = {"worker_path": __file__, "include_log_monitor": False, "no_monitor": True}
+            patch.setattr(RayParams, "__init__", partialmethod(RayParams.__init__, **ours))
         try:
             ray.init("local", **options)
         except Exception:  # Ray's processes get 30 seconds, which a busy machine may not give
@@ -117,12 +119,25 @@ def serve(requests: socket.socket, modules: Sequence[str]) -> None:
             if os.fork() == 0:
                 break
             request.close()
+            draw_ids(1024)
         else:
             os._exit(0)  # what it has imported complains at an ordinary end
     requests.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     take_place(request)
+
+
+def draw_ids(count: int) -> list[str]:
+    """Draw from Ray's random numbers, in hexadecimal digits. A fork goes on where its parent stood.
+
+    So the parent draws after each fork, else all draw the same. Each worker puts an object with a random name into the
+    store when it starts and deletes it again: where two started within some milliseconds, one ended for want of
+    "its" object before it was known to Ray, which waited a minute for it.
+    """
+    from ray import WorkerID
+
+    return [WorkerID.from_random().hex() for _ in range(count)]
 
 
 def take_place(request: socket.socket) -> None:

@@ -1,7 +1,10 @@
 """The review finds what is wrong with sentences, and leaves good ones alone."""
 
+import sys
+
 import pytest
 
+from ovss_core import description_review
 from ovss_core.description_review import ReviewRules, count_clip_tokens, review, review_class
 from ovss_core.vocabulary import Vocabulary
 
@@ -81,3 +84,17 @@ def test_one_class_is_reviewed_against_its_rivals_names() -> None:
 
 def test_tokens_are_counted_as_clip_counts_them() -> None:
     assert count_clip_tokens(["", "a cat", "a cat."]) == [2, 4, 5]
+
+
+def test_tokens_are_counted_without_the_package_around_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a photo of a naïve café owner's two dogs", "", "3 o'clock &amp; all's well"]
+    from open_clip.tokenizer import SimpleTokenizer
+
+    expected = [len(SimpleTokenizer().encode(text)) + 2 for text in texts]
+    monkeypatch.delitem(sys.modules, "open_clip")
+    description_review._clip_tokenizer.cache_clear()
+    try:
+        assert count_clip_tokens(texts) == expected
+        assert "open_clip" not in sys.modules
+    finally:
+        description_review._clip_tokenizer.cache_clear()

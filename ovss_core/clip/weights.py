@@ -13,7 +13,8 @@ from typing import Any
 
 import open_clip
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ovss_core.clip.architectures import architectures_like, find_architecture, is_place, open_clip_name
 from ovss_core.clip.demo import demo_weights_path, register_demo_model
@@ -187,9 +188,28 @@ def _create_from_tag(name: str, tag: str | None, quick_gelu: bool | None) -> Any
     return model
 
 
+class _Undrawn(TorchFunctionMode):
+    """Make modules without drawing random numbers for them: the file has every tensor, and to draw takes longer than to read."""
+
+    _DRAWING = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _create_from_file(name: str, path: Path, quick_gelu: bool | None) -> Any:
     quick = is_torchscript(path) if quick_gelu is None else quick_gelu  # OpenAI's models have that activation
-    model = _create_random(name, quick)
+    with torch.random.fork_rng(devices=[]), _Undrawn():
+        model = _create_quietly(name, quick)
     model.load_state_dict(_fitting_tensors(name, path, model.state_dict()))
     return model
 

@@ -9,6 +9,7 @@ import torch
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovss_core.clip.weights import load_clip
 from ovss_core.config import ModelConfig
@@ -100,6 +101,44 @@ def test_random_weights_are_seeded_and_leave_the_global_generator_alone() -> Non
     first = load_clip(ModelConfig(NAME, "random")).weights_hash()
     assert torch.equal(torch.rand(3), expected)
     assert load_clip(ModelConfig(NAME, "random")).weights_hash() == first
+
+
+class Calls(TorchDispatchMode):
+    """Note the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [NAME, "demo"])
+def test_a_model_from_a_file_is_not_drawn_first_and_has_all_that_no_file_holds(
+    name: str, tmp_path: Path
+) -> None:
+    register_tiny_models()
+    with Calls() as calls:
+        drawn = load_clip(ModelConfig(name, "random")).model
+    assert calls.names & {"normal_", "uniform_"}
+    save_file(
+        {key: tensor.contiguous() for key, tensor in drawn.state_dict().items()}, tmp_path / "a.safetensors"
+    )
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with Calls() as calls:
+        read = load_clip(ModelConfig(name, str(tmp_path / "a.safetensors"))).model
+    assert not calls.names & {"normal_", "uniform_"}
+    assert torch.equal(torch.get_rng_state(), before)
+    for one, other in (
+        (dict(drawn.named_parameters()), dict(read.named_parameters())),
+        (dict(drawn.named_buffers()), dict(read.named_buffers())),
+    ):
+        assert one.keys() == other.keys()
+        for key, tensor in one.items():
+            assert torch.equal(tensor, other[key]), key
 
 
 def test_a_loaded_model_is_frozen_and_in_evaluation_mode() -> None:

@@ -27,7 +27,7 @@ class TimedMeans(RowStage):
     output_type = result_type(SCHEMA)
 
     def work(self, rows):  # type: ignore[no-untyped-def]
-        time.sleep(1.5)  # longer than the interval of exports: what an actor counts in its last one is lost
+        time.sleep(3)  # longer than the interval of exports: what an actor counts in its last one is lost
         self.took("look", 0.25 * len(rows))
         return [{"mean": mean_of(row["image"]), "png": b""} for row in rows]
 
@@ -95,7 +95,7 @@ def test_a_run_on_ray_exports_what_its_workers_and_its_driver_counted(
     job = replace(job, stages=[ActorStage("means", TimedMeans, {}, job.stages[0].pool, 4)])
     manifest = prepare_manifest(job.output, source, 8)
     port = next(node["MetricsExportPort"] for node in ray.nodes())
-    time.sleep(1.5)  # until what earlier tests of the session counted is exported
+    time.sleep(3)  # until what earlier tests of the session counted is exported
     before = exported(port)
     with ProgressReport(manifest.images) as progress:
         run_job(job, manifest, progress)
