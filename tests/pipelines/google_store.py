@@ -104,6 +104,7 @@ class _Upload:
 class _Desk(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    disable_nagle_algorithm = True
     wbufsize = -1
     server: "_Server"
 

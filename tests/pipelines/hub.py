@@ -20,6 +20,7 @@ _COMMIT = "0" * 40
 
 class _Desk(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: "Hub"
 
     def log_message(self, *arguments: object) -> None:

@@ -14,6 +14,7 @@ BODY = bytes(range(256)) * 40
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: "LoopbackServer"
 
     def log_message(self, *arguments: object) -> None:

@@ -16,6 +16,7 @@ _SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please 
 
 class _Door(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else the body waits 40 ms for the client to say that it has the headers
     server: "Store"
 
     def log_message(self, *arguments: object) -> None:

@@ -270,7 +270,7 @@ def test_shards_are_promised_below_a_relative_path_too(
 
 def test_a_shard_of_a_server_that_states_no_length_is_streamed() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _WithoutLength) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         reader = ShardReader(Folder("out"), f"http://127.0.0.1:{server.server_port}", ImageFields(), 1000, 7)
         with reader.open("s.tar") as stream:
             image, end = stream_tar(stream, ImageFields(), 1000)
