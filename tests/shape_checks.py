@@ -2,6 +2,7 @@
 
 It is jaxtyping's import hook with less to do for each call: jaxtyping's own checks the arguments once alone and once more
 beside the result, and binds them to names that only `{braces}` in a shape would read. That took half of the engine's tests.
+And what a function was called with and returned is not looked at again where types, shapes and dtypes are those of a call that passed.
 """
 
 import ast
@@ -15,8 +16,11 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints, overload
 
+import numpy as np
 from beartype import BeartypeConf, beartype
+from beartype.door import die_if_unbearable
 from jaxtyping import AbstractArray, TypeCheckError, jaxtyped
+from torch import Tensor
 
 PACKAGES = (
     "ovss_core.clip",
@@ -39,12 +43,14 @@ PACKAGES = (
 """Where tensors flow; not configuration, vocabulary and preprocessing, whose own errors are tested."""
 
 CHECK = "__check_shapes__"
+_MOST_ENTRIES = 32
 
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound=type)
 
-_check_types = beartype(conf=BeartypeConf(violation_type=TypeCheckError))
+_CONF = BeartypeConf(violation_type=TypeCheckError)
+_check_types = beartype(conf=_CONF)
 _names_of_one_call = jaxtyped("context")
 
 
@@ -71,13 +77,51 @@ def check_shapes(checked: Any) -> Any:
     if not any(map(_has_shape, checked.__annotations__.values())):
         return checking
 
+    passed: dict[Any, set[Any]] = {}
+    """What came out of calls that passed, by what went in."""
+
     @wraps(checked)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        with _names_of_one_call:
-            return checking(*args, **kwargs)
+        given = _kind(args), _kind(kwargs)
+        known = passed.get(given)
+        if known is None:
+            with _names_of_one_call:
+                result = checking(*args, **kwargs)
+            passed[given] = {_kind(result)}
+            return result
+        result = checked(*args, **kwargs)
+        if (returned := _kind(result)) not in known:
+            with _names_of_one_call:
+                _check_again(checked, args, kwargs, result)
+            known.add(returned)
+        return result
 
     return call
+
+
+def _kind(value: Any) -> Any:
+    """Return all that a check of a value can depend on."""
+    if isinstance(value, Tensor | np.ndarray):
+        return type(value), value.shape, value.dtype
+    if isinstance(value, list | tuple):  # of many entries beartype itself looks at one
+        return type(value), len(value), *map(_kind, value[:_MOST_ENTRIES])
+    if isinstance(value, dict):
+        return dict, *((key, _kind(entry)) for key, entry in value.items())
+    # a word may have to be one of several
+    return (value,) if isinstance(value, str | bool) else type(value)
+
+
+def _check_again(
+    checked: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Check another result of a call whose arguments have passed: with them, for they name the dimensions."""
+    __tracebackhide__ = True
+    hints = checked.__annotations__
+    bound = inspect.signature(checked).bind(*args, **kwargs).arguments
+    for name, value in [*bound.items(), ("return", result)]:
+        if name in hints and _has_shape(hints[name]):
+            die_if_unbearable(value, hints[name], conf=_CONF)
 
 
 def _has_shape(hint: Any) -> bool:

@@ -28,6 +28,11 @@ def turned(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns
 
 
 @check_shapes
+def first_rows(matrix: Float[Tensor, "rows columns"], count: int) -> Float[Tensor, "rows columns"]:
+    return matrix[:count]
+
+
+@check_shapes
 def rows_of(matrix: Float[Tensor, "rows columns"]) -> Iterator[Float[Tensor, " columns"]]:
     yield from matrix
 
@@ -67,6 +72,16 @@ def test_a_name_means_one_number_within_a_call_and_another_in_the_next_or_in_one
     with pytest.raises(TypeCheckError):
         product(torch.rand(4, 4), torch.rand(3, 1))
     assert product(torch.rand(1, 2), torch.rand(2, 7)).shape == (1, 7)
+
+
+def test_what_passed_once_is_looked_at_again_where_the_same_call_returns_something_else() -> None:
+    matrix = torch.rand(3, 2)
+    for _ in range(2):
+        assert first_rows(matrix, 3).shape == (3, 2)
+        with pytest.raises(TypeCheckError):
+            first_rows(matrix, 2)
+        with pytest.raises(TypeCheckError):
+            first_rows(matrix.double().int(), 3)
 
 
 def test_a_generator_is_checked_when_it_is_called() -> None:
