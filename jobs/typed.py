@@ -113,7 +113,7 @@ def _stray(
 ) -> str:
     """Say what to do about a word that is no flag and no flag's value."""
     if word[:1] in DASHES and len(word) > 1 and word != "--":
-        name = word.partition("=")[0]
+        name = shown(word.partition("=")[0], quoted=False)
         meant = did_you_mean(name, dict.fromkeys(flag.option for flag in known.values()))
         return f"unknown flag {name}{meant or f'; {command} --help lists them all'}"
     if not taken:

@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jobs import cli, label
@@ -176,6 +176,7 @@ _WORDS = st.one_of(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_WORDS, max_size=6))
+@example(["-\n"])
 def test_whatever_is_typed_gives_values_or_one_line(words: list[str]) -> None:
     line = ""
     try:

@@ -7,16 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ovss_core.clip.weights import load_clip
 from ovss_core.config import PurificationConfig
-from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.engine.facts import FACTS
 from ovss_core.images.decode import decode_image
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.run.fragments import FRAGMENTS, read_fragments, write_fragment
 from pipelines.run.schema import LABELS
 from pipelines.storage import Folder
-from tests.pipelines.test_stages import config, photographs, table, text
+from tests.pipelines.test_stages import config, engine_of, photographs, table, text
 
 USE = """
 import sys
@@ -111,7 +109,7 @@ def test_a_threshold_that_is_set_is_the_images_own() -> None:
             variant=variant, thresholds="fixed", redundancy_threshold=0.1, crop_size=16
         )
         own = replace(config(), purification=settings)
-        engine = SegmentationEngine(own, load_clip(own.model), text())
+        engine = engine_of(own)
         [found] = engine.segment([picture])
         assert found.facts["threshold"] == np.float32(0.1)
 

@@ -9,9 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ovss_core.api import OpenVocabSegmenter
-from ovss_core.clip.weights import load_clip
 from ovss_core.config import ProxyConfig, PurificationConfig, RegionConfig, SegmenterConfig
-from ovss_core.engine.engine import SegmentationEngine
 from ovss_core.errors import ConfigError, StorageError
 from ovss_core.evaluation.benchmarks.conversions import indices_below
 from ovss_core.regions import RegionMap, vote
@@ -23,7 +21,7 @@ from pipelines.label.checks import check_label
 from pipelines.label.masks import decode_mask
 from pipelines.label.stages import FinishStage, ProposeStage, SegmentStage
 from pipelines.run.options import PoolOptions, RunOptions, SourceOptions
-from tests.pipelines.test_stages import config, photographs, png, table, text
+from tests.pipelines.test_stages import config, engine_of, photographs, png, table, text
 from tests.tiny import WORDS, tiny_config
 from tests.tiny_towers import DINO, add_tiny_families
 
@@ -101,7 +99,7 @@ def test_what_tells_the_regions_must_be_there(tmp_path: Path) -> None:
 
 
 def test_the_python_interface_takes_regions_too() -> None:
-    engine = SegmentationEngine(VOTING, load_clip(VOTING.model), text())
+    engine = engine_of(VOTING)
     picture = np.full((48, 64, 3), 90, np.uint8)
     regions = regions_of((48, 64), 1)
     result = OpenVocabSegmenter(engine).segment(picture, regions)

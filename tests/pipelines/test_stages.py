@@ -47,6 +47,11 @@ def text() -> EncodedVocabulary:
     return encode_words(tiny_clip(lively=False), config(), Vocabulary.from_names(WORDS))
 
 
+def engine_of(settings: SegmenterConfig) -> SegmentationEngine:
+    vocabulary = text()  # from here on open_clip knows the tiny models
+    return SegmentationEngine(settings, load_clip(settings.model), vocabulary)
+
+
 def config(method: str = "freecp") -> SegmenterConfig:
     return tiny_config(purification=PurificationConfig(method=method, crop_size=16))  # type: ignore[arg-type]
 
@@ -70,7 +75,7 @@ def table(images: Sequence[bytes | None], **columns: object) -> pa.Table:
 def test_one_at_a_time_a_batch_and_two_stages_give_the_engines_labels(method: str) -> None:
     images = photographs()
     settings = config(method)
-    engine = SegmentationEngine(settings, load_clip(settings.model), text())
+    engine = engine_of(settings)
     expected = [engine.segment([decode_image(data, 10**6)])[0].label_map for data in images]
 
     whole = SegmentStage(settings, text(), "cpu")
