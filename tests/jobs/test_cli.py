@@ -138,13 +138,15 @@ def test_an_evaluation_without_an_output_gets_a_folder_named_by_its_settings(
     assert jobs[1].segmenter == protocol_config("voc21", "sfp,naclip", "none")[0]
 
 
-def test_a_cluster_that_is_not_there_is_one_line_and_status_2(images: Path) -> None:
+def test_a_cluster_that_is_not_there_is_one_line_and_status_2(
+    images: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     output = images.parent / "out"
     flags = ["--images", images, "--vocabulary", "voc21", "--output", output, "--address", "127.0.0.1:1"]
-    command = [sys.executable, "-m", "jobs.cli", "label", *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    *steps, error = done.stderr.splitlines()
+    status = cli.main(["label", *map(str, flags)])
+    printed, told = capfd.readouterr()
+    assert (status, printed) == (2, "")
+    *steps, error = told.splitlines()
     assert error.startswith("ovss: error: cannot join the Ray cluster at 127.0.0.1:1: ")
     assert all(step.startswith("ovss: ") and "error" not in step for step in steps)
     assert len(steps) <= 4
