@@ -42,10 +42,12 @@ from pipelines.run.sink import DONE
 from pipelines.run.state_files import DamagedFileError
 from pipelines.sources.record import ImageRecord, Source
 from pipelines.storage import Folder
+from pipelines.transport.stores import is_object_store
 
 __all__ = ["Manifest", "prepare_manifest", "read_manifest", "read_part", "refresh_manifest"]
 _LOG = logging.getLogger(__name__)
-_THREADS = 8
+_THREADS, _THREADS_OF_A_DISK = 8, 2
+"""A disk answers at once: more threads that encode lists only take Python's lock from the one that lists."""
 _WRITES_AT_ONCE = 32
 
 
@@ -235,7 +237,8 @@ def _write_parts(
     digests: dict[str, str] = {}
     under_way: deque[Future[None]] = deque()
     # a disk's sync, or a store's answer, is waited for beside the listing
-    with _little_garbage(), ThreadPoolExecutor(_THREADS) as threads:
+    count = _THREADS if is_object_store(output.filesystem) else _THREADS_OF_A_DISK
+    with _little_garbage(), ThreadPoolExecutor(count) as threads:
         for part in in_parts(listed, shard_size):
             name = part_name(first + len(parts))
             parts[name], digests[name] = len(part.records), digest_of_list(part.digests.tobytes())
