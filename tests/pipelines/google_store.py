@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.parser import BytesParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from itertools import count
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote
 from urllib.request import Request, urlopen
+
+from tests.pipelines.loopback import Handler
 
 _PATH = re.compile(r"(?:/upload)?/storage/v1/b/(?P<bucket>[^/]+)(?P<objects>/o(?:/(?P<key>[^/]+))?)?")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
@@ -101,22 +103,16 @@ class _Upload:
     data: bytearray = field(default_factory=bytearray)
 
 
-class _Desk(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    disable_nagle_algorithm = True
+class _Desk(Handler):
     wbufsize = -1
     server: "_Server"
-
-    def log_message(self, *arguments: object) -> None:
-        pass
 
     def handle_expect_100(self) -> bool:
         answered = super().handle_expect_100()
         self.wfile.flush()  # else the client waits for a second
         return answered
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (a name of the base class)
         body = self.body()
         if self.path == _CONTROL:
             self.reply(self.server.control(json.loads(body)))
@@ -147,17 +143,6 @@ class _Desk(BaseHTTPRequestHandler):
             self.show(name, key, options)
 
     do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 (names of the base class)
-
-    def body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        pieces = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            pieces.append(self.rfile.read(size))
-            self.rfile.readline()
-        while self.rfile.readline().strip():
-            pass
-        return b"".join(pieces)
 
     def fail(self, status: int) -> None:
         if status:

@@ -2,15 +2,16 @@
 
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha1, sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from tests.pipelines.loopback import Handler, running
 
 _INFO = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?")
 _TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?")
@@ -18,15 +19,10 @@ _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.*)")
 _COMMIT = "0" * 40
 
 
-class _Desk(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Desk(Handler):
     server: "Hub"
 
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (a name of the base class)
         path = unquote(urlsplit(self.path).path)
         self.server.asked.append(path)
         if self.server.faults:
@@ -135,11 +131,5 @@ def running_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
         endpoint + "/{repo_id}/resolve/{revision}/{filename}",
     )
-    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with running(hub):
         yield hub
-    finally:
-        hub.shutdown()
-        hub.server_close()
-        thread.join()

@@ -12,13 +12,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 BODY = bytes(range(256)) * 40
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """What the servers of these tests share: connections that stay open, answers that leave at once, and no log."""
+
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: "LoopbackServer"
+    disable_nagle_algorithm = True  # else the body waits 40 ms for the client to say that it has the headers
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+    def body(self) -> bytes:
+        """Read what the client sent, in one piece or in chunks."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        pieces = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return b"".join(pieces)
+
+
+class _Handler(Handler):
+    server: "LoopbackServer"
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
@@ -150,18 +167,27 @@ class LoopbackServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving() -> Iterator[LoopbackServer]:
-    """Run the server in a thread."""
-    server = LoopbackServer()
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Let a server answer in a thread until the block ends."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield server
+        yield
     finally:
-        server.stopped.set()
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serving() -> Iterator[LoopbackServer]:
+    """Run the server in a thread."""
+    server = LoopbackServer()
+    with running(server):
+        try:
+            yield server
+        finally:
+            server.stopped.set()
 
 
 _HELD: list[socket.socket] = []

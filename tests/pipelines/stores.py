@@ -4,25 +4,22 @@ import http.client
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
 from moto.server import ThreadedMotoServer
 
+from tests.pipelines.loopback import Handler, running
+
 _OF_ONE_HOP = {"transfer-encoding", "content-length", "expect", "connection"}
 _SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 
 
-class _Door(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else the body waits 40 ms for the client to say that it has the headers
+class _Door(Handler):
     server: "Store"
 
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (a name of the base class)
         body = self.body()
         self.server.asked += 1
         if self.server.status is not None and self.server.faults_left != 0:
@@ -41,17 +38,6 @@ class _Door(BaseHTTPRequestHandler):
         connection.close()
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815 (names of the base class)
-
-    def body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        pieces = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            pieces.append(self.rfile.read(size))
-            self.rfile.readline()
-        while self.rfile.readline().strip():
-            pass
-        return b"".join(pieces)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response_only(status)
@@ -118,13 +104,11 @@ def running_store() -> Iterator[Store]:
     _, port = moto.get_host_and_port()
     store = Store(port)
     store.client.create_bucket(Bucket="bucket")
-    thread = threading.Thread(target=store.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
     try:
-        yield store
+        with running(store):
+            try:
+                yield store
+            finally:
+                store.stopped.set()
     finally:
-        store.stopped.set()
-        store.shutdown()
-        store.server_close()
-        thread.join()
         moto.stop()
