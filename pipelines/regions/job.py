@@ -1,7 +1,7 @@
 """The job: every image of a source to a region map, an index PNG under ``maps/`` that ``--region-maps`` reads."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -98,7 +98,9 @@ def run_regions(
             run=run,
             pools=pools,
             table=TABLE,
-            identity=partial(_identity, opened, run, config),
+            identity=partial(
+                _identity, opened, run, config, cache(partial(hash_generator, config.generator))
+            ),
             stages=partial(_stages, run, pools, config),
             max_bytes=source.max_bytes,
             fetch_timeout_s=source.fetch_timeout_s,
@@ -119,7 +121,9 @@ def _stages(
     return [ActorStage("regions", RegionStage, arguments, plan.propose, plan.batch_size)]
 
 
-def _identity(source: Source, run: RunOptions, config: GeneratorConfig, _: Any) -> dict[str, Any]:
+def _identity(
+    source: Source, run: RunOptions, config: GeneratorConfig, generator_hash: Callable[[], str | None], _: Any
+) -> dict[str, Any]:
     deciding = asdict(config)
     del deciding["points_at_once"]
     return {
@@ -127,14 +131,13 @@ def _identity(source: Source, run: RunOptions, config: GeneratorConfig, _: Any) 
         "schema": "regions/1",
         "source": source.describe(),
         "generator": deciding,
-        "generator_hash": hash_generator(config.generator),
+        "generator_hash": generator_hash(),
         "shard_size": run.shard_size,
     }
 
 
-@cache
 def hash_generator(name: str) -> str | None:
-    """Hash the weights of a generator in a local folder (SHA-256), once; None for one of the hub, which its name tells."""
+    """Hash the weights of a generator in a local folder (SHA-256); None for one of the hub, which its name tells."""
     weights = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
     if not weights:
         return None
